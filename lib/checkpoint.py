@@ -1,0 +1,103 @@
+"""Checkpoints: written in one piece or not at all, and read without executing anything.
+
+A file is torch's zip archive followed by `MAGIC` and the SHA-256 of all before it: torch verifies no
+sum, and would load a flipped bit in a weight without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib.errors import UserError
+
+FORMAT = 1
+MAGIC = b"\nsha256:"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`; at every moment it holds the old content or the new.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written; the old content is intact.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is intact") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def save(content: Mapping[str, Any], *paths: Path) -> None:
+    """Write a checkpoint of tensors and plain Python values to each of the paths.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written; an earlier checkpoint is intact.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    body = buffer.getvalue()
+    for path in paths:
+        write_atomically(path, body + MAGIC + hashlib.sha256(body).digest())
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint, on the CPU. Nothing in the file is executed.
+
+    Raises:
+        UserError: no such file, damaged, cut short, or no checkpoint of this program.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from error
+    body, magic, digest = content[: -len(MAGIC) - 32], content[-len(MAGIC) - 32 : -32], content[-32:]
+    if magic != MAGIC:
+        raise UserError(f"{path} is no checkpoint of this program, or was cut short; it was not opened")
+    if hashlib.sha256(body).digest() != digest:
+        raise UserError(f"{path} is damaged: its content does not match its checksum; use another copy")
+    try:
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        found = state["format"]
+    except Exception as error:  # torch names no common base for what a hostile file can raise
+        raise UserError(f"{path} is no checkpoint of this program: {str(error).splitlines()[0][:200]}") from error
+    if found != FORMAT:
+        raise UserError(f"{path} has format {found}, and this program reads format {FORMAT}; update the program")
+    return dict(state)
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Any], origin: str) -> None:
+    """Load a state dict, strictly.
+
+    Raises:
+        UserError: names or shapes differ; the message says which.
+    """
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} here"
+        for name in own.keys() & state.keys()
+        if isinstance(own[name], torch.Tensor) and getattr(state[name], "shape", None) != own[name].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes))]
+        text = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])}, …)" for what, names in parts if names)
+        raise UserError(f"{origin} does not fit this network: {text}; check the network's settings")
+    module.load_state_dict(dict(state))

@@ -1,0 +1,367 @@
+"""Declared settings + YAML files + flags → one frozen `Config`, handed down and never reached for.
+
+Later files override earlier ones, and flags override files. A checkpoint, where one is evaluated,
+lies under the files but for what its network is bound to (`Section.bound`), where it wins over
+files and refuses flags that say otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import os
+import sys
+import traceback
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from lib import settings
+from lib.errors import UserError
+from lib.registry import Registry, nearest
+from lib.settings import Section, setting
+
+S = TypeVar("S", bound=Section)
+Kind = type[Section]
+FLAG = "command line"
+
+
+@dataclass(frozen=True)
+class Command(Section):
+    """What to do, beside training."""
+
+    title = "command"
+    cfgs: tuple[str, ...] = setting((), "YAML files, later ones overriding earlier ones", transient=True)
+    imports: tuple[str, ...] = setting((), "modules of yours that register components")
+    evaluate: str | None = setting(None, "score this checkpoint instead of training")
+    dry_run: bool = setting(False, "print what would run, and stop", transient=True)
+    list: bool = setting(False, "print the registered components, and stop", transient=True)
+    help: bool = setting(False, "print the settings of the chosen components, and stop", transient=True)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A value as written, and where."""
+
+    value: Any
+    origin: str
+
+    @property
+    def flag(self) -> bool:
+        return self.origin == FLAG
+
+
+class Config:
+    """All settings of a run: one frozen dataclass per component in use.
+
+    Two configurations are equal if they run the same; what belongs to one call (`transient`)
+    does not count.
+    """
+
+    def __init__(self, sections: Mapping[Kind, Section], notes: Sequence[str] = ()) -> None:
+        self._sections = dict(sections)
+        self.notes = tuple(notes)
+
+    def of(self, section: type[S]) -> S:
+        """The settings that `section` declares."""
+        return typing.cast(S, self._sections[section])
+
+    def extra(self, component: Any) -> tuple[Any, ...]:
+        """The settings that a component declares, as the arguments to append when it is built."""
+        declared = getattr(component, "Settings", None)
+        return () if declared is None else (self._sections[declared],)
+
+    def replace(self, **values: Any) -> Config:
+        """A copy with other values, given under their flat names."""
+        sections = {
+            kind: dataclasses.replace(typing.cast(Any, held), **{n: v for n, v in values.items() if n in _fields(kind)})
+            for kind, held in self._sections.items()
+        }
+        return Config(sections, self.notes)
+
+    def groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(title, {name: value}) of each section, without what belongs to one call."""
+        for kind, held in self._sections.items():
+            names = [name for name, field in _fields(kind).items() if not field.metadata["transient"]]
+            if names:
+                yield kind.title, {name: getattr(held, name) for name in names}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The flat set of names, plain enough for YAML, JSON and a checkpoint: tuples are lists."""
+        return {name: _plain(value) for _, values in self.groups() for name, value in values.items()}
+
+    def dump(self) -> str:
+        """YAML that resolves to an equal configuration."""
+        groups = (
+            f"# {title}\n" + yaml.safe_dump({n: _plain(v) for n, v in values.items()}, sort_keys=False)
+            for title, values in self.groups()
+        )
+        return "\n".join(groups)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.as_dict() == other.as_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def sections(self) -> tuple[Kind, ...]:
+        return tuple(self._sections)
+
+
+def collect(argv: Sequence[str], sections: Sequence[Kind]) -> dict[str, Raw]:
+    """Read the YAML files and the flags of a command line; import the modules that they name.
+
+    Raises:
+        UserError: a file or flag that cannot be read, or an unknown flag.
+    """
+    argv = [_dashed(word) for word in argv]
+    early = _Parser(add_help=False, allow_abbrev=False)
+    for name in ("cfgs", "imports"):
+        early.add_argument(f"--{name}", nargs="+", default=[], action="extend")
+    first, _ = early.parse_known_args(argv)
+    raw: dict[str, Raw] = {}
+    for path in first.cfgs:
+        raw |= {name: Raw(value, str(path)) for name, value in load_yaml(path).items()}
+    if first.imports:
+        raw["imports"] = Raw(first.imports, FLAG)
+    if "imports" in raw:
+        field = _fields(Command)["imports"]
+        _import(_read(raw["imports"], "imports", field, Command))
+    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in _known(sections):
+        parser.add_argument(_flag(name), **_arity(name, sections))
+    flags, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        name = word.split("=")[0]
+        if name.startswith("--"):
+            hint = nearest(name, [_flag(known) for known in _known(sections)])
+            raise UserError(f"unknown flag {name}{hint}; --help lists the flags")
+        raise UserError(f"{word!r} on the command line belongs to no flag; --help lists the flags")
+    return raw | {name: Raw(value, FLAG) for name, value in vars(flags).items()}
+
+
+def resolve(raw: Mapping[str, Raw], sections: Sequence[Kind], stored: Mapping[str, Any] | None = None) -> Config:
+    """Give every setting of the chosen components its value.
+
+    Args:
+        raw: what `collect` gave.
+        sections: the settings that every run has; those of chosen components join them.
+        stored: the settings inside the checkpoint that is evaluated.
+
+    Raises:
+        UserError: an unknown name, a value of another type, a setting of a method that is not in
+            use, or a flag that contradicts the checkpoint.
+    """
+    origin = "the checkpoint"
+    merged = {name: Raw(value, origin) for name, value in (stored or {}).items()} | dict(raw)
+    queue, found = list(sections), {}
+    registries: list[Registry] = []
+    while queue:
+        section = queue.pop(0)
+        values = {}
+        for name, field in _fields(section).items():
+            if stored is not None and section.bound and name in stored:
+                _check_bound(name, field, section, raw.get(name), stored[name])
+                merged[name] = Raw(stored[name], origin)
+            values[name] = _read(merged[name], name, field, section) if name in merged else field.default
+            registry = field.metadata["component"]
+            if registry is not None:
+                registries.append(registry)
+                chosen = getattr(registry.get(values[name]), "Settings", None)
+                if chosen is not None:
+                    queue.append(chosen)
+        found[section] = section(**values)
+    active = {name for section in found for name in _fields(section)}
+    notes = _strangers({n: r for n, r in merged.items() if n not in active and r.origin != origin}, registries, active)
+    return Config(found, notes)
+
+
+def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: no such file, no YAML, no mapping, or a key that is no text or is given twice.
+    """
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path after --cfgs") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file; --cfgs takes YAML files") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{where} is not valid YAML: {problem}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a mapping of settings (name: value)")
+    for key in content:
+        if not isinstance(key, str):
+            raise UserError(f"{path} has the key {key!r}, which is no name of a setting")
+    return {key.replace("-", "_"): value for key, value in content.items()}
+
+
+def help_text(config: Config) -> str:
+    """Every setting of the components in use, by component, with defaults and units."""
+    parser = argparse.ArgumentParser(
+        prog="main.py", usage="python main.py --cfgs FILE [FILE ...] [--NAME VALUE ...]", add_help=False,
+        description="Cluster images by PICA or IMC-SwAV. Settings come from YAML files (name: value, with _) and flags.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
+    )  # fmt: skip
+    for section in config.sections:
+        group = parser.add_argument_group(section.title)
+        for name, field in _fields(section).items():
+            unit = f", {field.metadata['unit']}" if field.metadata["unit"] else ""
+            text = f"{field.metadata['help']} (default: {_shown(field.default)}{unit})".replace("%", "%%")
+            group.add_argument(_flag(name), help=text, **_arity(name, config.sections))
+    return parser.format_help()
+
+
+def component_list(sections: Sequence[Kind]) -> str:
+    """Every registered component, by kind, each with the first line of its docstring."""
+    shown = []
+    for section in sections:
+        for field in _fields(section).values():
+            registry = field.metadata["component"]
+            if registry is not None:
+                shown.append(f"{registry.kind} (--{field.name.replace('_', '-')})")
+                for name in registry.names():
+                    text = (inspect.getdoc(registry.get(name)) or "").partition("\n")[0]
+                    shown.append(f"  {name:<16}{text}".rstrip())
+    return "\n".join(shown)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message} (on the command line)")
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if isinstance(key, str) and keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.MarkedYAMLError(problem=f"the key {twice!r} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _fields(section: Kind) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(typing.cast(Any, section))}
+
+
+def _members(sections: Sequence[Kind]) -> Iterator[tuple[Kind, Registry | None, str]]:
+    """Every section there is, also of components that are not chosen: (section, registry, component)."""
+    for section in sections:
+        yield section, None, ""
+        for field in _fields(section).values():
+            registry = field.metadata["component"]
+            for name in registry.names() if registry is not None else ():
+                chosen = getattr(registry.get(name), "Settings", None)
+                if chosen is not None:
+                    yield chosen, registry, name
+
+
+def _known(sections: Sequence[Kind]) -> dict[str, dataclasses.Field[Any]]:
+    known: dict[str, dataclasses.Field[Any]] = {}
+    for section, _, _ in _members(sections):
+        known = _fields(section) | known
+    return known
+
+
+def _arity(name: str, sections: Sequence[Kind]) -> dict[str, Any]:
+    """How many words a flag takes, and their placeholder in --help."""
+    section = next(section for section, _, _ in _members(sections) if name in _fields(section))
+    hint = str(typing.get_type_hints(section)[name])
+    word = name.rsplit("_", 1)[-1].upper()
+    if "tuple" in hint:
+        return {"nargs": "+", "metavar": word}
+    return {"nargs": "?", "const": "true", "metavar": "BOOL"} if hint == "<class 'bool'>" else {"metavar": word}
+
+
+def _read(raw: Raw, name: str, field: dataclasses.Field[Any], section: Kind) -> Any:
+    try:
+        return settings.read(raw.value, field, typing.get_type_hints(section)[name], flag=raw.flag)
+    except ValueError as error:
+        place = _flag(name) if raw.flag else f"{name} in {raw.origin}"
+        raise UserError(f"{place}: {error} ({field.metadata['help']})") from error
+
+
+def _check_bound(name: str, field: dataclasses.Field[Any], section: Kind, given: Raw | None, stored: Any) -> None:
+    if given is None or not given.flag:
+        return
+    value = _plain(_read(given, name, field, section))
+    if value != stored:
+        raise UserError(
+            f"{_flag(name)} {_shown(value)} contradicts the checkpoint, which was trained with "
+            f"{name} {_shown(stored)}; leave the flag out"
+        )
+
+
+def _strangers(rest: Mapping[str, Raw], registries: Sequence[Registry], active: set[str]) -> list[str]:
+    """Refuse names that nobody declares or that belong to another method; note the idle ones."""
+    owners: dict[str, list[tuple[Registry, str]]] = {}
+    for registry in registries:
+        for component in registry.names():
+            chosen = getattr(registry.get(component), "Settings", None)
+            for name in _fields(chosen) if chosen is not None else ():
+                owners.setdefault(name, []).append((registry, component))
+    idle: dict[str, list[str]] = {}
+    for name, raw in rest.items():
+        place = _flag(name) if raw.flag else f"the key {name!r} in {raw.origin}"
+        if name not in owners:
+            raise UserError(f"unknown setting: {place}{nearest(name, active | set(owners))}; --help lists the settings")
+        registry, component = owners[name][0]
+        if registry.exclusive:
+            raise UserError(f"{place} belongs to the {registry.kind} {component}, which is not the one chosen")
+        idle.setdefault(f"the {registry.kind} {component}", []).append(name)
+    return [f"{', '.join(names)}: of {owner}, not in use here, so without effect" for owner, names in idle.items()]
+
+
+def _import(modules: Sequence[str]) -> None:
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"--imports {module}: no module named {error.name!r}; it is looked for in {here} and on PYTHONPATH"
+            ) from error
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{last.filename}, line {last.lineno}"
+            raise UserError(f"--imports {module} failed: {type(error).__name__}: {error} ({place})") from error
+
+
+def _dashed(word: str) -> str:
+    if word == "-h":
+        return "--help"
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(_shown(entry) for entry in value) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else str(value)

@@ -1,0 +1,140 @@
+"""Data sets by name, and the pictures of a run.
+
+A data set is a class that takes `(root, split, transform=None, download=False)` and yields
+`(Pillow image, label)`, the label −1 where there is none. It may offer:
+
+- `targets`: all labels, which spares a reading of every picture,
+- `classes`: the names of the classes,
+- `path(i)`: the file of picture i,
+- `splits(root)`, a class or static method giving `Splits`; without it, `train` and `test` are assumed.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lib.config import Config
+from lib.errors import UserError
+from lib.registry import Registry, nearest
+from lib.settings import Section, setting
+
+_registry = Registry("data set")
+register, get, names = _registry.register, _registry.get, _registry.names
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The splits that a data set has, and which of them are used unless the settings say otherwise."""
+
+    sizes: Mapping[str, int]  # split → number of pictures
+    train: tuple[str, ...]  # one per head of PICA, the last one serving all further heads
+    test: tuple[str, ...]  # each is scored
+
+
+@dataclass(frozen=True)
+class DataSettings(Section):
+    title = "data"
+    dataset: str = setting("digits", "which one", component=_registry)
+    data_root: str = setting("./data", "folder of the data set")
+    train_splits: tuple[str, ...] | None = setting(
+        None, "what each head trains on, such as train+test; none: the data set's own choice"
+    )
+    test_splits: tuple[str, ...] | None = setting(None, "what is scored; none: the data set's own choice")
+    batch_size: int = setting(256, "pictures per step", low=1)
+
+
+class Pictures:
+    """The pictures of every split that a run uses, in one numbering."""
+
+    def __init__(self, parts: Mapping[str, Any]) -> None:
+        self._parts = dict(parts)
+        self._names = list(parts)
+        self._ends = np.cumsum([len(part) for part in parts.values()]).tolist()
+        self.classes: Sequence[str] | None = next(
+            (part.classes for part in parts.values() if getattr(part, "classes", None)), None
+        )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, position: int) -> tuple[Image.Image, int]:
+        name, i = self.locate(position)
+        image, label = self._parts[name][i]
+        return image, int(label)
+
+    def locate(self, position: int) -> tuple[str, int]:
+        """The split of a picture, and its number within that split."""
+        part = bisect.bisect_right(self._ends, position)
+        return self._names[part], position - (self._ends[part - 1] if part else 0)
+
+    def index(self, expression: str) -> NDArray[np.int64]:
+        """(N,) positions of the pictures of `split` or `split+split+…`, in that order."""
+        spans = []
+        for name in parts_of(expression):
+            part = self._names.index(name)
+            spans.append(np.arange(self._ends[part] - len(self._parts[name]), self._ends[part], dtype=np.int64))
+        return np.concatenate(spans)
+
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) all labels; a data set without `targets` is read through for them."""
+        found: list[NDArray[np.int64]] = []
+        for part in self._parts.values():
+            targets = getattr(part, "targets", None)
+            if targets is None:
+                targets = [part[i][1] for i in range(len(part))]
+            found.append(np.asarray(targets, dtype=np.int64).reshape(-1))
+        return np.concatenate(found)
+
+
+def parts_of(expression: str) -> list[str]:
+    return [name.strip() for name in expression.split("+")]
+
+
+def choose_splits(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], Mapping[str, int]]:
+    """(training splits per head, scored splits, sizes where the data set tells them).
+
+    Raises:
+        UserError: a split that the data set does not have, or that is named twice in one sum.
+    """
+    settings = config.of(DataSettings)
+    declared = getattr(get(settings.dataset), "splits", None)
+    known = declared(settings.data_root) if declared else Splits({}, ("train",), ("test",))
+    train, test = settings.train_splits or known.train, settings.test_splits or known.test
+    for expression in (*train, *test):
+        used = parts_of(expression)
+        for name in used:
+            if known.sizes and name not in known.sizes:
+                raise UserError(
+                    f"the data set {settings.dataset} has no split {name!r}: it has "
+                    f"{', '.join(known.sizes)}{nearest(name, known.sizes)}"
+                )
+        if len(set(used)) < len(used):
+            raise UserError(f"the split {expression!r} names a part twice")
+    return train, test, known.sizes
+
+
+def open_pictures(config: Config) -> Pictures:
+    """The pictures of all splits that the configuration uses.
+
+    Raises:
+        UserError: from the data set, when its files are missing or of another layout.
+    """
+    settings = config.of(DataSettings)
+    train, test, _ = choose_splits(config)
+    used = dict.fromkeys(name for expression in (*train, *test) for name in parts_of(expression))
+    dataset = get(settings.dataset)
+    pictures = Pictures({name: dataset(settings.data_root, name, *config.extra(dataset)) for name in used})
+    empty = [name for name in used if not len(pictures.index(name))]
+    if empty:
+        raise UserError(f"the data set {settings.dataset} in {settings.data_root}: its split {empty[0]} is empty")
+    return pictures
+
+
+from lib.datasets import digits, image_folder  # noqa: E402, F401  (they register themselves)

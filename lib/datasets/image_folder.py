@@ -1,0 +1,130 @@
+"""A folder of pictures in any format that Pillow reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lib.datasets import Splits, register
+from lib.errors import UserError
+
+LAYOUTS = (
+    "looked for folders train/ and test/ of class folders, for class folders (one folder of pictures per class), "
+    "or for pictures without labels directly inside"
+)
+
+
+@register("image_folder")
+class ImageFolder:
+    """Three layouts: `train/` and `test/` (either may be missing), class folders, or flat.
+
+    `train/` and `test/` are splits of their own, and each is again class folders or flat. Otherwise
+    there is one split, `all`. Class folders are searched to any depth; their names, sorted, are the
+    classes. A flat folder has no labels. Hidden files and folders are left out, and so are files
+    whose ending no image format of Pillow's has.
+
+    Raises:
+        UserError: no such folder, no picture in it, another layout, or a file that is no picture.
+    """
+
+    @staticmethod
+    def splits(root: str) -> Splits:
+        found = _index(Path(root))
+        sizes = {name: len(files) for name, (files, _) in found.items()}
+        whole = "+".join(sizes)
+        return Splits(sizes, train=(whole,), test=tuple(dict.fromkeys(["test" if "test" in sizes else whole, whole])))
+
+    def __init__(
+        self, root: str, split: str, transform: Callable[[Any], Any] | None = None, download: bool = False
+    ) -> None:
+        found = _index(Path(root))
+        if split not in found:
+            raise UserError(f"{root} has no split {split!r}: it has {', '.join(found)}")
+        self._files, names = found[split]
+        _check(self._files)
+        # One numbering for all splits: a class may be missing from one of them.
+        self.classes = tuple(sorted({name for _, given in found.values() for name in given if name is not None}))
+        numbers = {name: i for i, name in enumerate(self.classes)}
+        self.targets = [-1 if name is None else numbers[name] for name in names]
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def path(self, i: int) -> Path:
+        return self._files[i]
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        try:
+            with Image.open(self._files[i]) as file:
+                image = ImageOps.exif_transpose(file)
+                image.load()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read the picture {self._files[i]}: {error}; mend or remove it") from error
+        return (self._transform(image) if self._transform else image), self.targets[i]
+
+
+Found = tuple[tuple[Path, ...], tuple[str | None, ...]]  # files, and the class of each
+
+
+def _index(root: Path) -> dict[str, Found]:
+    """Split → its pictures, in the order of their paths."""
+    if not root.is_dir():
+        raise UserError(f"no folder {root}; --data-root is the folder of the pictures")
+    if (root / "train").is_dir() or (root / "test").is_dir():
+        return {name: _labelled(root / name) for name in ("train", "test") if (root / name).is_dir()}
+    return {"all": _labelled(root)}
+
+
+def _labelled(folder: Path) -> Found:
+    flat = _pictures(folder.iterdir())
+    inside = {
+        entry.name: _pictures(entry.rglob("*"))
+        for entry in sorted(folder.iterdir())
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+    filled = {name: files for name, files in inside.items() if files}
+    if flat and filled:
+        raise UserError(f"{folder} holds both pictures and folders of pictures: {LAYOUTS}")
+    if not flat and not filled:
+        raise UserError(f"{folder} holds no picture: {LAYOUTS}")
+    if len(filled) < len(inside) and not flat:
+        empty = next(name for name in inside if name not in filled)
+        raise UserError(f"the class folder {folder / empty} holds no picture; fill or remove it")
+    if flat:
+        return flat, (None,) * len(flat)
+    return tuple(f for files in filled.values() for f in files), tuple(n for n in filled for _ in filled[n])
+
+
+def _pictures(entries: Any) -> tuple[Path, ...]:
+    endings = _endings()
+    return tuple(sorted(e for e in entries if e.suffix.lower() in endings and not e.name.startswith(".") and e.is_file()))
+
+
+@lru_cache(maxsize=1)
+def _endings() -> frozenset[str]:
+    known = Image.registered_extensions()
+    return frozenset(ending for ending, name in known.items() if name in Image.OPEN)
+
+
+def _check(files: tuple[Path, ...]) -> None:
+    """Open every header: better a word now than in the middle of the first epoch."""
+    with ThreadPoolExecutor(8) as pool:
+        for file, problem in zip(files, pool.map(_problem, files), strict=True):
+            if problem:
+                raise UserError(f"cannot read the picture {file}: {problem}; mend or remove it")
+
+
+def _problem(file: Path) -> str | None:
+    try:
+        with Image.open(file):
+            return None
+    except UnidentifiedImageError:
+        return "its content is no image"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return str(error)

@@ -1,0 +1,127 @@
+"""Predict a whole set of pictures, then score it. Evaluation leaves the model as it found it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from lib import metrics
+from lib.config import Config
+from lib.method import Task
+from lib.session import Session
+from lib.settings import Section, setting
+
+Scores = dict[str, dict[str, Any]]  # split → name → value
+COLUMNS = (("acc", "ACC"), ("nmi", "NMI"), ("ari", "ARI"))
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(Section):
+    title = "evaluation"
+    eval_batch_size: int = setting(512, "pictures per batch when nothing is trained", low=1)
+    baseline: Literal["none", "kmeans"] = setting("none", "also score k-means on the pixels of the same pictures")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Every scored picture once, by its position among the run's pictures, ascending."""
+
+    index: NDArray[np.int64]  # (N,)
+    probability: NDArray[np.float32]  # (N, K)
+
+    @property
+    def cluster(self) -> NDArray[np.int64]:
+        return self.probability.argmax(axis=1).astype(np.int64)
+
+    def rows(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the pictures at these positions are among the rows."""
+        return np.searchsorted(self.index, index)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each part is put back into the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def predict(task: Task, batch_size: int, tick: Callable[[], None] = lambda: None) -> Predictions:
+    """Cluster probabilities of every picture of every scored split, under the test transform.
+
+    Args:
+        task: whose pictures, by whose method.
+        batch_size: pictures at a time.
+        tick: called after each batch; what it raises ends the prediction.
+    """
+    index = np.unique(np.concatenate([split.index for split in task.splits.values()]))
+    batches = torch.from_numpy(index).split(batch_size)
+    with evaluating(task.method):
+        rows = []
+        for images in task.views.plain(batches):
+            rows.append(task.method.predict(images).float().cpu())
+            tick()
+    return Predictions(index, torch.cat(rows).numpy())
+
+
+def score(task: Task, predictions: Predictions) -> Scores:
+    """For each scored split: ACC, NMI, ARI, AMI (None without labels), balance, confidence."""
+    found: Scores = {}
+    for name, split in task.splits.items():
+        rows = predictions.rows(split.index)
+        clusters = predictions.cluster[rows]
+        found[name] = {
+            **metrics.scores(split.labels, clusters),
+            **metrics.balance(clusters, task.method.num_clusters),
+            "confidence": float(predictions.probability[rows].max(axis=1).mean()),
+        }
+    return found
+
+
+def evaluate(task: Task, config: Config) -> tuple[Predictions, Scores]:
+    """Predict and score, as training does at its end."""
+    predictions = predict(task, config.of(EvaluationSettings).eval_batch_size)
+    return predictions, score(task, predictions)
+
+
+def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
+    """k-means on the pixels of the same pictures under the test transform, scored in the same way."""
+    from sklearn.cluster import KMeans
+
+    index = np.unique(np.concatenate([split.index for split in task.splits.values()]))
+    batches = torch.from_numpy(index).split(batch_size)
+    pixels = torch.cat([images.flatten(1).cpu() for images in task.views.plain(batches)]).numpy()
+    clusters = KMeans(task.method.num_clusters, n_init=10, random_state=seed).fit_predict(pixels)
+    return {
+        name: metrics.scores(split.labels, clusters[np.searchsorted(index, split.index)])
+        for name, split in task.splits.items()
+    }
+
+
+def line(scores: Mapping[str, Any]) -> str:
+    """One split's scores in a line."""
+    known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in COLUMNS if scores[key] is not None)
+    shares = f"shares {scores['smallest']:.1%} to {scores['largest']:.1%}, confidence {scores['confidence']:.3f}"
+    return f"{known or 'no labels'}; {shares}"
+
+
+def warn_of_collapse(session: Session, scores: Mapping[str, Any], k: int) -> None:
+    """A word where most of the pictures share few clusters."""
+    if scores["entropy"] < math.log(k) / 2:
+        session.warn(
+            f"the clusters collapse: the largest holds {scores['largest']:.1%} of the pictures, and the entropy of "
+            f"the sizes is {scores['entropy']:.2f} of {math.log(k):.2f}"
+        )

@@ -1,0 +1,56 @@
+"""What `--dry-run` prints: sizes, steps, parameters, operations and memory, without training."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from lib import runtime
+from lib.config import Config
+from lib.datasets import DataSettings
+from lib.method import MethodSettings, Task
+from lib.networks import NetworkSettings
+from lib.runtime import RuntimeSettings
+from lib.trainer import TrainerSettings, build_optimizer
+
+
+def forecast(task: Task, config: Config) -> str:
+    """A line for each thing that one wants to know before a run."""
+    method, source, data = task.method, task.source, config.of(DataSettings)
+    epochs, limit = config.of(TrainerSettings).max_epochs, config.of(TrainerSettings).max_steps
+    steps = min(len(source) * epochs, limit if limit is not None else len(source) * epochs)
+    trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
+    fixed = sum(weight.numel() for weight in method.parameters()) - trained
+    operations, activations, state = measure(task, config)
+    rows = [
+        ("data", f"{data.dataset} in {data.data_root}"),
+        *(("train", line) for line in source.describe()),
+        *(("score", f"{name}: {len(split.index):,} pictures") for name, split in task.splits.items()),
+        ("method", f"{config.of(MethodSettings).method}, {method.num_clusters} clusters"),
+        ("network", f"{config.of(NetworkSettings).network}: {trained:,} trained weights, {fixed:,} fixed ones, heads included"),
+        ("steps", f"{len(source):,} per epoch, {steps:,} in {epochs} epochs or less"),
+        ("work", f"{operations / 1e9:,.1f} GFLOP per step, {operations * steps / 1e15:,.3f} PFLOP in all (convolutions and matrix products)"),
+        ("memory", f"about {_size(state + activations)}: weights, gradients and optimizer {_size(state)}, activations {_size(activations)}"),
+        ("device", runtime.describe(runtime.device(config.of(RuntimeSettings).gpus))),
+    ]  # fmt: skip
+    return "\n".join(f"{name:<9}{text}" for name, text in rows)
+
+
+def measure(task: Task, config: Config) -> tuple[int, int, int]:
+    """(operations per step, bytes of activations, bytes of weights, gradients and optimiser).
+
+    By a step on tensors that have a shape and no content.
+    """
+    method = copy.deepcopy(task.method).to("meta").train()
+    optimizer = build_optimizer(method, config)
+    operations, activations = runtime.estimate(method, task.source.blank("meta"))
+    optimizer.step()
+    weights = [weight for weight in method.parameters()]
+    held = [entry for state in optimizer.state.values() for entry in state.values() if isinstance(entry, torch.Tensor)]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    return operations, activations, sum(t.numel() * t.element_size() for t in [*weights, *gradients, *held])
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,140 @@
+"""The contracts between the trainer, the data and a method.
+
+`Views` turn indices into pictures on the device; a `Source` is a method's order of batches; a
+`Method` is the network with its objective. The trainer never opens a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lib.config import Config
+from lib.datasets import Pictures
+from lib.registry import Registry
+from lib.settings import Section, setting
+from lib.transforms.recipe import Recipe
+
+_registry = Registry("method", exclusive=True)
+register, get, names = _registry.register, _registry.get, _registry.names
+
+
+@dataclass(frozen=True)
+class MethodSettings(Section):
+    title = "method"
+    bound = True
+    method: str = setting("pica", "which one", component=_registry)
+    num_clusters: int | None = setting(None, "groups to find; none: as the method's own settings say", low=2)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The pictures of one batch: one view for each recipe.
+
+    A view's random draw depends on (seed, epoch, picture, position among the recipes) alone. A
+    source that visits a picture several times an epoch counts each visit as an epoch of its own.
+    """
+
+    index: Tensor  # (N,) positions among the run's pictures
+    recipes: tuple[Recipe, ...]
+    epoch: int = 0
+
+
+class Views(Protocol):
+    def stream(self, plan: Iterable[Request]) -> Iterator[list[Tensor]]:
+        """One list of (N, C, H, W) per request, one entry per recipe; prepared ahead."""
+
+    def plain(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """(N, C, H, W) under the test transform for each (N,) of positions; prepared ahead."""
+
+    def close(self) -> None:
+        """End whatever prepares pictures in the background."""
+
+
+class Batch(Protocol):
+    def __len__(self) -> int:
+        """Distinct pictures."""
+
+
+class Source(Protocol):
+    def __len__(self) -> int:
+        """Steps per epoch."""
+
+    def epoch(self, index: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch from step `start` on; their order depends on (seed, index) alone."""
+
+    def blank(self, device: str) -> Any:
+        """A batch of full size without content, for estimates."""
+
+    def describe(self) -> list[str]:
+        """What an epoch consists of, a line each."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The pictures that one score is about."""
+
+    index: NDArray[np.int64]  # (N,) positions among the run's pictures
+    labels: NDArray[np.int64]  # (N,) −1 where unknown
+
+
+class Method(nn.Module):
+    """A network with its objective. `forward` takes a batch and gives {"loss": …} and its parts."""
+
+    network: nn.Module
+    """Images → (N, feature_dim)."""
+
+    selection: str = "loss"
+    """The part of the loss whose epoch mean, the lower the better, chooses best.ckpt."""
+
+    num_clusters: int
+
+    def predict(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, K) cluster probabilities."""
+        raise NotImplementedError
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, feature_dim)."""
+        features: Tensor = self.network(images)
+        return features
+
+    def uninformative(self) -> dict[str, float]:
+        """For parts of the loss: the value at which a part says nothing, such as log K."""
+        return {}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser gets: everything that is not frozen."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch."""
+
+    def before_forward(self, step: int) -> None:
+        """Called before each training forward, with the number of finished steps."""
+
+    def after_backward(self, step: int) -> None:
+        """Called between the backward pass and the optimiser."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method builds from a configuration."""
+
+    method: Method
+    source: Source
+    views: Views
+    splits: Mapping[str, Split]  # what is scored
+    pictures: Pictures
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a method registers: how to build its task, and its settings."""
+
+    build: Callable[[Config], Task]
+    Settings: type[Section]

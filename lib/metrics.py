@@ -1,0 +1,111 @@
+"""Scores of a clustering, from two integer arrays; and the partition uncertainty index.
+
+Natural logarithms throughout. A label of −1 means "unknown", and that picture is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IntArray = NDArray[np.integer[Any]]
+NAMES = ("acc", "nmi", "nmi_geometric", "ari", "ami")
+
+
+def contingency(labels: IntArray, clusters: IntArray) -> tuple[NDArray[np.int64], IntArray, IntArray]:
+    """Count pictures by class (rows) and cluster (columns).
+
+    Returns:
+        (table, the classes of the rows, the clusters of the columns), unknown labels left out
+
+    Raises:
+        ValueError: the arrays are not one-dimensional integers of one length.
+    """
+    labels, clusters = np.asarray(labels), np.asarray(clusters)
+    if labels.ndim != 1 or labels.shape != clusters.shape:
+        raise ValueError(f"labels {labels.shape} and clusters {clusters.shape} must be of one length")
+    if not (np.issubdtype(labels.dtype, np.integer) and np.issubdtype(clusters.dtype, np.integer)):
+        raise ValueError(f"labels ({labels.dtype}) and clusters ({clusters.dtype}) must be integers")
+    known = labels >= 0
+    rows, row = np.unique(labels[known], return_inverse=True)
+    columns, column = np.unique(clusters[known], return_inverse=True)
+    table = np.bincount(row * len(columns) + column, minlength=len(rows) * len(columns))
+    return table.reshape(len(rows), len(columns)).astype(np.int64), rows, columns
+
+
+def matching(labels: IntArray, clusters: IntArray) -> dict[int, int]:
+    """The one-to-one matching cluster → class with the most pictures in agreement (Kuhn, 1955).
+
+    Where one side has more members, some of it stays unmatched.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    table, rows, columns = contingency(labels, clusters)
+    pairs = zip(*linear_sum_assignment(table, maximize=True), strict=True)
+    return {int(columns[column]): int(rows[row]) for row, column in pairs}
+
+
+def scores(labels: IntArray, clusters: IntArray) -> dict[str, float | None]:
+    """ACC, NMI (arithmetic and geometric), ARI and AMI.
+
+    Args:
+        labels: (N,) true classes, −1 where unknown.
+        clusters: (N,) assigned clusters; there may be more of them than classes, or fewer.
+
+    Returns:
+        `{"acc", "nmi", "nmi_geometric", "ari", "ami"}`, each None if no label is known. ACC is the
+        share in agreement under `matching`.
+
+    Raises:
+        ValueError: the arrays are not one-dimensional integers of one length.
+    """
+    from sklearn import metrics
+
+    labels, clusters = np.asarray(labels), np.asarray(clusters)
+    table, _, _ = contingency(labels, clusters)
+    if not table.size:
+        return dict.fromkeys(NAMES)
+    known = labels >= 0
+    truth, found = labels[known], clusters[known]
+    match = matching(labels, clusters)
+    agree = sum(int(np.sum((found == cluster) & (truth == label))) for cluster, label in match.items())
+    return {
+        "acc": agree / len(truth),
+        "nmi": float(metrics.normalized_mutual_info_score(truth, found, average_method="arithmetic")),
+        "nmi_geometric": float(metrics.normalized_mutual_info_score(truth, found, average_method="geometric")),
+        "ari": float(metrics.adjusted_rand_score(truth, found)),
+        "ami": float(metrics.adjusted_mutual_info_score(truth, found)),
+    }
+
+
+def balance(clusters: IntArray, k: int) -> dict[str, float]:
+    """How evenly N pictures fall into k clusters: entropy (nats), smallest and largest share."""
+    share = np.bincount(clusters, minlength=k) / max(len(clusters), 1)
+    filled = share[share > 0]
+    entropy = max(0.0, float(-(filled * np.log(filled)).sum()))
+    return {"entropy": entropy, "smallest": float(share.min()), "largest": float(share.max())}
+
+
+def partition_uncertainty(p: Tensor, q: Tensor) -> Tensor:
+    """The partition uncertainty index (Huang et al., 2020, eq. 5): cosines of the columns of p and q.
+
+    Args:
+        p, q: (N, K) assignments of the same N images in two views.
+
+    Returns:
+        (K, K), entry (j, k) the cosine of column j of p and column k of q. A column without mass
+        has cosine 0 with everything, and receives no gradient.
+    """
+    return _unit_columns(p).T @ _unit_columns(q)
+
+
+def _unit_columns(p: Tensor) -> Tensor:
+    square = p.square().sum(dim=0)
+    # An empty column has no direction. Dividing it by a small constant, as a plain normalisation
+    # does (torch's is 1e-12), would give gradients of 1e12.
+    filled = square > 1e-24
+    return torch.where(filled, p / torch.where(filled, square, 1).sqrt(), 0)

@@ -1,0 +1,33 @@
+"""A fixed front end that replaces colour by edges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Sobel(nn.Module):
+    """(N, 3 or 1, H, W) → (N, 2, H, W): horizontal and vertical Sobel filters of the mean of R, G and B.
+
+    A single channel counts as three equal ones. Nothing in it is trained. It is applied after the
+    normalisation, as in Huang et al., 2020, section 4 (and Caron et al., 2018, before them).
+    """
+
+    out_channels = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grey = nn.Conv2d(3, 1, 1)
+        self.edges = nn.Conv2d(1, 2, 3, padding=1)
+        kernel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+        with torch.no_grad():
+            self.grey.weight.fill_(1 / 3)
+            self.edges.weight.copy_(torch.stack([kernel, kernel.T])[:, None])
+            for part in (self.grey, self.edges):
+                if part.bias is not None:
+                    part.bias.zero_()
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        edges: Tensor = self.edges(self.grey(images.expand(-1, 3, -1, -1)))
+        return edges

@@ -1,0 +1,149 @@
+"""Where and how a run computes: the device and the random seeds.
+
+The only file that names a kind of device.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lib.errors import UserError
+from lib.settings import Section, setting
+
+
+def seeds(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """Expand `0-4` into 0, 1, 2, 3, 4, each once.
+
+    Raises:
+        ValueError: an entry is neither a number nor a range.
+    """
+    found: list[str] = []
+    for entry in entries:
+        first, dash, last = entry.partition("-")
+        if not first.isdecimal() or (dash and (not last.isdecimal() or int(last) < int(first))):
+            raise ValueError(f"{entry!r} is neither a seed nor a range such as 0-4")
+        if int(last or first) - int(first) >= 10_000:
+            raise ValueError(f"{entry!r} holds more than 10,000 seeds")
+        found += [str(seed) for seed in range(int(first), int(last or first) + 1)]
+    return tuple(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class RuntimeSettings(Section):
+    title = "run"
+    gpus: str = setting("", "the GPU to use, such as 0; empty: the CPU")
+    seed: int | None = setting(None, "of every random draw; none: drawn, and recorded", low=0, high=2**31 - 1)
+    seeds: tuple[str, ...] | None = setting(None, "one run for each of these, such as 0-4", convert=seeds)
+
+
+def device(gpus: str) -> torch.device:
+    """The device that `--gpus` names.
+
+    Raises:
+        UserError: no such GPU, or several.
+    """
+    if not gpus:
+        return torch.device("cpu")
+    if not gpus.isdecimal():
+        raise UserError(f"--gpus {gpus}: give the number of one GPU, such as 0, or leave it empty for the CPU")
+    if not torch.cuda.is_available():
+        reason = "this PyTorch has no CUDA" if not torch.backends.cuda.is_built() else "no CUDA device was found"
+        raise UserError(f"--gpus {gpus}: {reason}; leave --gpus empty to run on the CPU")
+    if int(gpus) >= torch.cuda.device_count():
+        raise UserError(f"--gpus {gpus}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    return torch.device("cuda", int(gpus))
+
+
+def describe(where: torch.device) -> str:
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def seed_of(settings: RuntimeSettings) -> int:
+    """The seed as set, or a fresh one."""
+    return secrets.randbelow(2**31) if settings.seed is None else settings.seed
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came, and the run has saved its state."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+class Interrupts:
+    """While entered, SIGINT and SIGTERM wait for the next `check()`; a second one does not wait."""
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._before: list[Any] = []
+
+    def __enter__(self) -> Interrupts:
+        self._before = [signal.signal(number, self._note) for number in self._SIGNALS]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, before in zip(self._SIGNALS, self._before, strict=True):
+            signal.signal(number, before)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self._received is not None:
+            raise Interrupted(number)
+        self._received = number
+
+    def check(self) -> None:
+        """Raises:
+        Interrupted: a signal came since the last check.
+        """
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+
+def estimate(step: nn.Module, batch: Any) -> tuple[int, int]:
+    """Operations, and bytes kept for the backward pass, of one training step.
+
+    Runs on empty tensors that have a shape and no content, so it costs neither time nor memory.
+
+    Args:
+        step: a module on the `meta` device whose forward gives {"loss": …}.
+        batch: its input, on the same device.
+
+    Returns:
+        (floating-point operations forward and backward, bytes of activations)
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    kept: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        alive.append(tensor)
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
+        loss = step(batch)["loss"]
+        weights = sum(p.numel() * p.element_size() for p in step.parameters())
+        bytes_kept = sum(kept.values()) - weights
+        loss.backward()
+    return counter.get_total_flops(), max(bytes_kept, 0)

@@ -1,0 +1,211 @@
+"""A session folder: everything that a run leaves behind.
+
+    sessions/<timestamp>/
+        config.yaml         runs it again
+        provenance.json     command, versions, revision, machine
+        log.txt             what the console showed, with times
+        metrics.jsonl       a line per evaluation and split
+        tfboard/            TensorBoard's curves
+        checkpoint/         latest.ckpt and best.ckpt
+        scores.json         the final scores and the matching of clusters to classes
+        predictions.npz     every scored picture's cluster
+
+With `--debug` there is no folder, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lib.config import Config
+from lib.errors import UserError
+from lib.settings import Section, setting
+
+
+@dataclass(frozen=True)
+class SessionSettings(Section):
+    title = "session"
+    session: str | None = setting(None, "name of the session's folder; none: the time, UTC", transient=True)
+    session_root: str = setting("./sessions", "folder of all sessions")
+    debug: bool = setting(False, "write no file at all", transient=True)
+    brief: bool = setting(False, "show evaluations and warnings alone on the console")
+    log_file: bool = setting(True, "write log.txt")
+    log_tfb: bool = setting(True, "write TensorBoard's curves")
+
+
+class Session:
+    """One run's folder, log and curves. The folder is made when the session is entered, not before.
+
+    Args:
+        config: all settings of the run.
+        parent: the session of a family of runs, such as several seeds, that this one belongs to.
+        name: of the run within the family.
+
+    Raises:
+        UserError: on entering, if the folder exists or cannot be made.
+    """
+
+    def __init__(self, config: Config, parent: Session | None = None, name: str = "") -> None:
+        self.path: Path | None = None
+        self._config, self._settings = config, config.of(SessionSettings)
+        self._parent, self._name = parent, name
+        self._board: Any = None
+        self._log = logging.Logger("run")  # not one of logging's named ones, which are global
+        self.bar = sys.stderr.isatty() and not self._settings.brief
+        console = _Console()
+        if self.bar or self._settings.brief:
+            console.setLevel(logging.INFO)  # a bar shows progress better than lines do
+        self._log.addHandler(console)
+
+    def __enter__(self) -> Session:
+        if self.path is None and not self._settings.debug:
+            self.path = self._make()
+            if self._settings.log_file:
+                file = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+                file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+                self._log.addHandler(file)
+            self.write("config.yaml", self._config.dump())
+            self.write_json("provenance.json", provenance())
+            for note in self._config.notes:
+                self.warn(note)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            for handler in self._log.handlers[1:]:  # the console shows it by itself
+                handler.handle(self._log.makeRecord("run", logging.ERROR, "", 0, f"{kind.__name__}: {error}", (), None))
+        if self._board is not None:
+            self._board.close()
+        for handler in self._log.handlers:
+            handler.close()
+
+    def child(self, name: str, config: Config) -> Session:
+        """A run of this family, in `runs/<name>`."""
+        return Session(config, self, name)
+
+    def _make(self) -> Path:
+        if self._parent is not None:
+            family = self._parent.__enter__().path
+            assert family is not None
+            path = family / "runs" / self._name
+        else:
+            path = _new_folder(Path(self._settings.session_root), self._settings.session)
+        (path / "checkpoint").mkdir(parents=True)
+        return path
+
+    def progress(self, text: str) -> None:
+        """A line for log.txt, and for a console without a progress bar."""
+        self._log.debug(text)
+
+    def info(self, text: str) -> None:
+        self._log.info(text)
+
+    def warn(self, text: str) -> None:
+        self._log.warning("warning: %s", text)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Points of TensorBoard's curves."""
+        if self.path is None or not self._settings.log_tfb:
+            return
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.path / "tfboard"))
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def metrics(self, line: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        if self.path is not None:
+            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(finite(line)) + "\n")
+
+    def write(self, name: str, text: str) -> None:
+        if self.path is not None:
+            (self.path / name).write_text(text, encoding="utf-8")
+
+    def write_json(self, name: str, content: Any) -> None:
+        self.write(name, json.dumps(finite(content), indent=1) + "\n")
+
+    def checkpoint(self, name: str) -> Path | None:
+        """Where a checkpoint of that name goes."""
+        return None if self.path is None else self.path / "checkpoint" / f"{name}.ckpt"
+
+
+class _Console(logging.Handler):
+    """Lines that leave a progress bar whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
+
+
+def _new_folder(root: Path, name: str | None) -> Path:
+    if name is not None and (not name or name in (".", "..") or Path(name).name != name):
+        raise UserError(f"--session {name!r} is no name of a folder; --session-root says where it goes")
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    # A second run of the same second gets a number.
+    candidates = [name] if name is not None else [stamp, *(f"{stamp}-{i}" for i in range(1, 1000))]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for candidate in candidates:
+            try:
+                (root / candidate).mkdir()
+                return root / candidate
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise UserError(f"cannot make a session in {root}: {error.strerror}; choose another --session-root") from error
+    raise UserError(f"the session {root / candidates[0]} exists; choose another name for --session")
+
+
+def finite(value: Any) -> Any:
+    """The same, with null for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def provenance() -> dict[str, Any]:
+    """Command, versions, revision and machine."""
+    import numpy
+    import torchvision
+
+    return {
+        "command": [Path(sys.executable).name, *sys.argv],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "revision": _revision(),
+    }
+
+
+def _revision() -> str | None:
+    """The git revision of the program, with `+` where files differ from it."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        ask = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,277 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from lib import checkpoint, evaluation, optimizers, schedules
+from lib.config import Config
+from lib.errors import RunStopped, UserError
+from lib.evaluation import EvaluationSettings, Predictions, Scores
+from lib.method import Method, Task
+from lib.optimizers import OptimizerSettings
+from lib.runtime import Interrupted, Interrupts
+from lib.schedules import ScheduleSettings
+from lib.session import Session
+from lib.settings import Section, setting
+
+
+@dataclass(frozen=True)
+class TrainerSettings(Section):
+    title = "training"
+    max_epochs: int = setting(200, "to train", unit="epochs", low=0)
+    max_steps: int | None = setting(None, "to train at most; none: no bound", unit="steps", low=0)
+    display_freq: int = setting(80, "between two lines of progress", unit="steps", low=1)
+    eval_every: int = setting(1, "between two evaluations; 0: at the end alone", unit="epochs", low=0)
+    best_by: Literal["loss", "acc"] = setting(
+        "loss", "what chooses best.ckpt: the training loss, or the accuracy by labels, which is an oracle's choice"
+    )
+
+
+class Trainer:
+    """Trains a task's method, and leaves what it learns in the session.
+
+    Args:
+        task: what is trained, on what.
+        config: all settings of the run.
+
+    Raises:
+        UserError: the optimiser or the schedule refuses its settings, or labels are needed and missing.
+    """
+
+    session: Session
+
+    def __init__(self, task: Task, config: Config) -> None:
+        self.task, self.method, self.config = task, task.method, config
+        self.settings = config.of(TrainerSettings)
+        self.optimizer = build_optimizer(task.method, config)
+        self.schedule = build_schedule(config)
+        self.epoch = 0  # finished epochs
+        self.position = 0  # finished steps of the epoch that has begun
+        self.step = 0  # finished steps in all
+        self.best = math.inf
+        self._means = Means()
+        self._interrupts = Interrupts()
+        self._clock = 0.0
+        self._latest: tuple[int, Predictions, Scores] | None = None
+        self._scored = next(iter(task.splits))
+        if self.settings.best_by == "acc" and (task.splits[self._scored].labels < 0).all():
+            raise UserError(f"--best-by acc needs labels, and the split {self._scored} has none")
+
+    def run(self, session: Session) -> tuple[Predictions, Scores]:
+        """Train to the end, and evaluate; everything is left in the session.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; latest.ckpt has the state of that very step.
+            RunStopped: the loss is not finite.
+            UserError: a picture cannot be read, or the disk is full.
+        """
+        self.session = session
+        with self._interrupts:
+            try:
+                while not self._finished():
+                    self._train_epoch()
+                self._evaluate()
+                self._save("latest")
+            except Interrupted:
+                self._save("latest")
+                raise
+        assert self._latest is not None
+        return self._latest[1:]
+
+    def _finished(self) -> bool:
+        s = self.settings
+        if s.max_steps is not None and self.step >= s.max_steps:
+            return True
+        return self.epoch >= s.max_epochs or self.schedule(self.epoch) is None
+
+    def _train_epoch(self) -> None:
+        self.method.train()
+        self.method.start_epoch(self.epoch)
+        self._clock = time.perf_counter()
+        for batch in self._progress(self.task.source.epoch(self.epoch, self.position)):
+            self._train_step(batch)
+            self._interrupts.check()
+            if self.step == self.settings.max_steps:
+                break
+        if self.position == len(self.task.source):
+            self._finish_epoch()
+
+    def _train_step(self, batch: Any) -> None:
+        set_rate(self.optimizer, self.schedule(self.epoch))
+        self.method.before_forward(self.step)
+        parts = self.method(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        self.method.after_backward(self.step)
+        self.optimizer.step()
+        self.step += 1
+        self.position += 1
+        began, self._clock = self._clock, time.perf_counter()
+        self._means.add(parts, len(batch), self._clock - began)
+        if self.step % self.settings.display_freq == 0:
+            self._display()
+
+    def _finish_epoch(self) -> None:
+        means = self._means.values()
+        self._check(means)
+        every = self.settings.eval_every
+        if every and (self.epoch + 1) % every == 0:
+            self._evaluate(finished=self.epoch + 1)
+        self._record_epoch(means)
+        better = self._criterion(means) < self.best
+        self.best = min(self.best, self._criterion(means))
+        self.epoch, self.position, self._means = self.epoch + 1, 0, Means()
+        self._save("latest", *(["best"] if better else []))
+
+    def _criterion(self, means: dict[str, float]) -> float:
+        """The lower the better."""
+        if self.settings.best_by == "loss":
+            return means[self.method.selection]
+        return -self._latest[2][self._scored]["acc"] if self._latest and self._latest[0] == self.step else math.inf
+
+    def _display(self) -> None:
+        means = self._means.values()
+        self._check(means)
+        steps = f"step {self.position}/{len(self.task.source)}"
+        loss = f"loss {means['loss']:.4f}, {self._means.rate():,.0f} pictures/s"
+        self.session.progress(f"epoch {self.epoch + 1}/{self.settings.max_epochs}, {steps}: {loss}")
+
+    def _check(self, means: dict[str, float]) -> None:
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise RunStopped(f"{name} is {value} by step {self.step}; the last checkpoint is from before")
+
+    def _record_epoch(self, means: dict[str, float]) -> None:
+        rate = self.optimizer.param_groups[0]["lr"]
+        points = {f"Train/Loss/{name}": value for name, value in means.items()}
+        self.session.scalars(
+            {**points, "Train/Learning_Rate": rate, "Train/Pictures_per_second": self._means.rate()}, self.step
+        )
+        parts = ", ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "loss")
+        self.session.info(
+            f"epoch {self.epoch + 1}/{self.settings.max_epochs}: loss {means['loss']:.4f} ({parts}), "
+            f"rate {rate:g}, {self._means.rate():,.0f} pictures/s"
+        )
+        for name, nothing in self.method.uninformative().items():
+            if means.get(name, 0.0) >= 0.995 * nothing:
+                self.session.warn(f"{name} {means[name]:.4f} is about {nothing:.4f}, where it says nothing")
+
+    def _evaluate(self, finished: int | None = None) -> None:
+        """Score the splits, unless these very weights have been scored."""
+        if self._latest is not None and self._latest[0] == self.step:
+            return
+        size = self.config.of(EvaluationSettings).eval_batch_size
+        predictions = evaluation.predict(self.task, size, self._interrupts.check)
+        scores = evaluation.score(self.task, predictions)
+        epoch = self.epoch if finished is None else finished
+        for split, values in scores.items():
+            self.session.metrics({"split": split, "epoch": epoch, "step": self.step, **values})
+            self.session.scalars(
+                {f"Evaluate/{split}/{n}": v for n, v in values.items() if v is not None}, self.step
+            )
+            self.session.info(f"  {split}: {evaluation.line(values)}")
+        evaluation.warn_of_collapse(self.session, scores[self._scored], self.method.num_clusters)
+        self._latest = (self.step, predictions, scores)
+
+    def _progress(self, batches: Iterable[Any]) -> Iterator[Any]:
+        bar = tqdm(
+            batches, total=len(self.task.source), initial=self.position, disable=not self.session.bar,
+            desc=f"epoch {self.epoch + 1}/{self.settings.max_epochs}", unit="step", leave=False,
+        )  # fmt: skip
+        yield from bar
+
+    def _save(self, *names: str) -> None:
+        paths = [path for path in map(self.session.checkpoint, names) if path is not None]
+        if paths:
+            checkpoint.save(self.state_dict(), *paths)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, as tensors and plain values."""
+        return {
+            "config": self.config.as_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "position": self.position,
+            "step": self.step,
+            "best": self.best,
+            "means": self._means.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            UserError: the weights are of another network.
+        """
+        checkpoint.load_weights(self.method, state["method"], "the checkpoint")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.position, self.step = state["epoch"], state["position"], state["step"]
+        self.best = state["best"]
+        self._means.load_state_dict(state["means"])
+
+
+class Means:
+    """Running means of the parts of the loss, kept on the device: reading them is what waits."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}
+        self._pictures, self._seconds = 0, 0.0
+
+    def add(self, parts: dict[str, Tensor], pictures: int, seconds: float) -> None:
+        for name, value in parts.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value.detach().double(), count + 1)
+        self._pictures += pictures
+        self._seconds += seconds
+
+    def values(self) -> dict[str, float]:
+        return {name: float(total) / count for name, (total, count) in self._sums.items()}
+
+    def rate(self) -> float:
+        """Pictures per second."""
+        return self._pictures / max(self._seconds, 1e-9)
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = {name: [float(total), count] for name, (total, count) in self._sums.items()}
+        return {"sums": sums, "pictures": self._pictures, "seconds": self._seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
+        self._pictures, self._seconds = state["pictures"], state["seconds"]
+
+
+def build_optimizer(method: Method, config: Config) -> Optimizer:
+    settings = config.of(OptimizerSettings)
+    component = optimizers.get(settings.optimizer)
+    rate = config.of(ScheduleSettings).base_lr
+    try:
+        optimizer: Optimizer = component.build(
+            method.parameter_groups(), rate, settings.optim_weight_decay, *config.extra(component)
+        )
+    except ValueError as error:  # such as Nesterov without momentum
+        raise UserError(f"the optimizer {settings.optimizer} refuses its settings: {error}") from error
+    return optimizer
+
+
+def build_schedule(config: Config) -> schedules.Schedule:
+    settings = config.of(ScheduleSettings)
+    component = schedules.get(settings.lr_policy)
+    schedule: schedules.Schedule = component(settings.base_lr, *config.extra(component))
+    return schedule
+
+
+def set_rate(optimizer: Optimizer, rate: float | None) -> None:
+    if rate is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate

@@ -1,0 +1,57 @@
+"""What is done to a picture before a network sees it: settings here, back ends in the files beside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lib.errors import UserError
+from lib.settings import Section, setting
+
+
+@dataclass(frozen=True)
+class TransformSettings(Section):
+    title = "transforms"
+    bound = True
+    transform: Literal["default"] = setting("default", "the family of transforms")
+    tfm_size: int = setting(224, "side of the picture that the network sees", unit="px", low=4)
+    tfm_resize: int = setting(256, "shorter side before an unscaled crop", unit="px", low=4)
+    tfm_scale: tuple[float, float] | None = setting(
+        None, "area of a scaled crop, as shares of the picture's; none: no scaled crop", low=1e-6, high=1
+    )
+    tfm_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "width / height of a scaled crop", low=1e-3)
+    tfm_colorjitter: tuple[float, float, float, float] | None = setting(
+        None, "strength of the jitter of brightness, contrast, saturation and hue (hue ≤ .5)", low=0
+    )
+    tfm_random_grayscale: float = setting(0.0, "probability of a grey picture", low=0, high=1)
+    tfm_random_hflip: float = setting(0.0, "probability of a mirrored picture", low=0, high=1)
+    tfm_means: tuple[float, ...] | None = setting(None, "subtracted from each channel in [0, 1]; none: 0")
+    tfm_stds: tuple[float, ...] | None = setting(None, "each channel is divided by; none: 1", low=1e-6)
+
+    def __post_init__(self) -> None:
+        if self.tfm_resize < self.tfm_size:
+            raise UserError(f"tfm_resize {self.tfm_resize} is below tfm_size {self.tfm_size}, which is cut out of it")
+        for name, bounds in (("tfm_scale", self.tfm_scale), ("tfm_ratio", self.tfm_ratio)):
+            if bounds is not None and bounds[0] > bounds[1]:
+                raise UserError(f"{name} {bounds[0]:g} {bounds[1]:g}: the smaller bound comes first")
+        if self.tfm_colorjitter is not None and self.tfm_colorjitter[3] > 0.5:
+            raise UserError(f"tfm_colorjitter: the hue's {self.tfm_colorjitter[3]:g} is above .5, a half turn")
+
+
+@dataclass(frozen=True)
+class LoaderSettings(Section):
+    title = "loading"
+    num_workers: int = setting(4, "processes that prepare pictures; 0: the training process does", low=0)
+
+
+def normalisation(s: TransformSettings, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Means and deviations, one per channel.
+
+    Raises:
+        UserError: their number is not that of the channels.
+    """
+    means, stds = s.tfm_means or (0.0,) * channels, s.tfm_stds or (1.0,) * channels
+    for name, values in (("tfm_means", means), ("tfm_stds", stds)):
+        if len(values) != channels:
+            raise UserError(f"{name} has {len(values)} values, and the pictures {channels} channels (net_cin)")
+    return means, stds

@@ -1,0 +1,155 @@
+"""The `pil` back end: torchvision on Pillow images, one picture at a time, in loader processes.
+
+It takes pictures of any size and mode, and sets that do not fit into memory.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+import torchvision.transforms.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lib.datasets import Pictures
+from lib.errors import UserError
+from lib.method import Request
+from lib.transforms.draws import Draws, draw, resized
+from lib.transforms.recipe import Recipe
+
+_JITTER = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+BACKGROUND = (255, 255, 255)  # shows through transparent pictures
+
+
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Bring a picture of any mode to 8-bit grey (1 channel) or RGB (3 channels).
+
+    16-bit pictures are scaled, not clipped; transparency lies on white.
+    """
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.float64)
+        # Pillow holds 16-bit files in "I" as well; values above 65535 come from true 32-bit ones.
+        top = 65535 if deep.max(initial=0) <= 65535 else deep.max()
+        image = Image.fromarray((deep.clip(0) / top * 255).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def view(image: Image.Image, recipe: Recipe, draws: Draws, n: int) -> Image.Image:
+    """The view of picture number n of the draws: 8-bit, `recipe.size` wide and high."""
+    top, left, height, width = draws.box[n].tolist()
+    if recipe.crop != "resized":
+        high, wide = resized(np.array([[image.height, image.width]]), recipe.resize)[0].tolist()
+        image = image.resize((wide, high), Image.Resampling.BILINEAR)
+    image = image.crop((left, top, left + width, top + height))
+    if recipe.crop == "resized":
+        # After the crop, so that nothing outside of it bleeds in.
+        image = image.resize((recipe.size, recipe.size), Image.Resampling.BILINEAR)
+    if draws.flip[n]:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if recipe.jitter is not None and draws.jittered[n]:
+        for which in draws.order[n].tolist():
+            if recipe.jitter[which]:
+                image = _JITTER[which](image, float(draws.jitter[n, which]))
+    if draws.grayscale[n]:
+        image = F.to_grayscale(image, num_output_channels=len(image.getbands()))
+    return image
+
+
+class PILViews:
+    """`Views` of a run's pictures.
+
+    Args:
+        pictures: the pictures.
+        test: the recipe of `plain`.
+        means, stds: one per channel, on the scale [0, 1].
+        seed: of the draws.
+        workers: loader processes; 0 prepares pictures in this process.
+        device: where the views are handed over.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        test: Recipe,
+        means: tuple[float, ...],
+        stds: tuple[float, ...],
+        *,
+        seed: int,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        self._test, self._device = test, device
+        self._means = torch.tensor(means, device=device)[:, None, None]
+        self._stds = torch.tensor(stds, device=device)[:, None, None]
+        self._plan = _Plan()
+        self._loader: DataLoader[list[Tensor] | UserError] = DataLoader(
+            _Prepare(pictures, len(means), seed),
+            sampler=self._plan,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_ignore_interrupt,
+        )
+
+    def stream(self, plan: Iterable[Request]) -> Iterator[list[Tensor]]:
+        self._plan.requests = plan
+        for prepared in self._loader:
+            if isinstance(prepared, UserError):
+                raise prepared
+            yield [self._normalise(view) for view in prepared]
+
+    def plain(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        for (view,) in self.stream(Request(index, (self._test,)) for index in batches):
+            yield view
+
+    def close(self) -> None:
+        self._loader._iterator = None
+
+    def _normalise(self, view: Tensor) -> Tensor:
+        moved = view.to(self._device, non_blocking=True)
+        return moved.float().div_(255).sub_(self._means).div_(self._stds)
+
+
+class _Plan:
+    """The loader's sampler; it stays while the plan changes, so that its processes can stay too."""
+
+    requests: Iterable[Request] = ()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+
+class _Prepare(Dataset[list[Tensor] | UserError]):
+    def __init__(self, pictures: Pictures, channels: int, seed: int) -> None:
+        self._pictures, self._channels, self._seed = pictures, channels, seed
+
+    def __getitem__(self, request: Request) -> list[Tensor] | UserError:
+        # An exception would come out of a loader process with that process's traceback as its text.
+        try:
+            return self._prepare(request)
+        except UserError as error:
+            return error
+
+    def _prepare(self, request: Request) -> list[Tensor]:
+        positions = request.index.numpy()
+        images = [to_channels(self._pictures[int(i)][0], self._channels) for i in positions]
+        sizes = np.array([(image.height, image.width) for image in images], dtype=np.int64)
+        views = []
+        for copy, recipe in enumerate(request.recipes):
+            draws = draw(recipe, sizes, self._seed, request.epoch, positions, copy)
+            stack = np.stack([np.asarray(view(image, recipe, draws, n)) for n, image in enumerate(images)])
+            views.append(torch.from_numpy(stack.reshape(*stack.shape[:3], -1)).permute(0, 3, 1, 2).contiguous())
+        return views
+
+
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the training process alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,6 @@
+"""PICA: Huang, Gong, Zhu, Deep Semantic Clustering by Partition Confidence Maximisation, CVPR 2020."""
+
+from pica.losses import PUILoss
+from pica.method import PICA, PICASettings, build
+
+__all__ = ["PICA", "PICASettings", "PUILoss", "build"]

@@ -1,0 +1,112 @@
+"""PICA's order of batches: the heads in turn, each over its own set, originals beside perturbed copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lib.errors import UserError
+from lib.method import Request, Views
+from lib.transforms import TransformSettings
+from lib.transforms.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N pictures for one head."""
+
+    head: int
+    original: Tensor  # (N, C, H, W)
+    perturbed: Tensor  # (repeat · N, C, H, W), in the order 1…N, 1…N, …
+
+    def __len__(self) -> int:
+        return len(self.original)
+
+
+def recipes(s: TransformSettings) -> tuple[Recipe, Recipe, Recipe]:
+    """The original, the perturbed and the test view (Huang et al., 2020, section 4).
+
+    Raises:
+        UserError: the settings leave the perturbed view like the original.
+    """
+    original = Recipe(s.tfm_size, "random", s.tfm_resize)
+    crop = {"crop": "random", "resize": s.tfm_resize} if s.tfm_scale is None else {"crop": "resized"}
+    perturbed = Recipe(
+        s.tfm_size, **crop, scale=s.tfm_scale or (1.0, 1.0), ratio=s.tfm_ratio, jitter=s.tfm_colorjitter,
+        grayscale=s.tfm_random_grayscale, flip=s.tfm_random_hflip,
+    )  # fmt: skip
+    if perturbed == Recipe(s.tfm_size, "random", s.tfm_resize, scale=(1.0, 1.0), ratio=s.tfm_ratio):
+        raise UserError("PICA compares pictures with perturbed copies: give tfm_scale, tfm_colorjitter or another tfm_…")
+    return original, perturbed, Recipe(s.tfm_size, "center", s.tfm_resize)
+
+
+class PICASource:
+    """One epoch: for each head in turn, its set once, in a fresh random order.
+
+    Args:
+        views: of the pictures.
+        sets: for each head, the positions of its pictures.
+        original, perturbed: the two recipes.
+        repeat: perturbed copies of each original.
+        batch_size: originals per step; the last batch of a head may be smaller.
+        channels: of the pictures.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        sets: Sequence[NDArray[np.int64]],
+        original: Recipe,
+        perturbed: Recipe,
+        *,
+        repeat: int,
+        batch_size: int,
+        channels: int,
+        seed: int,
+    ) -> None:
+        self._views, self._sets, self._seed = views, sets, seed
+        self._recipes = (original,) + (perturbed,) * repeat
+        self._batch_size, self._channels = batch_size, channels
+
+    def __len__(self) -> int:
+        return sum(self._steps(head) for head in range(len(self._sets)))
+
+    def _steps(self, head: int) -> int:
+        return -(-len(self._sets[head]) // self._batch_size)
+
+    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
+        plan = [(head, step) for head in range(len(self._sets)) for step in range(self._steps(head))][start:]
+        views = self._views.stream(self._requests(index, plan))
+        for (head, _), (original, *perturbed) in zip(plan, views, strict=True):
+            yield Batch(head, original, torch.cat(perturbed))
+
+    def _requests(self, epoch: int, plan: Sequence[tuple[int, int]]) -> Iterator[Request]:
+        orders: dict[int, NDArray[np.int64]] = {}
+        for head, step in plan:
+            if head not in orders:
+                orders = {head: np.random.default_rng((self._seed, epoch, head)).permutation(self._sets[head])}
+            chosen = orders[head][step * self._batch_size : (step + 1) * self._batch_size]
+            # Each head visits the pictures anew, so each has draws of its own.
+            yield Request(torch.from_numpy(chosen), self._recipes, epoch * len(self._sets) + head)
+
+    def blank(self, device: str) -> Batch:
+        size, n = self._recipes[0].size, min(self._batch_size, len(self._sets[-1]))
+        shape = (self._channels, size, size)
+        copies = n * (len(self._recipes) - 1)
+        return Batch(
+            len(self._sets) - 1, torch.empty(n, *shape, device=device), torch.empty(copies, *shape, device=device)
+        )
+
+    def describe(self) -> list[str]:
+        repeat = len(self._recipes) - 1
+        return [
+            f"head {head}: {len(chosen):,} pictures, {self._steps(head):,} steps of {self._batch_size} originals "
+            f"and {self._batch_size * repeat} perturbed"
+            for head, chosen in enumerate(self._sets)
+        ]

@@ -1,0 +1,161 @@
+"""PICA: heads on one network, trained in turn by the partition uncertainty of two views."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lib import datasets, networks, runtime
+from lib.config import Config
+from lib.errors import UserError
+from lib.method import Entry, Method, MethodSettings, Split, Task, register
+from lib.networks.sobel import Sobel
+from lib.runtime import RuntimeSettings
+from lib.settings import Section, setting
+from lib.transforms import LoaderSettings, TransformSettings, normalisation
+from lib.transforms.pil import PILViews
+from pica.data import Batch, PICASource, recipes
+from pica.losses import balance_loss, uncertainty_loss
+
+OVERCLUSTERING = 7  # times the clusters: the paper's 70 for 10
+
+
+@dataclass(frozen=True)
+class PICASettings(Section):
+    title = "method pica"
+    bound = True
+    net_heads: tuple[int, ...] | None = setting(
+        None, "sizes of the heads, the main one last; none: 7 times num_clusters, and num_clusters", low=2
+    )
+    net_sobel: bool = setting(False, "replace colour by Sobel edges")
+    data_nrepeat: int = setting(1, "perturbed copies of each picture", low=1)
+    pica_lamda: float = setting(2.0, "weight of the balance of the clusters", low=0)
+    pica_idle_heads: Literal["zeros", "none"] = setting(
+        "zeros",
+        "gradient of a head that is not being trained; zeros: the optimiser's momentum goes on moving it, "
+        "as in the authors' PyTorch; none: it rests",
+    )
+
+
+def head_sizes(net_heads: tuple[int, ...] | None, num_clusters: int | None) -> tuple[int, ...]:
+    """Reconcile the two settings that give the number of clusters.
+
+    Raises:
+        UserError: neither is given, or they contradict each other.
+    """
+    if net_heads is None:
+        if num_clusters is None:
+            raise UserError("how many clusters? Give --num-clusters K, or --net-heads with K last")
+        return (OVERCLUSTERING * num_clusters, num_clusters)
+    if num_clusters not in (None, net_heads[-1]):
+        raise UserError(f"--num-clusters {num_clusters} contradicts net_heads, whose last is {net_heads[-1]}; give one")
+    return net_heads
+
+
+class PICA(Method):
+    """Huang, Gong, Zhu, CVPR 2020.
+
+    Args:
+        network: images → (N, feature_dim).
+        heads: clusters of each head; the last is the main one, and the others over-cluster.
+        lamda: weight of the balance term.
+        idle_heads: "zeros" or "none", see `PICASettings`.
+    """
+
+    def __init__(
+        self, network: nn.Module, heads: tuple[int, ...], lamda: float = 2.0, idle_heads: str = "zeros"
+    ) -> None:
+        super().__init__()
+        self.network = network
+        feature_dim: Any = network.feature_dim
+        self.heads = nn.ModuleList(nn.Linear(feature_dim, size) for size in heads)
+        self.sizes, self.lamda, self.idle_heads = heads, lamda, idle_heads
+        self.num_clusters = heads[-1]
+        self.selection = f"{self._name(len(heads) - 1)}/loss"
+        self._trained = [False] * len(heads)
+
+    def _name(self, head: int) -> str:
+        return f"head{head}-{self.sizes[head]}"
+
+    def assign(self, images: Tensor, head: int) -> Tensor:
+        """(N, C, H, W) → (N, K) assignments by one head."""
+        logits: Tensor = self.heads[head](self.network(images))
+        return logits.softmax(dim=1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        # Apart, and in this order: each is a BatchNorm batch of its own.
+        p = self.assign(batch.original, batch.head)
+        q = self.assign(batch.perturbed, batch.head)
+        p = p.repeat(len(q) // len(p), 1)
+        uncertainty, balance = uncertainty_loss(p, q), balance_loss(p)
+        loss = uncertainty + self.lamda * balance
+        name = self._name(batch.head)
+        parts = {"loss": loss, "uncertainty": uncertainty, "balance": balance}
+        return {"loss": loss, **{f"{name}/{part}": value.detach() for part, value in parts.items()}}
+
+    def predict(self, images: Tensor) -> Tensor:
+        return self.assign(images, len(self.heads) - 1)
+
+    def after_backward(self, step: int) -> None:
+        for i, head in enumerate(self.heads):
+            idle = all(weight.grad is None for weight in head.parameters())
+            if not idle:
+                self._trained[i] = True
+            elif self._trained[i] and self.idle_heads == "zeros":
+                for weight in head.parameters():
+                    weight.grad = torch.zeros_like(weight)
+
+    def uninformative(self) -> dict[str, float]:
+        return {f"{self._name(i)}/uncertainty": math.log(size) for i, size in enumerate(self.sizes)}
+
+    def get_extra_state(self) -> dict[str, list[bool]]:
+        return {"trained_heads": list(self._trained)}
+
+    def set_extra_state(self, state: dict[str, list[bool]]) -> None:
+        self._trained = list(state["trained_heads"])
+
+
+def build_network(config: Config) -> nn.Module:
+    """The backbone, behind Sobel filters if the settings ask for them."""
+    channels = config.of(networks.NetworkSettings).net_cin
+    if not config.of(PICASettings).net_sobel:
+        return networks.build(config, channels)
+    backbone = networks.build(config, Sobel.out_channels)
+    network = nn.Sequential(Sobel(), backbone)
+    network.feature_dim = backbone.feature_dim
+    return network
+
+
+def build(config: Config) -> Task:
+    """Everything that a run needs, from its settings.
+
+    Raises:
+        UserError: from the data set, or settings that do not go together.
+    """
+    settings, data, run = config.of(PICASettings), config.of(datasets.DataSettings), config.of(RuntimeSettings)
+    transforms, channels = config.of(TransformSettings), config.of(networks.NetworkSettings).net_cin
+    heads = head_sizes(settings.net_heads, config.of(MethodSettings).num_clusters)
+    original, perturbed, test = recipes(transforms)
+    means, stds = normalisation(transforms, channels)
+    train, scored, _ = datasets.choose_splits(config)
+    if len(train) > len(heads):
+        raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
+    method = PICA(build_network(config), heads, settings.pica_lamda, settings.pica_idle_heads)
+    pictures, device, seed = datasets.open_pictures(config), runtime.device(run.gpus), run.seed or 0
+    workers = config.of(LoaderSettings).num_workers
+    views = PILViews(pictures, test, means, stds, seed=seed, workers=workers, device=device)
+    sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
+    source = PICASource(
+        views, sets, original, perturbed,
+        repeat=settings.data_nrepeat, batch_size=data.batch_size, channels=channels, seed=seed,
+    )  # fmt: skip
+    labels = pictures.labels()
+    splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
+    return Task(method.to(device), source, views, splits, pictures)
+
+
+register("pica", Entry(build, PICASettings))
