@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lib.errors import UserError
+from lib.runtime import CPU
 
 FORMAT = 1
 MAGIC = b"\nsha256:"
@@ -74,7 +75,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     if hashlib.sha256(body).digest() != digest:
         raise UserError(f"{path} is damaged: its content does not match its checksum; use another copy")
     try:
-        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(body), map_location=CPU, weights_only=True)
         found = state["format"]
     except Exception as error:  # torch names no common base for what a hostile file can raise
         raise UserError(f"{path} is no checkpoint of this program: {str(error).splitlines()[0][:200]}") from error

@@ -38,7 +38,7 @@ class Command(Section):
 
     title = "command"
     cfgs: tuple[str, ...] = setting((), "YAML files, later ones overriding earlier ones", transient=True)
-    imports: tuple[str, ...] = setting((), "modules of yours that register components")
+    imports: tuple[str, ...] | None = setting(None, "modules of yours that register components")
     evaluate: str | None = setting(None, "score this checkpoint instead of training")
     dry_run: bool = setting(False, "print what would run, and stop", transient=True)
     list: bool = setting(False, "print the registered components, and stop", transient=True)
@@ -132,7 +132,7 @@ def collect(argv: Sequence[str], sections: Sequence[Kind]) -> dict[str, Raw]:
         raw["imports"] = Raw(first.imports, FLAG)
     if "imports" in raw:
         field = _fields(Command)["imports"]
-        _import(_read(raw["imports"], "imports", field, Command))
+        _import(_read(raw["imports"], "imports", field, Command) or ())
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for name in _known(sections):
         parser.add_argument(_flag(name), **_arity(name, sections))
@@ -213,7 +213,7 @@ def help_text(config: Config) -> str:
     """Every setting of the components in use, by component, with defaults and units."""
     parser = argparse.ArgumentParser(
         prog="main.py", usage="python main.py --cfgs FILE [FILE ...] [--NAME VALUE ...]", add_help=False,
-        description="Cluster images by PICA or IMC-SwAV. Settings come from YAML files (name: value, with _) and flags.",
+        description="Cluster images by PICA. Settings come from YAML files (name: value) and flags.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
     )  # fmt: skip
     for section in config.sections:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from lib import metrics
 from lib.config import Config
@@ -39,11 +39,12 @@ class Predictions:
 
     @property
     def cluster(self) -> NDArray[np.int64]:
-        return self.probability.argmax(axis=1).astype(np.int64)
+        clusters: NDArray[np.int64] = self.probability.argmax(axis=1).astype(np.int64)
+        return clusters
 
     def rows(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the pictures at these positions are among the rows."""
-        return np.searchsorted(self.index, index)
+        return np.searchsorted(self.index, index).astype(np.int64)
 
 
 @contextmanager
@@ -59,6 +60,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def _batches(index: NDArray[np.int64], size: int) -> Iterator[Tensor]:
+    return (torch.from_numpy(index[i : i + size]) for i in range(0, len(index), size))
+
+
 def predict(task: Task, batch_size: int, tick: Callable[[], None] = lambda: None) -> Predictions:
     """Cluster probabilities of every picture of every scored split, under the test transform.
 
@@ -68,10 +73,9 @@ def predict(task: Task, batch_size: int, tick: Callable[[], None] = lambda: None
         tick: called after each batch; what it raises ends the prediction.
     """
     index = np.unique(np.concatenate([split.index for split in task.splits.values()]))
-    batches = torch.from_numpy(index).split(batch_size)
     with evaluating(task.method):
         rows = []
-        for images in task.views.plain(batches):
+        for images in task.views.plain(_batches(index, batch_size)):
             rows.append(task.method.predict(images).float().cpu())
             tick()
     return Predictions(index, torch.cat(rows).numpy())
@@ -102,8 +106,7 @@ def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
     from sklearn.cluster import KMeans
 
     index = np.unique(np.concatenate([split.index for split in task.splits.values()]))
-    batches = torch.from_numpy(index).split(batch_size)
-    pixels = torch.cat([images.flatten(1).cpu() for images in task.views.plain(batches)]).numpy()
+    pixels = torch.cat([images.flatten(1).cpu() for images in task.views.plain(_batches(index, batch_size))]).numpy()
     clusters = KMeans(task.method.num_clusters, n_init=10, random_state=seed).fit_predict(pixels)
     return {
         name: metrics.scores(split.labels, clusters[np.searchsorted(index, split.index)])

@@ -28,10 +28,10 @@ def forecast(task: Task, config: Config) -> str:
         *(("train", line) for line in source.describe()),
         *(("score", f"{name}: {len(split.index):,} pictures") for name, split in task.splits.items()),
         ("method", f"{config.of(MethodSettings).method}, {method.num_clusters} clusters"),
-        ("network", f"{config.of(NetworkSettings).network}: {trained:,} trained weights, {fixed:,} fixed ones, heads included"),
+        ("network", f"{config.of(NetworkSettings).network} with heads: {trained:,} trained weights, {fixed:,} fixed ones"),
         ("steps", f"{len(source):,} per epoch, {steps:,} in {epochs} epochs or less"),
-        ("work", f"{operations / 1e9:,.1f} GFLOP per step, {operations * steps / 1e15:,.3f} PFLOP in all (convolutions and matrix products)"),
-        ("memory", f"about {_size(state + activations)}: weights, gradients and optimizer {_size(state)}, activations {_size(activations)}"),
+        ("work", f"{operations / 1e9:,.1f} GFLOP per step, {operations * steps / 1e15:,.3f} PFLOP in all"),
+        ("memory", f"about {_size(state)} for weights, gradients and optimizer, {_size(activations)} for activations"),
         ("device", runtime.describe(runtime.device(config.of(RuntimeSettings).gpus))),
     ]  # fmt: skip
     return "\n".join(f"{name:<9}{text}" for name, text in rows)

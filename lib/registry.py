@@ -54,5 +54,3 @@ class Registry:
 
     def names(self) -> list[str]:
         return sorted(self._components)
-
-

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.errors import UserError
+from lib.errors import Interrupted, UserError
 from lib.settings import Section, setting
 
 
@@ -44,6 +44,9 @@ class RuntimeSettings(Section):
     seeds: tuple[str, ...] | None = setting(None, "one run for each of these, such as 0-4", convert=seeds)
 
 
+CPU = torch.device("cpu")
+
+
 def device(gpus: str) -> torch.device:
     """The device that `--gpus` names.
 
@@ -51,15 +54,20 @@ def device(gpus: str) -> torch.device:
         UserError: no such GPU, or several.
     """
     if not gpus:
-        return torch.device("cpu")
+        return CPU
     if not gpus.isdecimal():
         raise UserError(f"--gpus {gpus}: give the number of one GPU, such as 0, or leave it empty for the CPU")
     if not torch.cuda.is_available():
-        reason = "this PyTorch has no CUDA" if not torch.backends.cuda.is_built() else "no CUDA device was found"
+        reason = "no CUDA device was found" if torch.version.cuda else "this PyTorch is built without CUDA"
         raise UserError(f"--gpus {gpus}: {reason}; leave --gpus empty to run on the CPU")
     if int(gpus) >= torch.cuda.device_count():
         raise UserError(f"--gpus {gpus}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
     return torch.device("cuda", int(gpus))
+
+
+def copies_in_background(where: torch.device) -> bool:
+    """Whether pinned memory lets a copy to the device go on beside its work."""
+    return where.type == "cuda"
 
 
 def describe(where: torch.device) -> str:
@@ -78,14 +86,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM came, and the run has saved its state."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.status = 128 + number
 
 
 class Interrupts:

@@ -144,7 +144,7 @@ def _first(raw: Any, kinds: list[Any], flag: bool) -> Any:
 def _tuple(raw: Any, arguments: tuple[Any, ...], flag: bool) -> tuple[Any, ...]:
     if flag and isinstance(raw, list) and len(raw) == 1:
         raw = raw[0]
-    if isinstance(raw, str) and raw.strip()[:1] in ("(", "["):
+    if isinstance(raw, str) and raw.strip()[:1] + raw.strip()[-1:] in ("()", "[]"):
         raw, flag = literal(raw), False
     entries = list(raw) if isinstance(raw, list | tuple) else [raw]
     endless = len(arguments) == 2 and arguments[1] is Ellipsis

@@ -8,18 +8,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from lib import checkpoint, evaluation, optimizers, schedules
 from lib.config import Config
-from lib.errors import RunStopped, UserError
+from lib.errors import Interrupted, RunStopped, UserError
 from lib.evaluation import EvaluationSettings, Predictions, Scores
 from lib.method import Method, Task
 from lib.optimizers import OptimizerSettings
-from lib.runtime import Interrupted, Interrupts
+from lib.runtime import Interrupts
 from lib.schedules import ScheduleSettings
 from lib.session import Session
 from lib.settings import Section, setting
@@ -176,9 +175,7 @@ class Trainer:
         epoch = self.epoch if finished is None else finished
         for split, values in scores.items():
             self.session.metrics({"split": split, "epoch": epoch, "step": self.step, **values})
-            self.session.scalars(
-                {f"Evaluate/{split}/{n}": v for n, v in values.items() if v is not None}, self.step
-            )
+            self.session.scalars({f"Evaluate/{split}/{n}": v for n, v in values.items() if v is not None}, self.step)
             self.session.info(f"  {split}: {evaluation.line(values)}")
         evaluation.warn_of_collapse(self.session, scores[self._scored], self.method.num_clusters)
         self._latest = (self.step, predictions, scores)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib.errors import UserError
 from lib.method import Request, Views
 from lib.transforms import TransformSettings
 from lib.transforms.recipe import Recipe
@@ -29,19 +28,11 @@ class Batch:
 
 
 def recipes(s: TransformSettings) -> tuple[Recipe, Recipe, Recipe]:
-    """The original, the perturbed and the test view (Huang et al., 2020, section 4).
-
-    Raises:
-        UserError: the settings leave the perturbed view like the original.
-    """
+    """The original, the perturbed and the test view (Huang et al., 2020, section 4)."""
     original = Recipe(s.tfm_size, "random", s.tfm_resize)
-    crop = {"crop": "random", "resize": s.tfm_resize} if s.tfm_scale is None else {"crop": "resized"}
-    perturbed = Recipe(
-        s.tfm_size, **crop, scale=s.tfm_scale or (1.0, 1.0), ratio=s.tfm_ratio, jitter=s.tfm_colorjitter,
-        grayscale=s.tfm_random_grayscale, flip=s.tfm_random_hflip,
-    )  # fmt: skip
-    if perturbed == Recipe(s.tfm_size, "random", s.tfm_resize, scale=(1.0, 1.0), ratio=s.tfm_ratio):
-        raise UserError("PICA compares pictures with perturbed copies: give tfm_scale, tfm_colorjitter or another tfm_…")
+    perturbed = replace(original, jitter=s.tfm_colorjitter, grayscale=s.tfm_random_grayscale, flip=s.tfm_random_hflip)
+    if s.tfm_scale is not None:
+        perturbed = replace(perturbed, crop="resized", scale=s.tfm_scale, ratio=s.tfm_ratio)
     return original, perturbed, Recipe(s.tfm_size, "center", s.tfm_resize)
 
 

@@ -102,8 +102,8 @@ def _labelled(folder: Path) -> Found:
 
 
 def _pictures(entries: Any) -> tuple[Path, ...]:
-    endings = _endings()
-    return tuple(sorted(e for e in entries if e.suffix.lower() in endings and not e.name.startswith(".") and e.is_file()))
+    named = (entry for entry in entries if entry.suffix.lower() in _endings() and not entry.name.startswith("."))
+    return tuple(sorted(entry for entry in named if entry.is_file()))
 
 
 @lru_cache(maxsize=1)

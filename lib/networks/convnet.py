@@ -23,7 +23,7 @@ class ConvNet(nn.Module):
         bound = True
         net_width: int = setting(32, "channels of the first stage; the others have 2 and 4 times as many", low=1)
 
-    def __init__(self, in_channels: int, settings: Settings = Settings()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, in_channels: int, settings: Settings = Settings()) -> None:
         super().__init__()
         widths = [settings.net_width * 2**i for i in range(3)]
         self.feature_dim = widths[-1]

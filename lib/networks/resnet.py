@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from lib.networks import register
 from lib.settings import Section, setting
 
-Stem = Literal["small", "small-pool", "pica", "imagenet"]
+Stem = Literal["small", "small-pool", "small-pool-padded", "imagenet"]
 
 
 class ResNet(nn.Module):
@@ -30,13 +30,14 @@ class ResNet(nn.Module):
         title = "residual network"
         bound = True
         net_stem: Stem = setting(
-            "pica", "first layers: small (3×3), small-pool (… and 2×2 pooling), pica (… padded by 1), imagenet (7×7)"
+            "small-pool-padded",
+            "first layers: 3×3 convolution (small), 2×2 pooling (-pool), padded by 1 as PICA's (-padded); or imagenet's 7×7",
         )
         net_avgpool_size: int | None = setting(
             None, "side of the last average pooling, stride 1; none: the whole map", unit="cells", low=1
         )
 
-    def __init__(self, in_channels: int, settings: Settings = Settings()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, in_channels: int, settings: Settings = Settings()) -> None:
         super().__init__()
         self.feature_dim = 512 * self.block.expansion
         self._pool = settings.net_avgpool_size
@@ -60,7 +61,8 @@ class ResNet(nn.Module):
         if self._pool is not None:
             # One cell is left at the sizes that the kernel is meant for; more are averaged below.
             maps = F.avg_pool2d(maps, (min(self._pool, maps.shape[2]), min(self._pool, maps.shape[3])), stride=1)
-        return maps.mean(dim=(2, 3))
+        features: Tensor = maps.mean(dim=(2, 3))
+        return features
 
 
 def _stem(in_channels: int, kind: Stem) -> nn.Sequential:
@@ -71,7 +73,7 @@ def _stem(in_channels: int, kind: Stem) -> nn.Sequential:
     pools = {
         "small": [],
         "small-pool": [nn.MaxPool2d(2, ceil_mode=True)],
-        "pica": [nn.MaxPool2d(2, stride=2, padding=1)],
+        "small-pool-padded": [nn.MaxPool2d(2, stride=2, padding=1)],
         "imagenet": [nn.MaxPool2d(3, stride=2, padding=1)],
     }
     return nn.Sequential(first, nn.BatchNorm2d(64), nn.ReLU(inplace=True), *pools[kind])

@@ -80,7 +80,8 @@ def draw(recipe: Recipe, sizes: Integers, seed: int, epoch: int, picture: Intege
 
 def resized(sizes: Integers, side: int) -> Integers:
     """(N, 2) heights and widths once the shorter side has length `side`."""
-    return np.maximum(side * sizes // sizes.min(axis=1, keepdims=True), 1)
+    lengths: Integers = np.maximum(side * sizes // sizes.min(axis=1, keepdims=True), 1)
+    return lengths
 
 
 def _square(recipe: Recipe, sizes: Integers, u: Floats) -> Integers:

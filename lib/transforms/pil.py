@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from lib.datasets import Pictures
 from lib.errors import UserError
 from lib.method import Request
+from lib.runtime import copies_in_background
 from lib.transforms.draws import Draws, draw, resized
 from lib.transforms.recipe import Recipe
 
@@ -95,7 +96,7 @@ class PILViews:
             batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+            pin_memory=copies_in_background(device),
             worker_init_fn=_ignore_interrupt,
         )
 

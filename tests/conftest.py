@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main
+from lib import config
+from lib.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden"
+SHARED = ROOT.parent / "shared"
+
+
+def shared(relative: str) -> Path:
+    """A file beside the project; the test is skipped where it is missing."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"{path} is missing")
+    return path
+
+
+def resolve(*words: object) -> Config:
+    """The configuration of a command line."""
+    return config.resolve(config.collect([str(word) for word in words], main.SECTIONS), main.SECTIONS)
+
+
+DIGITS = ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/digits.yaml", "--seed", 7)
+# Small enough for seconds: 899 pictures, 2 heads of 4 steps.
+QUICK = (*DIGITS, "--train-splits", "train", "--test-splits", "test", "--num-workers", 0, "--net-width", 4,
+         "--tfm-size", 8, "--tfm-resize", 10, "--data-nrepeat", 1, "--baseline", "none", "--max-epochs", 1)  # fmt: skip
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process, sessions going to a temporary folder: (status, stdout, stderr)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        status = main.main([*map(str, words), "--session-root", str(tmp_path / "sessions")])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def picture(path: Path, size: tuple[int, int] = (12, 10), mode: str = "RGB", seed: int = 0) -> Path:
+    """Write a picture of noise; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    """Three classes of eight pictures."""
+    for label in ("ant", "bee", "cat"):
+        for i in range(8):
+            picture(tmp_path / "pictures" / label / f"{i}.png", seed=i)
+    return tmp_path / "pictures"

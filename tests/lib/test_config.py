@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import DIGITS, resolve
+
+from lib import config
+from lib.config import Command, Config
+from lib.datasets import DataSettings
+from lib.errors import UserError
+from lib.networks import NetworkSettings
+from lib.networks.convnet import ConvNet
+from lib.optimizers import Adam, OptimizerSettings
+from lib.schedules import ScheduleSettings, Step
+from lib.trainer import TrainerSettings
+from lib.transforms import TransformSettings
+from pica import PICASettings
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_text(content)
+    return path
+
+
+AUTHORS = """
+# every key of the PICA authors' files, as they write them
+session_root: ./sessions
+debug: False
+gpus: 0
+max_epochs: 200
+display_freq: 20
+batch_size: 256
+num_workers: 4
+data_nrepeat: 3
+pica_lamda: 2.0
+network: resnet34
+net_cin: 3
+net_cout: 10
+net_sobel: True
+net_heads: [70, 20]
+net_avgpool_size: 3
+dataset: cifar100
+data_root: ./data/cifar100
+transform: default
+tfm_size: 32
+tfm_resize: 40
+tfm_scale: (0.2, 1.)
+tfm_ratio: (3./4., 4./3.)
+tfm_colorjitter: (0.4, 0.4, 0.4, 0.4)
+tfm_random_grayscale: 0.2
+tfm_random_hflip: 0.5
+tfm_means: (0.5071, 0.4866, 0.4409)
+tfm_stds: (0.2009, 0.1984, 0.2023)
+optimizer: adam
+optim_weight_decay: 0
+optim_beta: (0.9, 0.999)
+optim_eps: 1e-8
+optim_amsgrad: False
+lr_policy: fixed
+base_lr: 1e-4
+log_file: True
+log_tfb: True
+"""
+
+
+def test_files_in_the_authors_spelling_load(tmp_path: Path) -> None:
+    content = AUTHORS.replace("dataset: cifar100", "dataset: image_folder")
+    found = resolve("--cfgs", write(tmp_path / "authors.yaml", content))
+    transforms = found.of(TransformSettings)
+    assert transforms.tfm_ratio == (0.75, 4 / 3) and transforms.tfm_means == (0.5071, 0.4866, 0.4409)
+    assert found.of(ScheduleSettings).base_lr == 1e-4 and found.of(Adam.Settings).optim_eps == 1e-8
+    assert found.of(OptimizerSettings).optim_weight_decay == 0.0
+    assert found.of(PICASettings).net_heads == (70, 20)
+
+
+def test_later_files_override_earlier_ones_and_flags_override_files(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.yaml", "max_epochs: 1\nbatch_size: 1\nbase_lr: 1e-1")
+    two = write(tmp_path / "two.yaml", "batch_size: 2\nbase_lr: 2e-1")
+    found = resolve("--cfgs", one, two, "--base-lr", "3e-1")
+    assert found.of(TrainerSettings).max_epochs == 1
+    assert found.of(DataSettings).batch_size == 2
+    assert found.of(ScheduleSettings).base_lr == 0.3
+
+
+def test_flags_take_both_spellings_and_no_abbreviation() -> None:
+    assert resolve("--max_epochs", 3).of(TrainerSettings).max_epochs == 3
+    assert resolve("--max-epochs=3").of(TrainerSettings).max_epochs == 3
+    with pytest.raises(UserError, match=r"unknown flag --max-epoch; did you mean '--max-epochs'"):
+        resolve("--max-epoch", 3)
+
+
+def test_flags_without_a_value() -> None:
+    found = resolve("--brief", "--optimizer", "adam", "--optim-amsgrad", "--net-sobel", "True")
+    assert found.of(Adam.Settings).optim_amsgrad and found.of(PICASettings).net_sobel
+
+
+def test_a_chosen_components_settings_join_in() -> None:
+    assert resolve("--network", "convnet", "--net-width", 8).of(ConvNet.Settings).net_width == 8
+    found = resolve("--lr-policy", "step", "--lr-decay-step", 5)
+    assert found.of(Step.Settings).lr_decay_step == 5
+
+
+def test_a_setting_of_an_idle_component_is_noted() -> None:
+    found = resolve("--network", "resnet18", "--net-width", 8)
+    assert len(found.notes) == 1 and "net_width" in found.notes[0] and "convnet" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("batch_sizes: 3", r"batch_sizes.*bad\.yaml.*did you mean 'batch_size'"),
+        ("batch_size: 2.7", r"batch_size in .*bad\.yaml: 2\.7 is not an integer"),
+        ("batch_size: 0", "below 1"),
+        ("debug: 'False'", "not true or false"),
+        ("tfm_ratio: (3/4, 4/3, 5)", "2 values are wanted"),
+        ("tfm_ratio: (__import__('os'), 1)", "not a number"),
+        ("dataset: digit", "unknown data set 'digit'.*did you mean 'digits'"),
+        ("network: [1]", "not a text"),
+        ("- a\n- b", "holds a list, not a mapping"),
+        ("just words", "holds a str, not a mapping"),
+        ("a: [1", r"line \d+ is not valid YAML"),
+        ("a: 1\na: 2", "given twice"),
+        ("1: 2", "no name of a setting"),
+        ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("a: 2001-99-99", "not valid YAML"),
+        ("net_freeze: '('", "no regular expression"),
+        ("seeds: 4-0", "neither a seed nor a range"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        resolve("--cfgs", write(tmp_path / "bad.yaml", content))
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_and_binary_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*absent\.yaml: No such file"):
+        resolve("--cfgs", tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="not a text file"):
+        resolve("--cfgs", tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("words", [("stray",), ("--max-epochs",), ("--gpus",), ("--max-epochs", "1", "2")])
+def test_mistakes_on_the_command_line_are_named(words: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="command line"):
+        resolve(*words)
+
+
+@pytest.mark.parametrize("extra", [(), ("--seeds", "0-4"), ("--lr-policy", "multistep", "--lr-schedule", "((3, .1), (5, '-'))"),
+                                   ("--net-freeze", "layers.0", r"layers\.1"), ("--train-splits", "train", "train+test")])  # fmt: skip
+def test_the_dump_resolves_to_an_equal_configuration(extra: tuple[str, ...], tmp_path: Path) -> None:
+    made = resolve(*DIGITS, *extra, "--session", "mine", "--debug")
+    again = resolve("--cfgs", write(tmp_path / "config.yaml", made.dump()))
+    assert again == made and again.dump() == made.dump() and not again.notes
+    assert isinstance(yaml.safe_load(made.dump()), dict)
+    assert again != made.replace(max_epochs=99)
+
+
+def test_the_help_shows_every_setting_of_the_chosen_components() -> None:
+    found = resolve(*DIGITS)
+    text = config.help_text(found)
+    for name in found.as_dict():
+        assert f"--{name.replace('_', '-')} " in text
+    assert "network convnet" in text and "--net-width" in text and "--net-stem" not in text
+    assert "epochs)" in text and "px)" in text  # units
+
+
+def test_the_list_shows_every_component() -> None:
+    import main
+
+    text = config.component_list(main.SECTIONS)
+    for name in ("digits", "image_folder", "convnet", "resnet34", "adam", "multistep", "pica"):
+        assert f"  {name}" in text
+
+
+STORED = {"network": "convnet", "net_width": 8, "net_heads": [14, 2], "max_epochs": 7, "method": "pica"}
+
+
+def with_checkpoint(*words: object) -> Config:
+    import main
+
+    raw = config.collect([str(word) for word in words], main.SECTIONS)
+    return config.resolve(raw, main.SECTIONS, STORED)
+
+
+def test_a_checkpoint_brings_its_own_network_and_files_yield_to_it(tmp_path: Path) -> None:
+    found = with_checkpoint("--cfgs", write(tmp_path / "f.yaml", "network: resnet34\nmax_epochs: 9\nnet_heads: [3, 4]"))
+    assert found.of(NetworkSettings).network == "convnet" and found.of(ConvNet.Settings).net_width == 8
+    assert found.of(PICASettings).net_heads == (14, 2)
+    assert found.of(TrainerSettings).max_epochs == 9  # it is not bound to this one
+    assert with_checkpoint().of(TrainerSettings).max_epochs == 7
+
+
+def test_a_flag_that_contradicts_the_checkpoint_is_refused() -> None:
+    with pytest.raises(UserError, match="--network resnet34 contradicts the checkpoint.*network convnet"):
+        with_checkpoint("--network", "resnet34")
+    with pytest.raises(UserError, match="--net-heads 14 3 contradicts"):
+        with_checkpoint("--net-heads", 14, 3)
+    assert with_checkpoint("--net-heads", 14, 2).of(PICASettings).net_heads == (14, 2)
+
+
+def test_imports_are_found_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "my_sets_0.py", "from lib import datasets\n@datasets.register('mine_0')\nclass Mine: pass\n")
+    found = resolve("--imports", "my_sets_0", "--dataset", "mine_0")
+    assert found.of(Command).imports == ("my_sets_0",)
+    write(tmp_path / "my_broken_0.py", "import lib\nnonsense\n")
+    for module, message in (("absent_0", "no module named 'absent_0'"), ("my_broken_0", r"NameError.*line 2")):
+        with pytest.raises(UserError, match=message):
+            resolve("--imports", module)
+
+
+def test_every_setting_has_a_help_text_and_one_owner() -> None:
+    import main
+
+    owners: dict[str, type] = {}
+    for section, registry, _ in config._members(main.SECTIONS):
+        for name, field in config._fields(section).items():
+            assert field.metadata["help"], name
+            if registry is None:
+                assert owners.setdefault(name, section) is section

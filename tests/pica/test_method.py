@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared
+from torch import nn
+
+from lib import checkpoint
+from lib.networks.resnet import ResNet34
+from lib.networks.sobel import Sobel
+from pica.data import Batch
+from pica.method import PICA, head_sizes
+
+from lib.errors import UserError  # isort: skip
+
+
+def our_name(key: str) -> str:
+    """The authors' name of a weight → ours."""
+    for pattern, name in (
+        (r"sobel\.0\.", "network.0.grey."),
+        (r"sobel\.1\.", "network.0.edges."),
+        (r"layer1\.", "network.1.stem."),
+        (r"heads\.(\d)\.0\.", r"heads.\1."),
+    ):
+        if re.match(pattern, key):
+            return re.sub(f"^{pattern}", name, key)
+    return re.sub(r"^layer(\d)\.", lambda found: f"network.1.stages.{int(found[1]) - 2}.", key)
+
+
+def fill(i: int, key: str, shape: list[int]) -> torch.Tensor | None:
+    """The formula by which the recorded networks were filled; None: as constructed."""
+    if key.startswith("sobel"):
+        return None
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros((), dtype=torch.int64)
+    w = np.cos(0.7 * np.arange(int(np.prod(shape))) * (1 + i % 7) + i).reshape(shape)
+    if key.endswith("running_mean"):
+        w = 0.05 * w
+    elif key.endswith("running_var"):
+        w = 1 + 0.2 * w
+    elif len(shape) == 1:
+        w = 1 + 0.1 * w if key.endswith("weight") else 0.05 * w
+    else:
+        w = w * np.sqrt(2 / np.prod(shape[1:]))
+    return torch.from_numpy(w)
+
+
+def recorded(idle_heads: str = "zeros") -> tuple[PICA, Any]:
+    golden = np.load(shared("golden/pica_resnet34_cifar.npz"), allow_pickle=False)
+    keys = json.loads(shared("golden/pica_state_dict_keys.json").read_text())["cifar"]
+    backbone = ResNet34(2, ResNet34.Settings(net_avgpool_size=int(golden["pool"])))
+    network = nn.Sequential(Sobel(), backbone)
+    network.feature_dim = backbone.feature_dim  # type: ignore[assignment]
+    method = PICA(network, tuple(golden["heads"].tolist()), float(golden["lamda"]), idle_heads).double()
+    own = method.state_dict()
+    extra = {key: value for key, value in own.items() if key.endswith("_extra_state")}
+    filled = {our_name(key): fill(i, key, shape) for i, (key, shape) in enumerate(keys)}
+    state = {name: own[name] if value is None else value for name, value in filled.items()}
+    checkpoint.load_weights(method, state | extra, "the recorded network")
+    return method, golden
+
+
+def test_network_outputs_equal_the_authors() -> None:
+    method, golden = recorded()
+    method.eval()
+    x = torch.from_numpy(golden["x"])
+    with torch.no_grad():
+        for head in range(2):
+            np.testing.assert_allclose(method.assign(x, head), golden[f"out{head}"], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("idle", "stop_after"), [("none", None), ("zeros", None), ("none", 2), ("zeros", 1), ("zeros", 3)]
+)
+def test_alternating_steps_equal_the_authors_also_across_a_stop(
+    idle: str, stop_after: int | None, tmp_path: Path
+) -> None:
+    method, golden = recorded(idle)
+    original, perturbed = torch.from_numpy(golden["originals"]), torch.from_numpy(golden["perturbed"])
+    optimizer = torch.optim.Adam(method.parameters(), lr=float(golden["lr"]))
+    losses = []
+    method.train()
+    for step, head in enumerate((0, 1, 0, 1)):
+        if step == stop_after:
+            path = tmp_path / "stopped.ckpt"
+            checkpoint.save({"method": method.state_dict(), "optimizer": optimizer.state_dict()}, path)
+            stored = checkpoint.load(path)
+            method, _ = recorded(idle)
+            method.train()
+            checkpoint.load_weights(method, stored["method"], "stopped")
+            optimizer = torch.optim.Adam(method.parameters(), lr=float(golden["lr"]))
+            optimizer.load_state_dict(stored["optimizer"])
+        loss = method(Batch(head, original, perturbed))["loss"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        method.after_backward(step)
+        optimizer.step()
+        losses.append(loss.item())
+    np.testing.assert_allclose(losses, golden[f"losses_{idle}"], rtol=1e-7)
+    method.eval()
+    with torch.no_grad():
+        for head in range(2):
+            after = method.assign(torch.from_numpy(golden["x"]), head)
+            np.testing.assert_allclose(after, golden[f"after{head}_{idle}"], rtol=1e-7)
+
+
+class Flat(nn.Module):
+    feature_dim = 4
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+
+def test_a_head_that_was_never_trained_is_left_alone() -> None:
+    method = PICA(Flat(), (4, 2), idle_heads="zeros")
+    batch = torch.randn(5, 1, 2, 2)
+    method(Batch(1, batch, batch.repeat(2, 1, 1, 1)))["loss"].backward()
+    method.after_backward(0)
+    assert all(weight.grad is None for weight in method.heads[0].parameters())
+    assert all(weight.grad is not None for weight in method.heads[1].parameters())
+
+
+def test_head_sizes() -> None:
+    assert head_sizes((70, 20), None) == (70, 20)
+    assert head_sizes((70, 20), 20) == (70, 20)
+    assert head_sizes(None, 12) == (84, 12)
+    with pytest.raises(UserError, match="contradicts"):
+        head_sizes((70, 20), 12)
+    with pytest.raises(UserError, match="how many clusters"):
+        head_sizes(None, None)

@@ -1,0 +1,71 @@
+"""Who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+LAYERS = (
+    {"errors", "registry", "settings"},
+    {"runtime", "metrics", "schedules", "checkpoint"},
+    {"config", "session", "optimizers", "networks", "datasets", "transforms", "method"},
+    {"evaluation", "report"},
+    {"trainer"},
+    {"forecast"},
+)
+FILES = sorted(path for folder in ("lib", "pica") for path in (ROOT / folder).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names = {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "lib" else set()
+            found |= names or {str(node.module)}
+    return found
+
+
+def layer(module: str) -> int:
+    part = module.split(".")[1]
+    return next(i for i, names in enumerate(LAYERS) if part in names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downwards(path: Path) -> None:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    for module in imported(path):
+        root = module.split(".")[0]
+        assert root not in ("main", "tests", "conftest")
+        if parts[0] == "lib":
+            assert root not in ("pica", "imc_swav"), f"{path} knows a method"
+            if root == "lib" and parts[1] != "__init__":
+                assert layer(module) <= layer(".".join(parts)), f"{path} imports {module}, which stands above it"
+        else:
+            assert root not in {"pica", "imc_swav"} - {parts[0]}, f"{path} knows another method"
+            if root == "lib":
+                assert module.split(".")[1] not in ("trainer", "session", "evaluation", "report", "forecast")
+
+
+def test_nothing_in_lib_names_a_method() -> None:
+    for path in FILES:
+        if path.is_relative_to(ROOT / "lib"):
+            names = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
+            assert not {name for name in names if "pica" in name.lower() or "swav" in name.lower()}, path
+
+
+def test_files_fit_one_idea() -> None:
+    for path in [*FILES, ROOT / "main.py"]:
+        assert len(path.read_text().splitlines()) <= (80 if path.name == "main.py" else 400), path
+
+
+def test_device_kinds_are_named_in_one_file() -> None:
+    for path in FILES:
+        literals = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
+        if path.name != "runtime.py":
+            assert not {"cuda", "cpu", "mps"} & {str(value) for value in literals}, path
