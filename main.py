@@ -26,7 +26,8 @@ SECTIONS = (
 def main(argv: Sequence[str]) -> None:
     """Run one command line."""
     raw = config.collect(argv, SECTIONS)
-    stored = checkpoint.load(str(raw["evaluate"].value)) if "evaluate" in raw else None
+    path = raw["evaluate"].value if "evaluate" in raw else None
+    stored = None if path is None else checkpoint.load(str(path))
     settings = config.resolve(raw, SECTIONS, stored and stored["config"])
     settings = settings.replace(seed=runtime.seed_of(settings.of(runtime.RuntimeSettings)))
     command, seeds = settings.of(Command), settings.of(runtime.RuntimeSettings).seeds

@@ -81,6 +81,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path} is no checkpoint of this program: {str(error).splitlines()[0][:200]}") from error
     if found != FORMAT:
         raise UserError(f"{path} has format {found}, and this program reads format {FORMAT}; update the program")
+    if not all(isinstance(state.get(part), dict) for part in ("config", "method")):
+        raise UserError(f"{path} is no checkpoint of this program: it has no configuration or no weights")
     return dict(state)
 
 

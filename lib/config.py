@@ -99,10 +99,10 @@ class Config:
     def dump(self) -> str:
         """YAML that resolves to an equal configuration."""
         groups = (
-            f"# {title}\n" + yaml.safe_dump({n: _plain(v) for n, v in values.items()}, sort_keys=False)
+            "\n".join([f"# {title}", *(f"{name}: {_in_yaml(value)}" for name, value in values.items())])
             for title, values in self.groups()
         )
-        return "\n".join(groups)
+        return "\n\n".join(groups) + "\n"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.as_dict() == other.as_dict()
@@ -175,7 +175,7 @@ def resolve(raw: Mapping[str, Raw], sections: Sequence[Kind], stored: Mapping[st
                 registries.append(registry)
                 chosen = getattr(registry.get(values[name]), "Settings", None)
                 if chosen is not None:
-                    queue.append(chosen)
+                    queue.insert(0, chosen)
         found[section] = section(**values)
     active = {name for section in found for name in _fields(section)}
     notes = _strangers({n: r for n, r in merged.items() if n not in active and r.origin != origin}, registries, active)
@@ -357,6 +357,11 @@ def _flag(name: str) -> str:
 
 def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _in_yaml(value: Any) -> str:
+    text: str = yaml.safe_dump(_plain(value), default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return text.removesuffix("...\n").strip()
 
 
 def _shown(value: Any) -> str:

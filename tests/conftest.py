@@ -40,7 +40,7 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tup
     """Run a command line in this process, sessions going to a temporary folder: (status, stdout, stderr)."""
 
     def run(*words: object) -> tuple[int, str, str]:
-        status = main.main([*map(str, words), "--session-root", str(tmp_path / "sessions")])
+        status = main.main(["--session-root", str(tmp_path / "sessions"), *map(str, words)])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

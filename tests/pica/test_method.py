@@ -89,7 +89,7 @@ def test_alternating_steps_equal_the_authors_also_across_a_stop(
     for step, head in enumerate((0, 1, 0, 1)):
         if step == stop_after:
             path = tmp_path / "stopped.ckpt"
-            checkpoint.save({"method": method.state_dict(), "optimizer": optimizer.state_dict()}, path)
+            checkpoint.save({"config": {}, "method": method.state_dict(), "optimizer": optimizer.state_dict()}, path)
             stored = checkpoint.load(path)
             method, _ = recorded(idle)
             method.train()

@@ -1,0 +1,61 @@
+"""The examples and commands of the documents, run as they are written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SHORTEN = ("--num-workers", "0")
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands(path: Path) -> list[str]:
+    lines = "".join(blocks(path, "sh")).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if "main.py" in line]
+
+
+def run(command: str, folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(command)
+    assert words[:2] == ["python", "main.py"]
+    return subprocess.run([sys.executable, str(ROOT / "main.py"), *words[2:], *extra], cwd=folder, text=True,
+                          capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "2"})  # fmt: skip
+
+
+def test_the_components_of_extend_md_run_as_written(tmp_path: Path) -> None:
+    path = ROOT / "docs/extend.md"
+    names = re.findall(r"^`(my_\w+\.py)`:$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    code = blocks(path, "python")
+    assert len(names) == len(code) == len(commands(path)) == 2
+    for name, text in zip(names, code, strict=True):
+        assert len(text.strip().splitlines()) <= 24
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for command in commands(path):
+        done = run(command, tmp_path, *SHORTEN)
+        assert done.returncode == 0, done.stderr
+        assert "ACC" in done.stdout
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/fidelity.md"])
+def test_every_command_of_the_documents_is_understood(document: str, tmp_path: Path) -> None:
+    from conftest import picture
+
+    for i in range(10):
+        picture(tmp_path / "pictures" / f"{i}.png", seed=i)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for command in commands(ROOT / document):
+        words = command.replace("~/pictures", str(tmp_path / "pictures"))
+        if "--evaluate" in words:
+            continue  # needs the session of another command; tests/lib/test_trainer.py evaluates one
+        done = run(words, tmp_path, "--dry-run") if "--list" not in words else run(words, tmp_path)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
