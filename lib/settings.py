@@ -116,19 +116,20 @@ def read(raw: Any, field: dataclasses.Field[Any], hint: Any, *, flag: bool = Fal
 
 
 def _typed(raw: Any, hint: Any, flag: bool) -> Any:
+    if flag and isinstance(raw, list) and len(raw) == 1:
+        raw = raw[0]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if type(None) in arguments and (raw is None or (flag and raw in ("none", "null"))):
             return None
         return _first(raw, [kind for kind in arguments if kind is not type(None)], flag)
     if origin is typing.Literal:
-        if raw not in arguments:
-            raise ValueError(f"{raw!r} is none of {', '.join(map(str, arguments))}{nearest(str(raw), arguments)}")
-        return raw
+        shown = [str(argument) for argument in arguments]
+        if str(raw) not in shown:
+            raise ValueError(f"{raw!r} is none of {', '.join(shown)}{nearest(str(raw), shown)}")
+        return arguments[shown.index(str(raw))]
     if origin is tuple:
         return _tuple(raw, arguments, flag)
-    if isinstance(raw, list) and flag and len(raw) == 1:
-        raw = raw[0]
     return _SCALARS[hint](raw, flag)
 
 
@@ -142,8 +143,6 @@ def _first(raw: Any, kinds: list[Any], flag: bool) -> Any:
 
 
 def _tuple(raw: Any, arguments: tuple[Any, ...], flag: bool) -> tuple[Any, ...]:
-    if flag and isinstance(raw, list) and len(raw) == 1:
-        raw = raw[0]
     if isinstance(raw, str) and raw.strip()[:1] + raw.strip()[-1:] in ("()", "[]"):
         raw, flag = literal(raw), False
     entries = list(raw) if isinstance(raw, list | tuple) else [raw]

@@ -47,7 +47,7 @@ def test_values_by_declared_type(raw: Any, hint: Any, value: Any) -> None:
     [
         (2.7, int), ("2.7", int), (True, int), (True, float), ("False", bool), (0, bool), ("fast", float),
         (float("inf"), float), (float("nan"), float), ("1e999", float), (None, float), ([], tuple[int, ...]),
-        ((1, 2, 3), tuple[float, float]), ("(1, [2,)", tuple[int, ...]), ("c", Literal["a", "b"]), (1.5, str),
+        ((1, 2, 3), tuple[float, float]), ("(1, [2,)", tuple[int, ...]), ("c", Literal["a", "b"]), (True, Literal[1, 3]), (1.5, str),
         ({"a": 1}, tuple[int, ...]), ("1/0", float), ("(" * 500 + ")" * 500, tuple[int, ...]), ("2**99", int),
     ],
 )  # fmt: skip
@@ -58,7 +58,7 @@ def test_other_types_are_refused(raw: Any, hint: Any) -> None:
 
 @pytest.mark.parametrize(("raw", "hint", "value"), [
     (["70", "10"], tuple[int, ...], (70, 10)), (["(70, 10)"], tuple[int, ...], (70, 10)), ("False", bool, False),
-    ("true", bool, True), ("none", int | None, None), ("5", str, "5"), (["0.2", "1"], tuple[float, float], (0.2, 1.0)),
+    ("true", bool, True), ("none", int | None, None), ("3", Literal[1, 3], 3), (["none"], tuple[int, ...] | None, None), ("5", str, "5"), (["0.2", "1"], tuple[float, float], (0.2, 1.0)),
 ])  # fmt: skip
 def test_words_of_the_command_line(raw: Any, hint: Any, value: Any) -> None:
     assert convert(raw, hint, flag=True) == value
