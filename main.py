@@ -1,24 +1,24 @@
 """Cluster images: python main.py --cfgs configs/base.yaml configs/digits.yaml (--help for more)."""
+# ruff: noqa: I001
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pica  # noqa: F401  (registers itself)
-from lib import checkpoint, config, datasets, evaluation, method, networks, optimizers, report, runtime, schedules
-
-from lib import trainer, transforms  # isort: skip
+from lib import checkpoint, config, datasets, evaluation, forecast, method, networks, optimizers
+from lib import report, runtime, schedules, session, trainer, transforms
 from lib.config import Command, Config
 from lib.errors import UserError, exit_status
-from lib.forecast import forecast
-from lib.session import Session, SessionSettings
+from lib.session import Session
 
 SECTIONS = (
     Command, method.MethodSettings, datasets.DataSettings, transforms.TransformSettings, networks.NetworkSettings,
     optimizers.OptimizerSettings, schedules.ScheduleSettings, trainer.TrainerSettings, evaluation.EvaluationSettings,
-    SessionSettings, runtime.RuntimeSettings, transforms.LoaderSettings,
+    runtime.SeedSettings, session.SessionSettings, runtime.DeviceSettings, transforms.LoaderSettings,
 )  # fmt: skip
 
 
@@ -26,17 +26,15 @@ SECTIONS = (
 def main(argv: Sequence[str]) -> None:
     """Run one command line."""
     raw = config.collect(argv, SECTIONS)
-    path = raw["evaluate"].value if "evaluate" in raw else None
-    stored = None if path is None else checkpoint.load(str(path))
+    asked = raw.get("evaluate")
+    stored = checkpoint.load(str(asked.value)) if asked and asked.value else None
     settings = config.resolve(raw, SECTIONS, stored and stored["config"])
-    settings = settings.replace(seed=runtime.seed_of(settings.of(runtime.RuntimeSettings)))
-    command, seeds = settings.of(Command), settings.of(runtime.RuntimeSettings).seeds
-    if command.help or not argv:
-        print(config.help_text(settings))
-    elif command.list:
-        print(config.component_list(SECTIONS))
+    settings = settings.replace(seed=runtime.seed_of(settings.of(runtime.SeedSettings)))
+    command, seeds = settings.of(Command), settings.of(runtime.SeedSettings).seeds
+    if command.help or command.list or not argv:
+        print(config.component_list(SECTIONS) if command.list else config.help_text(settings))
     elif command.dry_run:
-        print(forecast(build(settings), settings))
+        print(forecast.forecast(build(settings), settings))
     elif seeds is None:
         run(settings, Session(settings), stored)
     elif stored is None:
@@ -47,20 +45,23 @@ def main(argv: Sequence[str]) -> None:
 
 def build(settings: Config) -> method.Task:
     """The task that the settings describe, its weights drawn from the seed."""
-    runtime.seed_everything(runtime.seed_of(settings.of(runtime.RuntimeSettings)))
-    task: method.Task = method.get(settings.of(method.MethodSettings).method).build(settings)
-    return task
+    runtime.seed_everything(runtime.seed_of(settings.of(runtime.SeedSettings)))
+    return method.get(settings.of(method.MethodSettings).method).build(settings)  # type: ignore[no-any-return]
 
 
-def run(settings: Config, session: Session, stored: Mapping[str, Any] | None = None) -> evaluation.Scores:
+def run(settings: Config, log: Session, stored: Mapping[str, Any] | None = None) -> evaluation.Scores:
     """Train, or score the checkpoint in `stored`; returns the scores of each split."""
     task = build(settings)
-    training = trainer.Trainer(task, settings)
     if stored is not None:
         checkpoint.load_weights(task.method, stored["method"], "the checkpoint")
-    with session:
-        predictions, scores = training.run(session) if stored is None else evaluation.evaluate(task, settings)
-        report.finish(session, task, settings, predictions, scores)
+    work = (
+        trainer.Trainer(task, settings).run
+        if stored is None
+        else functools.partial(evaluation.evaluate, task, settings)
+    )
+    with log:
+        predictions, scores = work(log)
+        report.finish(log, task, settings, predictions, scores)
     task.views.close()
     return scores
 

@@ -1,8 +1,8 @@
 """Declared settings + YAML files + flags → one frozen `Config`, handed down and never reached for.
 
 Later files override earlier ones, and flags override files. A checkpoint, where one is evaluated,
-lies under the files but for what its network is bound to (`Section.bound`), where it wins over
-files and refuses flags that say otherwise.
+lies under the files; what its network is bound to (`Section.bound`) wins over files and refuses
+flags that say otherwise, and where and how it was made (`Section.local`) is not taken from it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Command(Section):
     """What to do, beside training."""
 
     title = "command"
+    local = True
     cfgs: tuple[str, ...] = setting((), "YAML files, later ones overriding earlier ones", transient=True)
     imports: tuple[str, ...] | None = setting(None, "modules of yours that register components")
     evaluate: str | None = setting(None, "score this checkpoint instead of training")
@@ -166,6 +167,8 @@ def resolve(raw: Mapping[str, Raw], sections: Sequence[Kind], stored: Mapping[st
         section = queue.pop(0)
         values = {}
         for name, field in _fields(section).items():
+            if section.local and name not in raw:
+                merged.pop(name, None)
             if stored is not None and section.bound and name in stored:
                 _check_bound(name, field, section, raw.get(name), stored[name])
                 merged[name] = Raw(stored[name], origin)

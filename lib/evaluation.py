@@ -95,10 +95,13 @@ def score(task: Task, predictions: Predictions) -> Scores:
     return found
 
 
-def evaluate(task: Task, config: Config) -> tuple[Predictions, Scores]:
-    """Predict and score, as training does at its end."""
+def evaluate(task: Task, config: Config, session: Session) -> tuple[Predictions, Scores]:
+    """Predict and score without training, and say so in the session."""
     predictions = predict(task, config.of(EvaluationSettings).eval_batch_size)
-    return predictions, score(task, predictions)
+    scores = score(task, predictions)
+    for split, values in scores.items():
+        session.info(f"{split}: {line(values)}")
+    return predictions, scores
 
 
 def kmeans(task: Task, batch_size: int, seed: int) -> Scores:

@@ -11,7 +11,7 @@ from lib.config import Config
 from lib.datasets import DataSettings
 from lib.method import MethodSettings, Task
 from lib.networks import NetworkSettings
-from lib.runtime import RuntimeSettings
+from lib.runtime import DeviceSettings
 from lib.trainer import TrainerSettings, build_optimizer
 
 
@@ -32,7 +32,7 @@ def forecast(task: Task, config: Config) -> str:
         ("steps", f"{len(source):,} per epoch, {steps:,} in {epochs} epochs or less"),
         ("work", f"{operations / 1e9:,.1f} GFLOP per step, {operations * steps / 1e15:,.3f} PFLOP in all"),
         ("memory", f"about {_size(state)} for weights, gradients and optimizer, {_size(activations)} for activations"),
-        ("device", runtime.describe(runtime.device(config.of(RuntimeSettings).gpus))),
+        ("device", runtime.describe(runtime.device(config.of(DeviceSettings).gpus))),
     ]  # fmt: skip
     return "\n".join(f"{name:<9}{text}" for name, text in rows)
 

@@ -12,7 +12,7 @@ from lib import evaluation, metrics
 from lib.config import Config
 from lib.evaluation import COLUMNS, EvaluationSettings, Predictions, Scores
 from lib.method import MethodSettings, Task
-from lib.runtime import RuntimeSettings
+from lib.runtime import SeedSettings
 from lib.session import Session
 
 
@@ -21,7 +21,7 @@ def finish(session: Session, task: Task, config: Config, predictions: Prediction
     rows = {config.of(MethodSettings).method: scores}
     settings = config.of(EvaluationSettings)
     if settings.baseline == "kmeans":
-        seed = config.of(RuntimeSettings).seed or 0
+        seed = config.of(SeedSettings).seed or 0
         rows["k-means on pixels"] = evaluation.kmeans(task, settings.eval_batch_size, seed)
     session.write_json("scores.json", _scores_file(task, predictions, rows))
     if session.path is not None:

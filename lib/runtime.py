@@ -37,9 +37,15 @@ def seeds(entries: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class RuntimeSettings(Section):
-    title = "run"
+class DeviceSettings(Section):
+    title = "device"
+    local = True
     gpus: str = setting("", "the GPU to use, such as 0; empty: the CPU")
+
+
+@dataclass(frozen=True)
+class SeedSettings(Section):
+    title = "seed"
     seed: int | None = setting(None, "of every random draw; none: drawn, and recorded", low=0, high=2**31 - 1)
     seeds: tuple[str, ...] | None = setting(None, "one run for each of these, such as 0-4", convert=seeds)
 
@@ -76,7 +82,7 @@ def describe(where: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def seed_of(settings: RuntimeSettings) -> int:
+def seed_of(settings: SeedSettings) -> int:
     """The seed as set, or a fresh one."""
     return secrets.randbelow(2**31) if settings.seed is None else settings.seed
 

@@ -39,6 +39,7 @@ from lib.settings import Section, setting
 @dataclass(frozen=True)
 class SessionSettings(Section):
     title = "session"
+    local = True
     session: str | None = setting(None, "name of the session's folder; none: the time, UTC", transient=True)
     session_root: str = setting("./sessions", "folder of all sessions")
     debug: bool = setting(False, "write no file at all", transient=True)

@@ -12,6 +12,7 @@ import operator
 import types
 import typing
 from collections.abc import Callable
+from reprlib import repr as shown
 from typing import Any, ClassVar
 
 from lib.registry import Registry, nearest
@@ -60,6 +61,7 @@ class Section:
 
     title: ClassVar[str] = ""
     bound: ClassVar[bool] = False
+    local: ClassVar[bool] = False
 
 
 def literal(text: str) -> Any:
@@ -124,10 +126,10 @@ def _typed(raw: Any, hint: Any, flag: bool) -> Any:
             return None
         return _first(raw, [kind for kind in arguments if kind is not type(None)], flag)
     if origin is typing.Literal:
-        shown = [str(argument) for argument in arguments]
-        if str(raw) not in shown:
-            raise ValueError(f"{raw!r} is none of {', '.join(shown)}{nearest(str(raw), shown)}")
-        return arguments[shown.index(str(raw))]
+        known = [str(argument) for argument in arguments]
+        if not isinstance(raw, str | int) or str(raw) not in known:
+            raise ValueError(f"{shown(raw)} is none of {', '.join(known)}{nearest(shown(raw), known)}")
+        return arguments[known.index(str(raw))]
     if origin is tuple:
         return _tuple(raw, arguments, flag)
     return _SCALARS[hint](raw, flag)
@@ -159,34 +161,34 @@ def _bool(raw: Any, flag: bool) -> bool:
     if flag and isinstance(raw, str) and raw.lower() in ("true", "false"):
         return raw.lower() == "true"
     if not isinstance(raw, bool):
-        raise ValueError(f"{raw!r} is not true or false")
+        raise ValueError(f"{shown(raw)} is not true or false")
     return raw
 
 
 def _int(raw: Any, flag: bool) -> int:
     value = literal(raw) if isinstance(raw, str) else raw
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{raw!r} is not an integer")
+        raise ValueError(f"{shown(raw)} is not an integer")
     return value
 
 
 def _float(raw: Any, flag: bool) -> float:
     value = literal(raw) if isinstance(raw, str) else raw
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{raw!r} is not a number")
+        raise ValueError(f"{shown(raw)} is not a number")
     try:
         value = float(value)
     except OverflowError:
         value = math.inf
     if not math.isfinite(value):
-        raise ValueError(f"{raw!r} is not a finite number")
+        raise ValueError(f"{shown(raw)} is not a finite number")
     return value
 
 
 def _str(raw: Any, flag: bool) -> str:
     # YAML reads `gpus: 0` as a number.
     if isinstance(raw, bool) or not isinstance(raw, str | int):
-        raise ValueError(f"{raw!r} is not a text; put it in quotes")
+        raise ValueError(f"{shown(raw)} is not a text; put it in quotes")
     return str(raw)
 
 

@@ -79,7 +79,9 @@ class Trainer:
             try:
                 while not self._finished():
                     self._train_epoch()
-                self._evaluate()
+                if self._latest is None or self._latest[0] != self.step:
+                    self._predict()
+                    self._record_scores(self.epoch)
                 self._save("latest")
             except Interrupted:
                 self._save("latest")
@@ -124,9 +126,13 @@ class Trainer:
         means = self._means.values()
         self._check(means)
         every = self.settings.eval_every
-        if every and (self.epoch + 1) % every == 0:
-            self._evaluate(finished=self.epoch + 1)
+        evaluated = every > 0 and (self.epoch + 1) % every == 0
+        # Predicting takes long and may be interrupted; what follows is short, and is not.
+        if evaluated:
+            self._predict()
         self._record_epoch(means)
+        if evaluated:
+            self._record_scores(self.epoch + 1)
         better = self._criterion(means) < self.best
         self.best = min(self.best, self._criterion(means))
         self.epoch, self.position, self._means = self.epoch + 1, 0, Means()
@@ -156,7 +162,7 @@ class Trainer:
         self.session.scalars(
             {**points, "Train/Learning_Rate": rate, "Train/Pictures_per_second": self._means.rate()}, self.step
         )
-        parts = ", ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "loss")
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in means.items() if name != "loss")
         self.session.info(
             f"epoch {self.epoch + 1}/{self.settings.max_epochs}: loss {means['loss']:.4f} ({parts}), "
             f"rate {rate:g}, {self._means.rate():,.0f} pictures/s"
@@ -165,20 +171,19 @@ class Trainer:
             if means.get(name, 0.0) >= 0.995 * nothing:
                 self.session.warn(f"{name} {means[name]:.4f} is about {nothing:.4f}, where it says nothing")
 
-    def _evaluate(self, finished: int | None = None) -> None:
-        """Score the splits, unless these very weights have been scored."""
-        if self._latest is not None and self._latest[0] == self.step:
-            return
+    def _predict(self) -> None:
         size = self.config.of(EvaluationSettings).eval_batch_size
         predictions = evaluation.predict(self.task, size, self._interrupts.check)
-        scores = evaluation.score(self.task, predictions)
-        epoch = self.epoch if finished is None else finished
+        self._latest = (self.step, predictions, evaluation.score(self.task, predictions))
+
+    def _record_scores(self, epoch: int) -> None:
+        assert self._latest is not None
+        step, _, scores = self._latest
         for split, values in scores.items():
-            self.session.metrics({"split": split, "epoch": epoch, "step": self.step, **values})
-            self.session.scalars({f"Evaluate/{split}/{n}": v for n, v in values.items() if v is not None}, self.step)
+            self.session.metrics({"split": split, "epoch": epoch, "step": step, **values})
+            self.session.scalars({f"Evaluate/{split}/{n}": v for n, v in values.items() if v is not None}, step)
             self.session.info(f"  {split}: {evaluation.line(values)}")
         evaluation.warn_of_collapse(self.session, scores[self._scored], self.method.num_clusters)
-        self._latest = (self.step, predictions, scores)
 
     def _progress(self, batches: Iterable[Any]) -> Iterator[Any]:
         bar = tqdm(

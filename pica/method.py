@@ -14,7 +14,7 @@ from lib.config import Config
 from lib.errors import UserError
 from lib.method import Entry, Method, MethodSettings, Split, Task, register
 from lib.networks.sobel import Sobel
-from lib.runtime import RuntimeSettings
+from lib.runtime import DeviceSettings, SeedSettings
 from lib.settings import Section, setting
 from lib.transforms import LoaderSettings, TransformSettings, normalisation
 from lib.transforms.pil import PILViews
@@ -136,7 +136,7 @@ def build(config: Config) -> Task:
     Raises:
         UserError: from the data set, or settings that do not go together.
     """
-    settings, data, run = config.of(PICASettings), config.of(datasets.DataSettings), config.of(RuntimeSettings)
+    settings, data = config.of(PICASettings), config.of(datasets.DataSettings)
     transforms, channels = config.of(TransformSettings), config.of(networks.NetworkSettings).net_cin
     heads = head_sizes(settings.net_heads, config.of(MethodSettings).num_clusters)
     original, perturbed, test = recipes(transforms)
@@ -145,8 +145,10 @@ def build(config: Config) -> Task:
     if len(train) > len(heads):
         raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
     method = PICA(build_network(config), heads, settings.pica_lamda, settings.pica_idle_heads)
-    pictures, device, seed = datasets.open_pictures(config), runtime.device(run.gpus), run.seed or 0
-    workers = config.of(LoaderSettings).num_workers
+    device, seed = runtime.device(config.of(DeviceSettings).gpus), config.of(SeedSettings).seed or 0
+    pictures, workers = datasets.open_pictures(config), config.of(LoaderSettings).num_workers
+    if len(pictures) < heads[-1]:
+        raise UserError(f"{len(pictures)} pictures do not make {heads[-1]} clusters; give a smaller --num-clusters")
     views = PILViews(pictures, test, means, stds, seed=seed, workers=workers, device=device)
     sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
     source = PICASource(

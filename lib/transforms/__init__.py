@@ -41,6 +41,7 @@ class TransformSettings(Section):
 @dataclass(frozen=True)
 class LoaderSettings(Section):
     title = "loading"
+    local = True
     num_workers: int = setting(4, "processes that prepare pictures; 0: the training process does", low=0)
 
 

@@ -13,7 +13,9 @@ from lib.errors import UserError
 from lib.networks import NetworkSettings
 from lib.networks.convnet import ConvNet
 from lib.optimizers import Adam, OptimizerSettings
+from lib.runtime import DeviceSettings
 from lib.schedules import ScheduleSettings, Step
+from lib.session import SessionSettings
 from lib.trainer import TrainerSettings
 from lib.transforms import TransformSettings
 from pica import PICASettings
@@ -176,7 +178,15 @@ def test_the_list_shows_every_component() -> None:
         assert f"  {name}" in text
 
 
-STORED = {"network": "convnet", "net_width": 8, "net_heads": [14, 2], "max_epochs": 7, "method": "pica"}
+STORED = {
+    "gpus": "0",
+    "session_root": "/elsewhere",
+    "network": "convnet",
+    "net_width": 8,
+    "net_heads": [14, 2],
+    "max_epochs": 7,
+    "method": "pica",
+}
 
 
 def with_checkpoint(*words: object) -> Config:
@@ -192,6 +202,13 @@ def test_a_checkpoint_brings_its_own_network_and_files_yield_to_it(tmp_path: Pat
     assert found.of(PICASettings).net_heads == (14, 2)
     assert found.of(TrainerSettings).max_epochs == 9  # it is not bound to this one
     assert with_checkpoint().of(TrainerSettings).max_epochs == 7
+
+
+def test_a_checkpoint_does_not_say_where_and_how_to_run() -> None:
+    assert (
+        with_checkpoint().of(DeviceSettings).gpus == "" and with_checkpoint("--gpus", 1).of(DeviceSettings).gpus == "1"
+    )
+    assert with_checkpoint().of(SessionSettings).session_root == "./sessions"
 
 
 def test_a_flag_that_contradicts_the_checkpoint_is_refused() -> None:

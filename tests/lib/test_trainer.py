@@ -171,7 +171,8 @@ def test_evaluation_leaves_the_model_as_it_found_it() -> None:
     made.method.network.eval()
     before = {name: value.clone() for name, value in made.method.state_dict().items() if torch.is_tensor(value)}
     with Session(made.config) as made.session:
-        made._evaluate()
+        made._predict()
+        made._record_scores(0)
     assert made.method.training and not made.method.network.training
     assert all(torch.equal(value, made.method.state_dict()[name]) for name, value in before.items())
     assert all(weight.grad is None for weight in made.method.parameters())
