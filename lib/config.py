@@ -213,7 +213,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def help_text(config: Config) -> str:
-    """Every setting of the components in use, by component, with defaults and units."""
+    """Every setting of the components in use, by component, with defaults, units and what is set here."""
     parser = argparse.ArgumentParser(
         prog="main.py", usage="python main.py --cfgs FILE [FILE ...] [--NAME VALUE ...]", add_help=False,
         description="Cluster images by PICA. Settings come from YAML files (name: value) and flags.",
@@ -223,7 +223,9 @@ def help_text(config: Config) -> str:
         group = parser.add_argument_group(section.title)
         for name, field in _fields(section).items():
             unit = f", {field.metadata['unit']}" if field.metadata["unit"] else ""
-            text = f"{field.metadata['help']} (default: {_shown(field.default)}{unit})".replace("%", "%%")
+            value = getattr(config.of(section), name)
+            here = "" if value == field.default else f"; here: {_shown(value)}"
+            text = f"{field.metadata['help']} (default: {_shown(field.default)}{here}{unit})".replace("%", "%%")
             group.add_argument(_flag(name), help=text, **_arity(name, config.sections))
     return parser.format_help()
 

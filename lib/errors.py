@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -41,6 +42,9 @@ def exit_status(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str
             return _say(f"stopped by {error}; the state is saved", error.status)
         except KeyboardInterrupt:
             return _say("stopped before there was a state to save", 128 + signal.SIGINT)
+        except BrokenPipeError:  # `main.py --help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except OSError as error:
             if error.errno not in _OUTSIDE:
                 raise

@@ -162,7 +162,7 @@ class Trainer:
         self.session.scalars(
             {**points, "Train/Learning_Rate": rate, "Train/Pictures_per_second": self._means.rate()}, self.step
         )
-        parts = ", ".join(f"{name} {value:.3f}" for name, value in means.items() if name != "loss")
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in means.items() if name.endswith("/loss"))
         self.session.info(
             f"epoch {self.epoch + 1}/{self.settings.max_epochs}: loss {means['loss']:.4f} ({parts}), "
             f"rate {rate:g}, {self._means.rate():,.0f} pictures/s"

@@ -149,7 +149,9 @@ def build(config: Config) -> Task:
     pictures, workers = datasets.open_pictures(config), config.of(LoaderSettings).num_workers
     if len(pictures) < heads[-1]:
         raise UserError(f"{len(pictures)} pictures do not make {heads[-1]} clusters; give a smaller --num-clusters")
-    views = PILViews(pictures, test, means, stds, seed=seed, workers=workers, device=device)
+    views = PILViews(
+        pictures, test, means, stds, working_size=transforms.tfm_working_size, seed=seed, workers=workers, device=device
+    )
     sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
     source = PICASource(
         views, sets, original, perturbed,

@@ -34,7 +34,7 @@ class ImageFolder:
 
     @staticmethod
     def splits(root: str) -> Splits:
-        found = _index(Path(root))
+        found = _index(Path(root).expanduser())
         sizes = {name: len(files) for name, (files, _) in found.items()}
         whole = "+".join(sizes)
         return Splits(sizes, train=(whole,), test=tuple(dict.fromkeys(["test" if "test" in sizes else whole, whole])))
@@ -42,7 +42,7 @@ class ImageFolder:
     def __init__(
         self, root: str, split: str, transform: Callable[[Any], Any] | None = None, download: bool = False
     ) -> None:
-        found = _index(Path(root))
+        found = _index(Path(root).expanduser())
         if split not in found:
             raise UserError(f"{root} has no split {split!r}: it has {', '.join(found)}")
         self._files, names = found[split]

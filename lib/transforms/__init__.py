@@ -14,6 +14,9 @@ class TransformSettings(Section):
     title = "transforms"
     bound = True
     transform: Literal["default"] = setting("default", "the family of transforms")
+    tfm_working_size: int | None = setting(
+        None, "shorter side to which every picture is brought before anything else; none: as it is", unit="px", low=4
+    )
     tfm_size: int = setting(224, "side of the picture that the network sees", unit="px", low=4)
     tfm_resize: int = setting(256, "shorter side before an unscaled crop", unit="px", low=4)
     tfm_scale: tuple[float, float] | None = setting(

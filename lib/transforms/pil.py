@@ -46,8 +46,7 @@ def view(image: Image.Image, recipe: Recipe, draws: Draws, n: int) -> Image.Imag
     """The view of picture number n of the draws: 8-bit, `recipe.size` wide and high."""
     top, left, height, width = draws.box[n].tolist()
     if recipe.crop != "resized":
-        high, wide = resized(np.array([[image.height, image.width]]), recipe.resize)[0].tolist()
-        image = image.resize((wide, high), Image.Resampling.BILINEAR)
+        image = _to_side(image, recipe.resize)
     image = image.crop((left, top, left + width, top + height))
     if recipe.crop == "resized":
         # After the crop, so that nothing outside of it bleeds in.
@@ -63,6 +62,11 @@ def view(image: Image.Image, recipe: Recipe, draws: Draws, n: int) -> Image.Imag
     return image
 
 
+def _to_side(image: Image.Image, side: int) -> Image.Image:
+    height, width = resized(np.array([[image.height, image.width]]), side)[0].tolist()
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
 class PILViews:
     """`Views` of a run's pictures.
 
@@ -70,6 +74,7 @@ class PILViews:
         pictures: the pictures.
         test: the recipe of `plain`.
         means, stds: one per channel, on the scale [0, 1].
+        working_size: px, the shorter side of every picture before anything else; none: as it is.
         seed: of the draws.
         workers: loader processes; 0 prepares pictures in this process.
         device: where the views are handed over.
@@ -82,6 +87,7 @@ class PILViews:
         means: tuple[float, ...],
         stds: tuple[float, ...],
         *,
+        working_size: int | None,
         seed: int,
         workers: int,
         device: torch.device,
@@ -91,7 +97,7 @@ class PILViews:
         self._stds = torch.tensor(stds, device=device)[:, None, None]
         self._plan = _Plan()
         self._loader: DataLoader[list[Tensor] | UserError] = DataLoader(
-            _Prepare(pictures, len(means), seed),
+            _Prepare(pictures, len(means), working_size, seed),
             sampler=self._plan,
             batch_size=None,
             num_workers=workers,
@@ -129,8 +135,8 @@ class _Plan:
 
 
 class _Prepare(Dataset[list[Tensor] | UserError]):
-    def __init__(self, pictures: Pictures, channels: int, seed: int) -> None:
-        self._pictures, self._channels, self._seed = pictures, channels, seed
+    def __init__(self, pictures: Pictures, channels: int, working_size: int | None, seed: int) -> None:
+        self._pictures, self._channels, self._working_size, self._seed = pictures, channels, working_size, seed
 
     def __getitem__(self, request: Request) -> list[Tensor] | UserError:
         # An exception would come out of a loader process with that process's traceback as its text.
@@ -139,9 +145,13 @@ class _Prepare(Dataset[list[Tensor] | UserError]):
         except UserError as error:
             return error
 
+    def _load(self, position: int) -> Image.Image:
+        image = to_channels(self._pictures[position][0], self._channels)
+        return image if self._working_size is None else _to_side(image, self._working_size)
+
     def _prepare(self, request: Request) -> list[Tensor]:
         positions = request.index.numpy()
-        images = [to_channels(self._pictures[int(i)][0], self._channels) for i in positions]
+        images = [self._load(int(i)) for i in positions]
         sizes = np.array([(image.height, image.width) for image in images], dtype=np.int64)
         views = []
         for copy, recipe in enumerate(request.recipes):

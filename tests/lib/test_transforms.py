@@ -115,7 +115,7 @@ def test_views_are_the_same_whoever_prepares_them_and_in_any_batch(workers: int,
     config = resolve("--dataset", "image_folder", "--data-root", class_folders)
     pictures = datasets.open_pictures(config)
     recipe, test = Recipe(8, "resized", jitter=JITTER, flip=0.5), Recipe(8, "center", 9)
-    options: dict[str, Any] = {"seed": 5, "device": torch.device("cpu")}
+    options: dict[str, Any] = {"working_size": None, "seed": 5, "device": torch.device("cpu")}
     here = PILViews(pictures, test, (0.5,) * 3, (0.2,) * 3, workers=0, **options)
     there = PILViews(pictures, test, (0.5,) * 3, (0.2,) * 3, workers=workers, **options)
     (whole,) = here.stream([Request(torch.arange(24), (recipe, recipe), 3)])
@@ -133,11 +133,22 @@ def test_a_picture_that_breaks_later_is_named_by_a_loader_process_too(class_fold
     whole = (class_folders / "bee" / "3.png").read_bytes()
     (class_folders / "bee" / "3.png").write_bytes(whole[: len(whole) // 2])
     for workers in (0, 1):
-        views = PILViews(pictures, Recipe(8, "center", 9), (0.0,) * 3, (1.0,) * 3, seed=0, workers=workers,
-                         device=torch.device("cpu"))  # fmt: skip
+        views = make_views(pictures, workers=workers)
         with pytest.raises(UserError, match=r"bee/3\.png"):
             list(views.plain([torch.arange(24)]))
         views.close()
+
+
+def make_views(pictures: datasets.Pictures, working_size: int | None = None, workers: int = 0) -> PILViews:
+    return PILViews(pictures, Recipe(8, "center", 9), (0.0,) * 3, (1.0,) * 3, working_size=working_size, seed=0,
+                    workers=workers, device=torch.device("cpu"))  # fmt: skip
+
+
+def test_a_working_size_comes_before_everything(class_folders: Any) -> None:
+    pictures = datasets.open_pictures(resolve("--dataset", "image_folder", "--data-root", class_folders))
+    (images,) = make_views(pictures, working_size=20).plain([torch.arange(2)])
+    first = T.Compose([T.Resize(20), T.Resize(9), T.CenterCrop(8), T.ToTensor()])(pictures[0][0].convert("RGB"))
+    assert torch.equal(images[0], first)
 
 
 def test_settings_that_do_not_go_together() -> None:
@@ -159,7 +170,6 @@ def test_pictures_of_any_mode_pass_through_the_folder(tmp_path: Any) -> None:
     Image.fromarray(deep).save(tmp_path / "deep.png")
     Image.fromarray(deep.astype(np.int32)).save(tmp_path / "deep.tiff")
     pictures = datasets.open_pictures(resolve("--dataset", "image_folder", "--data-root", tmp_path))
-    views = PILViews(pictures, Recipe(8, "center", 9), (0.0,) * 3, (1.0,) * 3, seed=0, workers=0,
-                     device=torch.device("cpu"))  # fmt: skip
+    views = make_views(pictures)
     (images,) = views.plain([torch.arange(len(pictures))])
     assert images.shape == (9, 3, 8, 8) and torch.isfinite(images).all()
