@@ -91,7 +91,7 @@ def balance(clusters: IntArray, k: int) -> dict[str, float]:
 
 
 def partition_uncertainty(p: Tensor, q: Tensor) -> Tensor:
-    """The partition uncertainty index (Huang et al., 2020, eq. 5): cosines of the columns of p and q.
+    """The partition uncertainty index (Huang et al., 2020, section 3): cosines of the columns of p and q.
 
     Args:
         p, q: (N, K) assignments of the same N images in two views.

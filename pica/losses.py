@@ -18,7 +18,7 @@ from lib.metrics import partition_uncertainty
 def uncertainty_loss(p: Tensor, q: Tensor) -> Tensor:
     """Mean cross-entropy of the rows of the partition uncertainty index, row j's target being j.
 
-    The logits are the cosines themselves, without a temperature (section 3.2).
+    The logits are the cosines themselves, without a temperature (section 3).
 
     Args:
         p, q: (N, K) assignments of the same images in the original and the perturbed view.
@@ -42,7 +42,7 @@ def balance_loss(p: Tensor) -> Tensor:
 
 
 class PUILoss(nn.Module):
-    """`uncertainty_loss + lamda · balance_loss` (section 3.3).
+    """`uncertainty_loss + lamda · balance_loss` (section 3).
 
     Args:
         lamda: weight of the balance term.

@@ -31,8 +31,9 @@ def resolve(*words: object) -> Config:
 
 DIGITS = ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/digits.yaml", "--seed", 7)
 # Small enough for seconds: 899 pictures, 2 heads of 4 steps.
-QUICK = (*DIGITS, "--train-splits", "train", "--test-splits", "test", "--num-workers", 0, "--net-width", 4,
-         "--tfm-size", 8, "--tfm-resize", 10, "--data-nrepeat", 1, "--baseline", "none", "--max-epochs", 1)  # fmt: skip
+QUICK = (*DIGITS, "--train-splits", "train", "--test-splits", "test", "--num-workers", 0, "--net-heads", 70, 10,
+         "--batch-size", 256, "--net-width", 4, "--tfm-working-size", "none", "--tfm-size", 8, "--tfm-resize", 10,
+         "--baseline", "none", "--max-epochs", 1, "--eval-every", 1, "--display-freq", 20, "--base-lr", 1e-3)  # fmt: skip
 
 
 @pytest.fixture
