@@ -76,11 +76,15 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: its content does not match its checksum; use another copy")
     try:
         state = torch.load(io.BytesIO(body), map_location=CPU, weights_only=True)
-        found = state["format"]
+        found = state["format"] if isinstance(state, dict) and "format" in state else None
     except Exception as error:  # torch names no common base for what a hostile file can raise
-        raise UserError(f"{path} is no checkpoint of this program: {str(error).splitlines()[0][:200]}") from error
+        raise UserError(
+            f"{path} is no checkpoint of this program: it holds more than tensors and plain values"
+        ) from error
     if found != FORMAT:
-        raise UserError(f"{path} has format {found}, and this program reads format {FORMAT}; update the program")
+        raise UserError(
+            f"{path} has format {found}, and this program reads format {FORMAT}; use the program that wrote it"
+        )
     if not all(isinstance(state.get(part), dict) for part in ("config", "method")):
         raise UserError(f"{path} is no checkpoint of this program: it has no configuration or no weights")
     return dict(state)
@@ -103,4 +107,10 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], origin: str) -> No
         parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes))]
         text = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])}, …)" for what, names in parts if names)
         raise UserError(f"{origin} does not fit this network: {text}; check the network's settings")
-    module.load_state_dict(dict(state))
+    broken = [name for name, value in state.items() if isinstance(value, torch.Tensor) and not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{origin} has numbers that are not finite, in {broken[0]}; use an earlier checkpoint")
+    try:
+        module.load_state_dict(dict(state))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{origin} does not fit this network: {error!r}") from error

@@ -42,6 +42,11 @@ def exit_status(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str
             return _say(f"stopped by {error}; the state is saved", error.status)
         except KeyboardInterrupt:
             return _say("stopped before there was a state to save", 128 + signal.SIGINT)
+        except RuntimeError as error:
+            # torch.OutOfMemoryError on a GPU, and a plain RuntimeError on the CPU.
+            if "allocate memory" not in str(error) and "out of memory" not in str(error):
+                raise
+            return _say("error: not enough memory; take a smaller --batch-size or network (--dry-run estimates)", 2)
         except BrokenPipeError:  # `main.py --help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0

@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -93,6 +94,17 @@ class Session:
             self._board.close()
         for handler in self._log.handlers:
             handler.close()
+        if error is not None:
+            self._discard_if_empty()
+
+    def _discard_if_empty(self) -> None:
+        """Remove the folder of a run that failed before it had anything to keep."""
+        if self.path is None or any(self.path.glob("checkpoint/*")) or any(self.path.glob("runs/*")):
+            return
+        if not (self.path / "metrics.jsonl").exists():
+            shutil.rmtree(self.path)
+            if self._parent is not None:
+                self._parent._discard_if_empty()
 
     def child(self, name: str, config: Config) -> Session:
         """A run of this family, in `runs/<name>`."""
@@ -151,11 +163,16 @@ class _Console(logging.Handler):
     """Lines that leave a progress bar whole."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        try:
+            tqdm.write(self.format(record), file=stream)
+            stream.flush()
+        except BrokenPipeError:  # such as `| head`: the run goes on without its reader
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _new_folder(root: Path, name: str | None) -> Path:
-    if name is not None and (not name or name in (".", "..") or Path(name).name != name):
+    if name is not None and (name in (".", "..") or Path(name).name != name or not name.isprintable()):
         raise UserError(f"--session {name!r} is no name of a folder; --session-root says where it goes")
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     # A second run of the same second gets a number.
@@ -168,8 +185,9 @@ def _new_folder(root: Path, name: str | None) -> Path:
                 return root / candidate
             except FileExistsError:
                 continue
-    except OSError as error:
-        raise UserError(f"cannot make a session in {root}: {error.strerror}; choose another --session-root") from error
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot make a session in {root}: {problem}; choose another --session-root") from error
     raise UserError(f"the session {root / candidates[0]} exists; choose another name for --session")
 
 

@@ -79,6 +79,7 @@ class Trainer:
             try:
                 while not self._finished():
                     self._train_epoch()
+                self._check(self._means.values())
                 if self._latest is None or self._latest[0] != self.step:
                     self._predict()
                     self._record_scores(self.epoch)

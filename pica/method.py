@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -130,6 +131,21 @@ def build_network(config: Config) -> nn.Module:
     return network
 
 
+def check_single(network: nn.Module, shape: tuple[int, int, int]) -> None:
+    """See that the network can be trained on a batch of one picture, as the last of an epoch may be.
+
+    Raises:
+        UserError: BatchNorm is left with a single value per channel.
+    """
+    try:
+        copy.deepcopy(network).to("meta").train()(torch.empty(1, *shape, device="meta"))
+    except ValueError as error:
+        raise UserError(
+            f"a step with a single picture of {shape[1]} px leaves BatchNorm nothing to normalise by; "
+            "take another batch_size, or a larger tfm_size"
+        ) from error
+
+
 def build(config: Config) -> Task:
     """Everything that a run needs, from its settings.
 
@@ -153,6 +169,8 @@ def build(config: Config) -> Task:
         pictures, test, means, stds, working_size=transforms.tfm_working_size, seed=seed, workers=workers, device=device
     )
     sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
+    if any(len(chosen) % data.batch_size == 1 or data.batch_size == 1 for chosen in sets):
+        check_single(method.network, (channels, transforms.tfm_size, transforms.tfm_size))
     source = PICASource(
         views, sets, original, perturbed,
         repeat=settings.data_nrepeat, batch_size=data.batch_size, channels=channels, seed=seed,

@@ -35,7 +35,7 @@ def folder(*words: object) -> tuple[object, ...]:
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path: Path) -> object:
     yield
-    assert not (tmp_path / "sessions").exists()
+    assert not list((tmp_path / "sessions").glob("*"))
 
 
 def test_mistakes_in_settings(cli: Cli, tmp_path: Path) -> None:
@@ -58,6 +58,14 @@ def test_mistakes_in_data(cli: Cli, tmp_path: Path) -> None:
     refused(cli(*folder("--data-root", tmp_path / "empty")), "empty", "looked for")
     picture(tmp_path / "text" / "a.png").write_text("not a picture")
     refused(cli(*folder("--data-root", tmp_path / "text")), "a.png", "no image")
+    for i in range(9):
+        whole = picture(tmp_path / "nine" / f"{i}.png", seed=i)
+    nine = folder("--data-root", tmp_path / "nine", "--num-clusters", "3", "--num-workers", "0")
+    refused(cli(*nine, "--num-clusters", "10"), "9 pictures do not make 10 clusters")
+    refused(cli(*nine, "--batch-size", "8", "--tfm-size", "4"), "a single picture of 4 px", "batch_size")
+    whole.write_bytes(whole.read_bytes()[:200])  # its header is right
+    for seeds in ((), ("--seeds", "0-1")):
+        refused(cli(*nine, *seeds), "8.png", "mend or remove it")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -70,6 +78,12 @@ def test_mistakes_in_sessions(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(cli(*QUICK, "--session-root", tmp_path / "file" / "under"), "cannot make a session")
     refused(cli(*QUICK, "--session", "../outside"), "no name of a folder")
+    refused(cli(*QUICK, "--session", "a\nb"), "no name of a folder")
+    refused(cli(*QUICK, "--session-root", "a\0b"), "cannot make a session")
+
+
+def test_too_large_a_network(cli: Cli) -> None:
+    refused(cli(*QUICK, "--net-width", "1000000", "--dry-run"), "not enough memory", "--dry-run")
 
 
 def test_an_unwritable_session_root(tmp_path: Path) -> None:
@@ -106,6 +120,13 @@ def test_mistakes_in_checkpoints(cli: Cli, tmp_path: Path, capsys: pytest.Captur
     state["method"]["network.layers.0.weight"] = torch.zeros(5, 1, 3, 3)
     checkpoint.save({name: value for name, value in state.items() if name != "format"}, bad)
     refused(cli("--evaluate", bad), "does not fit this network", "network.layers.0.weight is (5, 1, 3, 3)")
+    state = checkpoint.load(path)
+    state["method"]["heads.0.bias"][0] = float("nan")
+    checkpoint.save(state, bad)
+    refused(cli("--evaluate", bad), "not finite", "heads.0.bias")
+    state["method"] = {**checkpoint.load(path)["method"], "_extra_state": {}}
+    checkpoint.save(state, bad)
+    refused(cli("--evaluate", bad), "does not fit this network")
     checkpoint.save({"weights": 1}, bad)
     refused(cli("--evaluate", bad), "bad.ckpt")
 

@@ -45,7 +45,9 @@ class TransformSettings(Section):
 class LoaderSettings(Section):
     title = "loading"
     local = True
-    num_workers: int = setting(4, "processes that prepare pictures; 0: the training process does", low=0)
+    num_workers: int = setting(
+        4, "processes that prepare pictures, at most one per core; 0: the training process does", low=0
+    )
 
 
 def normalisation(s: TransformSettings, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,6 +5,7 @@ It takes pictures of any size and mode, and sets that do not fit into memory.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterable, Iterator
 
@@ -76,7 +77,7 @@ class PILViews:
         means, stds: one per channel, on the scale [0, 1].
         working_size: px, the shorter side of every picture before anything else; none: as it is.
         seed: of the draws.
-        workers: loader processes; 0 prepares pictures in this process.
+        workers: loader processes, at most one per core; 0 prepares pictures in this process.
         device: where the views are handed over.
     """
 
@@ -100,7 +101,7 @@ class PILViews:
             _Prepare(pictures, len(means), working_size, seed),
             sampler=self._plan,
             batch_size=None,
-            num_workers=workers,
+            num_workers=min(workers, os.cpu_count() or 1),
             persistent_workers=workers > 0,
             pin_memory=copies_in_background(device),
             worker_init_fn=_ignore_interrupt,
