@@ -50,7 +50,7 @@ def test_the_components_of_extend_md_run_as_written(tmp_path: Path) -> None:
 def test_every_command_of_the_documents_is_understood(document: str, tmp_path: Path) -> None:
     from conftest import picture
 
-    for i in range(10):
+    for i in range(15):
         picture(tmp_path / "pictures" / f"{i}.png", seed=i)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for command in commands(ROOT / document):
