@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,13 +53,9 @@ def run(settings: Config, log: Session, stored: Mapping[str, Any] | None = None)
     task = build(settings)
     if stored is not None:
         checkpoint.load_weights(task.method, stored["method"], "the checkpoint")
-    work = (
-        trainer.Trainer(task, settings).run
-        if stored is None
-        else functools.partial(evaluation.evaluate, task, settings)
-    )
+    training = trainer.Trainer(task, settings) if stored is None else None
     with log:
-        predictions, scores = work(log)
+        predictions, scores = training.run(log) if training else evaluation.evaluate(task, settings)
         report.finish(log, task, settings, predictions, scores)
     task.views.close()
     return scores

@@ -192,7 +192,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: no such file, no YAML, no mapping, or a key that is no text or is given twice.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        content = _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check the path after --cfgs") from error
     except UnicodeDecodeError as error:

@@ -51,13 +51,17 @@ class Predictions:
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; each part is put back into the mode it was in."""
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    module.train(False)
     try:
         with torch.inference_mode():
             yield
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def _scored(task: Task) -> NDArray[np.int64]:
+    return np.unique(np.concatenate([split.index for split in task.splits.values()]))
 
 
 def _batches(index: NDArray[np.int64], size: int) -> Iterator[Tensor]:
@@ -72,7 +76,7 @@ def predict(task: Task, batch_size: int, tick: Callable[[], None] = lambda: None
         batch_size: pictures at a time.
         tick: called after each batch; what it raises ends the prediction.
     """
-    index = np.unique(np.concatenate([split.index for split in task.splits.values()]))
+    index = _scored(task)
     with evaluating(task.method):
         rows = []
         for images in task.views.plain(_batches(index, batch_size)):
@@ -95,20 +99,17 @@ def score(task: Task, predictions: Predictions) -> Scores:
     return found
 
 
-def evaluate(task: Task, config: Config, session: Session) -> tuple[Predictions, Scores]:
-    """Predict and score without training, and say so in the session."""
-    predictions = predict(task, config.of(EvaluationSettings).eval_batch_size)
-    scores = score(task, predictions)
-    for split, values in scores.items():
-        session.info(f"{split}: {line(values)}")
-    return predictions, scores
+def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None) -> tuple[Predictions, Scores]:
+    """`predict`, then `score`."""
+    predictions = predict(task, config.of(EvaluationSettings).eval_batch_size, tick)
+    return predictions, score(task, predictions)
 
 
 def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
     """k-means on the pixels of the same pictures under the test transform, scored in the same way."""
     from sklearn.cluster import KMeans
 
-    index = np.unique(np.concatenate([split.index for split in task.splits.values()]))
+    index = _scored(task)
     pixels = torch.cat([images.flatten(1).cpu() for images in task.views.plain(_batches(index, batch_size))]).numpy()
     clusters = KMeans(task.method.num_clusters, n_init=10, random_state=seed).fit_predict(pixels)
     return {

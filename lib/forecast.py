@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lib import runtime
 from lib.config import Config
@@ -44,12 +47,41 @@ def measure(task: Task, config: Config) -> tuple[int, int, int]:
     """
     method = copy.deepcopy(task.method).to("meta").train()
     optimizer = build_optimizer(method, config)
-    operations, activations = runtime.estimate(method, task.source.blank("meta"))
+    operations, activations = estimate(method, task.source.blank("meta"))
     optimizer.step()
     weights = [weight for weight in method.parameters()]
     held = [entry for state in optimizer.state.values() for entry in state.values() if isinstance(entry, torch.Tensor)]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     return operations, activations, sum(t.numel() * t.element_size() for t in [*weights, *gradients, *held])
+
+
+def estimate(step: nn.Module, batch: Any) -> tuple[int, int]:
+    """Operations, and bytes kept for the backward pass, of one training step.
+
+    Runs on empty tensors that have a shape and no content, so it costs neither time nor memory.
+
+    Args:
+        step: a module on the `meta` device whose forward gives {"loss": …}.
+        batch: its input, on the same device.
+
+    Returns:
+        (floating-point operations forward and backward, bytes of activations)
+    """
+    kept: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        alive.append(tensor)
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
+        loss = step(batch)["loss"]
+        weights = sum(p.numel() * p.element_size() for p in step.parameters())
+        bytes_kept = sum(kept.values()) - weights
+        loss.backward()
+    return counter.get_total_flops(), max(bytes_kept, 0)
 
 
 def _size(count: float) -> str:

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,17 +57,15 @@ class Views(Protocol):
         """End whatever prepares pictures in the background."""
 
 
-class Batch(Protocol):
-    def __len__(self) -> int:
-        """Distinct pictures."""
-
-
 class Source(Protocol):
     def __len__(self) -> int:
         """Steps per epoch."""
 
-    def epoch(self, index: int, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch from step `start` on; their order depends on (seed, index) alone."""
+    def epoch(self, index: int, start: int = 0) -> Iterator[Sized]:
+        """The batches of an epoch from step `start` on; their order depends on (seed, index) alone.
+
+        A batch's length is the number of its distinct pictures.
+        """
 
     def blank(self, device: str) -> Any:
         """A batch of full size without content, for estimates."""
@@ -83,7 +82,7 @@ class Split:
     labels: NDArray[np.int64]  # (N,) −1 where unknown
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A network with its objective. `forward` takes a batch and gives {"loss": …} and its parts."""
 
     network: nn.Module
@@ -94,9 +93,9 @@ class Method(nn.Module):
 
     num_clusters: int
 
+    @abstractmethod
     def predict(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → (N, K) cluster probabilities."""
-        raise NotImplementedError
 
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → (N, feature_dim)."""

@@ -1,4 +1,4 @@
-"""Where and how a run computes: the device and the random seeds.
+"""Where and how a run computes: the device, the random seeds, and the signals that end it.
 
 The only file that names a kind of device.
 """
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from lib.errors import Interrupted, UserError
 from lib.settings import Section, setting
@@ -117,39 +116,10 @@ class Interrupts:
         self._received = number
 
     def check(self) -> None:
-        """Raises:
-        Interrupted: a signal came since the last check.
+        """Go on, unless a signal came.
+
+        Raises:
+            Interrupted: one did.
         """
         if self._received is not None:
             raise Interrupted(self._received)
-
-
-def estimate(step: nn.Module, batch: Any) -> tuple[int, int]:
-    """Operations, and bytes kept for the backward pass, of one training step.
-
-    Runs on empty tensors that have a shape and no content, so it costs neither time nor memory.
-
-    Args:
-        step: a module on the `meta` device whose forward gives {"loss": …}.
-        batch: its input, on the same device.
-
-    Returns:
-        (floating-point operations forward and backward, bytes of activations)
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    kept: dict[int, int] = {}
-    alive = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        alive.append(tensor)
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
-        loss = step(batch)["loss"]
-        weights = sum(p.numel() * p.element_size() for p in step.parameters())
-        bytes_kept = sum(kept.values()) - weights
-        loss.backward()
-    return counter.get_total_flops(), max(bytes_kept, 0)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lib import checkpoint, evaluation, optimizers, schedules
 from lib.config import Config
 from lib.errors import Interrupted, RunStopped, UserError
-from lib.evaluation import EvaluationSettings, Predictions, Scores
+from lib.evaluation import Predictions, Scores
 from lib.method import Method, Task
 from lib.optimizers import OptimizerSettings
 from lib.runtime import Interrupts
@@ -173,9 +173,7 @@ class Trainer:
                 self.session.warn(f"{name} {means[name]:.4f} is about {nothing:.4f}, where it says nothing")
 
     def _predict(self) -> None:
-        size = self.config.of(EvaluationSettings).eval_batch_size
-        predictions = evaluation.predict(self.task, size, self._interrupts.check)
-        self._latest = (self.step, predictions, evaluation.score(self.task, predictions))
+        self._latest = (self.step, *evaluation.evaluate(self.task, self.config, self._interrupts.check))
 
     def _record_scores(self, epoch: int) -> None:
         assert self._latest is not None

@@ -54,4 +54,9 @@ class PUILoss(nn.Module):
 
     def forward(self, p: Tensor, q: Tensor) -> Tensor:
         """(N, K) and (N, K) assignments of the original and the perturbed view → the loss."""
-        return uncertainty_loss(p, q) + self.lamda * balance_loss(p)
+        return self.parts(p, q)["loss"]
+
+    def parts(self, p: Tensor, q: Tensor) -> dict[str, Tensor]:
+        """The same as `loss`, beside its two terms, `uncertainty` and `balance`."""
+        uncertainty, balance = uncertainty_loss(p, q), balance_loss(p)
+        return {"loss": uncertainty + self.lamda * balance, "uncertainty": uncertainty, "balance": balance}

@@ -20,7 +20,7 @@ from lib.settings import Section, setting
 from lib.transforms import LoaderSettings, TransformSettings, normalisation
 from lib.transforms.pil import PILViews
 from pica.data import Batch, PICASource, recipes
-from pica.losses import balance_loss, uncertainty_loss
+from pica.losses import PUILoss
 
 OVERCLUSTERING = 7  # times the clusters: the paper's 70 for 10
 
@@ -74,7 +74,8 @@ class PICA(Method):
         self.network = network
         feature_dim: Any = network.feature_dim
         self.heads = nn.ModuleList(nn.Linear(feature_dim, size) for size in heads)
-        self.sizes, self.lamda, self.idle_heads = heads, lamda, idle_heads
+        self.objective = PUILoss(lamda)
+        self.sizes, self.idle_heads = heads, idle_heads
         self.num_clusters = heads[-1]
         self.selection = f"{self._name(len(heads) - 1)}/loss"
         self._trained = [False] * len(heads)
@@ -92,11 +93,8 @@ class PICA(Method):
         p = self.assign(batch.original, batch.head)
         q = self.assign(batch.perturbed, batch.head)
         p = p.repeat(len(q) // len(p), 1)
-        uncertainty, balance = uncertainty_loss(p, q), balance_loss(p)
-        loss = uncertainty + self.lamda * balance
-        name = self._name(batch.head)
-        parts = {"loss": loss, "uncertainty": uncertainty, "balance": balance}
-        return {"loss": loss, **{f"{name}/{part}": value.detach() for part, value in parts.items()}}
+        name, parts = self._name(batch.head), self.objective.parts(p, q)
+        return {"loss": parts["loss"], **{f"{name}/{part}": value.detach() for part, value in parts.items()}}
 
     def predict(self, images: Tensor) -> Tensor:
         return self.assign(images, len(self.heads) - 1)

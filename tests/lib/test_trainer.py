@@ -13,7 +13,7 @@ from conftest import QUICK, resolve
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from lib import checkpoint, config, metrics
+from lib import checkpoint, metrics
 from lib.config import Config
 from lib.errors import RunStopped, UserError
 from lib.session import Session
@@ -220,9 +220,7 @@ def test_unlabelled_pictures_give_null(cli: Cli, tmp_path: Path) -> None:
     assert line["acc"] is None and line["largest"] >= 0.5 and "no labels" in out
 
 
-def test_a_collapse_is_warned_of(cli: Cli) -> None:
-    _, _, err = cli(*QUICK, "--max-epochs", 0)
-    assert "collapse" not in err or "largest" in err
+def test_a_collapse_is_warned_of() -> None:
     made: dict[str, Any] = {"entropy": 0.1, "largest": 0.98}
     from lib.evaluation import warn_of_collapse
 
@@ -258,4 +256,4 @@ def test_a_dry_run_counts_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     status, out, _ = cli(*QUICK, "--dry-run")
     assert status == 0 and not (tmp_path / "sessions").exists()
     assert "head 0: 899 pictures, 4 steps of 256 originals and 256 perturbed" in out
-    assert "8 per epoch" in out and "GFLOP" in out and config.FLAG not in out
+    assert "8 per epoch" in out and "GFLOP" in out
