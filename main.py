@@ -20,11 +20,14 @@ SECTIONS = (
     runtime.SeedSettings, session.SessionSettings, runtime.DeviceSettings, transforms.LoaderSettings,
 )  # fmt: skip
 
+# The PICA authors' files name no method.
+DEFAULTS = {"method": config.Raw("pica", "main.py")}
+
 
 @exit_status
 def main(argv: Sequence[str]) -> None:
     """Run one command line."""
-    raw = config.collect(argv, SECTIONS)
+    raw = DEFAULTS | config.collect(argv, SECTIONS)
     asked = raw.get("evaluate")
     stored = checkpoint.load(str(asked.value)) if asked and asked.value else None
     settings = config.resolve(raw, SECTIONS, stored and stored["config"])

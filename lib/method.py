@@ -29,7 +29,7 @@ register, get, names = _registry.register, _registry.get, _registry.names
 class MethodSettings(Section):
     title = "method"
     bound = True
-    method: str = setting("pica", "which one", component=_registry)
+    method: str = setting("", "which one", component=_registry)
     num_clusters: int | None = setting(None, "groups to find; none: as the method's own settings say", low=2)
 
 

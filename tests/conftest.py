@@ -26,7 +26,8 @@ def shared(relative: str) -> Path:
 
 def resolve(*words: object) -> Config:
     """The configuration of a command line."""
-    return config.resolve(config.collect([str(word) for word in words], main.SECTIONS), main.SECTIONS)
+    raw = main.DEFAULTS | config.collect([str(word) for word in words], main.SECTIONS)
+    return config.resolve(raw, main.SECTIONS)
 
 
 DIGITS = ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/digits.yaml", "--seed", 7)
