@@ -180,9 +180,11 @@ def resolve(raw: Mapping[str, Raw], sections: Sequence[Kind], stored: Mapping[st
                 if chosen is not None:
                     queue.insert(0, chosen)
         found[section] = section(**values)
-    active = {name for section in found for name in _fields(section)}
-    notes = _strangers({n: r for n, r in merged.items() if n not in active and r.origin != origin}, registries, active)
-    return Config(found, notes)
+    active = {name: field for section in found for name, field in _fields(section).items()}
+    strangers = {n: r for n, r in merged.items() if n not in active and r.origin != origin}
+    idle = [f"{name}: accepted, and without effect" for name, given in raw.items()
+            if given.value is not None and name in active and active[name].metadata["idle"]]  # fmt: skip
+    return Config(found, [*idle, *_strangers(strangers, registries, set(active))])
 
 
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:

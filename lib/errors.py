@@ -15,6 +15,10 @@ class UserError(Exception):
     """The user's mistake: what is wrong, where, and what to do (exit status 2)."""
 
 
+class MissingData(UserError):
+    """The data set is not there at all."""
+
+
 class RunStopped(Exception):
     """A run that stops itself, such as one whose loss is no longer finite (exit status 1)."""
 

@@ -17,6 +17,10 @@ from lib.networks import NetworkSettings
 from lib.runtime import DeviceSettings
 from lib.trainer import TrainerSettings, build_optimizer
 
+# FLOP/s outside of tensor cores, from NVIDIA's data sheets; the share is an assumption, not a measurement.
+PEAKS = {"an A100": 19.5e12, "an H100 SXM": 67e12}
+SHARE = 0.4
+
 
 def forecast(task: Task, config: Config) -> str:
     """A line for each thing that one wants to know before a run."""
@@ -26,18 +30,27 @@ def forecast(task: Task, config: Config) -> str:
     trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
     fixed = sum(weight.numel() for weight in method.parameters()) - trained
     operations, activations, state = measure(task, config)
+    expected = "expected: " if task.pictures.expected else ""
+    absent = "; not there, so its published sizes are expected" if expected else ""
+    total = operations * steps
     rows = [
-        ("data", f"{data.dataset} in {data.data_root}"),
-        *(("train", line) for line in source.describe()),
-        *(("score", f"{name}: {len(split.index):,} pictures") for name, split in task.splits.items()),
+        ("data", f"{data.dataset} in {data.data_root}{absent}"),
+        *(("train", f"{expected}{line}") for line in source.describe()),
+        *(("score", f"{expected}{name}: {len(split.index):,} pictures") for name, split in task.splits.items()),
         ("method", f"{config.of(MethodSettings).method}, {method.num_clusters} clusters"),
         ("network", f"{config.of(NetworkSettings).network} with heads: {trained:,} trained weights, {fixed:,} fixed ones"),
         ("steps", f"{len(source):,} per epoch, {steps:,} in {epochs} epochs or less"),
-        ("work", f"{operations / 1e9:,.1f} GFLOP per step, {operations * steps / 1e15:,.3f} PFLOP in all"),
+        ("work", f"{operations / 1e9:,.1f} GFLOP per step, {total / 1e15:,.3f} PFLOP in all"),
+        *(("time", f"{_duration(total / (SHARE * peak))} on {name}, at {SHARE:.0%} of its peak of {peak / 1e12:g} TFLOP/s "
+          "in float32") for name, peak in PEAKS.items()),
         ("memory", f"about {_size(state)} for weights, gradients and optimizer, {_size(activations)} for activations"),
         ("device", runtime.describe(runtime.device(config.of(DeviceSettings).gpus))),
     ]  # fmt: skip
     return "\n".join(f"{name:<9}{text}" for name, text in rows)
+
+
+def _duration(seconds: float) -> str:
+    return f"about {seconds / 3600:,.1f} hours" if seconds >= 360 else f"about {max(seconds / 60, 0.1):,.1f} minutes"
 
 
 def measure(task: Task, config: Config) -> tuple[int, int, int]:

@@ -33,6 +33,7 @@ def setting(
     component: Registry | None = None,
     convert: Callable[[Any], Any] | None = None,
     transient: bool = False,
+    idle: bool = False,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -44,10 +45,11 @@ def setting(
         component: the value names a component of this registry, whose settings join in.
         convert: a further reading of the typed value; its ValueError is the user's message.
         transient: the value belongs to one call, and is not part of what is run again.
+        idle: the value is accepted, and has no effect.
     """
     metadata = {
         "help": help, "unit": unit, "low": low, "high": high,
-        "component": component, "convert": convert, "transient": transient,
+        "component": component, "convert": convert, "transient": transient, "idle": idle,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 

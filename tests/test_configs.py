@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,38 @@ CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.nam
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_dry_run(path: Path, cli: Callable[..., tuple[int, str, str]], class_folders: Path) -> None:
-    data = ("--data-root", class_folders) if "image_folder" in path.read_text() else ()
-    status, out, err = cli("--cfgs", path.parent / "base.yaml", path, *data, "--dry-run")
+    data = class_folders if "image_folder" in path.read_text() else class_folders / "nowhere"
+    status, out, err = cli("--cfgs", path.parent / "base.yaml", path, "--data-root", data, "--dry-run")
     assert status == 0, err
     assert "pictures" in out and "per epoch" in out and "GFLOP" in out
+    if "# Cost, by --dry-run" in path.read_text():
+        stated = " ".join(line[2:] for line in path.read_text().splitlines() if line.startswith("# "))
+        steps, work = re.search(r"([\d,]+) per epoch, ([\d,]+) in", out), re.search(r"([\d,.]+) GFLOP per step", out)
+        assert steps and work
+        assert f"{steps[1]} steps per epoch, {steps[2]} in all, of {work[1]} GFLOP each" in stated
+        hours = re.findall(r"(about [\d,.]+ hours on an (?:A100|H100 SXM))", out)
+        assert len(hours) == 2 and all(one in stated for one in hours)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "score"),
+    [
+        ("cifar10", ["60,000 pictures, 235 steps of 256"] * 2, "train+test: 60,000"),
+        ("cifar100", ["60,000 pictures, 235 steps of 256"] * 2, "train+test: 60,000"),
+        ("stl10", ["113,000 pictures, 883 steps of 128", "13,000 pictures, 102 steps of 128"], "train+test: 13,000"),
+        ("imagenet10", ["13,000 pictures, 51 steps of 256"] * 2, "train: 13,000"),
+        ("imagenet_dogs", ["19,500 pictures, 77 steps of 256"] * 2, "train: 19,500"),
+        ("tiny_imagenet", ["100,000 pictures, 391 steps of 256"] * 2, "train: 100,000"),
+    ],
+)
+def test_rows_of_the_paper_have_its_sizes(
+    name: str, train: list[str], score: str, cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    files = ("--cfgs", ROOT / "configs/base.yaml", ROOT / f"configs/{name}.yaml")
+    _, out, _ = cli(*files, "--data-root", tmp_path, "--dry-run")
+    for head, line in enumerate(train):
+        assert f"expected: head {head}: {line}" in out
+    assert f"expected: {score} pictures" in out
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -31,15 +33,27 @@ def run(command: str, folder: Path, *extra: str) -> subprocess.CompletedProcess[
                           capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
 
 
+def fashion_mnist(root: Path) -> None:
+    """40 and 20 pictures of noise in the official layout, whose presence makes a download needless."""
+    raw, random = root / "FashionMNIST" / "raw", np.random.default_rng(0)
+    raw.mkdir(parents=True)
+    for name, size in (("train", 40), ("t10k", 20)):
+        images = random.integers(0, 256, (size, 28, 28), dtype=np.uint8)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, size, 28, 28) + images.tobytes())
+        labels = random.integers(0, 10, size, dtype=np.uint8)
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, size) + labels.tobytes())
+
+
 def test_the_components_of_extend_md_run_as_written(tmp_path: Path) -> None:
     path = ROOT / "docs/extend.md"
-    names = re.findall(r"^`(my_\w+\.py)`:$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    names = re.findall(r"`(my_\w+\.py)`:$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     code = blocks(path, "python")
-    assert len(names) == len(code) == len(commands(path)) == 2
+    assert len(names) == len(code) == len(commands(path)) == 3
     for name, text in zip(names, code, strict=True):
         assert len([line for line in text.splitlines() if line.strip()]) <= 20
         (tmp_path / name).write_text(text, encoding="utf-8")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    fashion_mnist(tmp_path / "data")
     for command in commands(path):
         done = run(command, tmp_path, *SHORTEN)
         assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 A data set is a class that takes `(root, split, transform=None, download=False)` and yields
 `(Pillow image, label)`, the label −1 where there is none. It may offer:
 
+- `Settings`: a settings dataclass, which is then the last argument,
 - `targets`: all labels, which spares a reading of every picture,
 - `classes`: the names of the classes,
 - `path(i)`: the file of picture i,
@@ -20,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lib.config import Config
-from lib.errors import UserError
+from lib.config import Command, Config
+from lib.errors import MissingData, UserError
 from lib.registry import Registry, nearest
+from lib.session import SessionSettings
 from lib.settings import Section, setting
 
 _registry = Registry("data set")
@@ -47,14 +49,19 @@ class DataSettings(Section):
         None, "what each head trains on, such as train+test; none: the data set's own choice"
     )
     test_splits: tuple[str, ...] | None = setting(None, "what is scored; none: the data set's own choice")
+    download: bool = setting(False, "fetch the official files of the data set into data_root", transient=True)
     batch_size: int = setting(256, "pictures per step", low=1)
 
 
 class Pictures:
-    """The pictures of every split that a run uses, in one numbering."""
+    """The pictures of every split that a run uses, in one numbering.
 
-    def __init__(self, parts: Mapping[str, Any]) -> None:
+    `expected`: they are not there; what is declared of them stands in their place.
+    """
+
+    def __init__(self, parts: Mapping[str, Any], expected: bool = False) -> None:
         self._parts = dict(parts)
+        self.expected = expected
         self._names = list(parts)
         self._ends = np.cumsum([len(part) for part in parts.values()]).tolist()
         self.classes: Sequence[str] | None = next(
@@ -123,18 +130,38 @@ def choose_splits(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], Map
 def open_pictures(config: Config) -> Pictures:
     """The pictures of all splits that the configuration uses.
 
+    For a dry run, pictures that are not there are replaced by their declared number.
+
     Raises:
         UserError: from the data set, when its files are missing or of another layout.
     """
-    settings = config.of(DataSettings)
-    train, test, _ = choose_splits(config)
+    settings, dry = config.of(DataSettings), config.of(Command).dry_run
+    train, test, sizes = choose_splits(config)
     used = dict.fromkeys(name for expression in (*train, *test) for name in parts_of(expression))
     dataset = get(settings.dataset)
-    pictures = Pictures({name: dataset(settings.data_root, name, *config.extra(dataset)) for name in used})
+    if config.of(SessionSettings).debug:
+        config = config.replace(index_cache=None)  # no file is written at all
+    download, extra = settings.download and not dry, config.extra(dataset)
+    try:
+        pictures = Pictures({name: dataset(settings.data_root, name, None, download, *extra) for name in used})
+    except MissingData:
+        if not dry or not sizes:
+            raise
+        return Pictures({name: _Expected(sizes[name]) for name in used}, expected=True)
     empty = [name for name in used if not len(pictures.index(name))]
     if empty:
         raise UserError(f"the data set {settings.dataset} in {settings.data_root}: its split {empty[0]} is empty")
     return pictures
 
 
-from lib.datasets import digits, image_folder  # noqa: E402, F401  (they register themselves)
+class _Expected:
+    """Pictures of which the number alone is known."""
+
+    def __init__(self, size: int) -> None:
+        self.targets = np.full(size, -1)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+from lib.datasets import cifar, digits, image_folder, imagenet, stl10, tiny_imagenet  # noqa: E402, F401  (they register)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from lib.datasets import Splits, register
+from lib.datasets.files import READ_ERRORS, is_picture, read
 from lib.errors import UserError
 
 LAYOUTS = (
@@ -60,12 +60,7 @@ class ImageFolder:
         return self._files[i]
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        try:
-            with Image.open(self._files[i]) as file:
-                image = ImageOps.exif_transpose(file)
-                image.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read the picture {self._files[i]}: {error}; mend or remove it") from error
+        image = read(self._files[i])
         return (self._transform(image) if self._transform else image), self.targets[i]
 
 
@@ -102,14 +97,7 @@ def _labelled(folder: Path) -> Found:
 
 
 def _pictures(entries: Any) -> tuple[Path, ...]:
-    named = (entry for entry in entries if entry.suffix.lower() in _endings() and not entry.name.startswith("."))
-    return tuple(sorted(entry for entry in named if entry.is_file()))
-
-
-@lru_cache(maxsize=1)
-def _endings() -> frozenset[str]:
-    known = Image.registered_extensions()
-    return frozenset(ending for ending, name in known.items() if name in Image.OPEN)
+    return tuple(sorted(entry for entry in entries if is_picture(entry.name) and entry.is_file()))
 
 
 def _check(files: tuple[Path, ...]) -> None:
@@ -126,5 +114,5 @@ def _problem(file: Path) -> str | None:
             return None
     except UnidentifiedImageError:
         return "its content is no image"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except READ_ERRORS as error:
         return str(error)

@@ -36,7 +36,7 @@ class NetworkSettings(Section):
     bound = True
     network: str = setting("resnet34", "which one", component=_registry)
     net_cin: Literal[1, 3] = setting(3, "channels of the pictures: 1 is grey, 3 is RGB")
-    net_cout: int | None = setting(None, "taken from the PICA authors' files, and without effect, as in their program")
+    net_cout: int | None = setting(None, "in the PICA authors' files; without effect, as in their program", idle=True)
     net_init: Literal["default", "torch1.0"] = setting(
         "default", "first weights; torch1.0: BatchNorm's weight from U(0, 1), as in the PICA authors' PyTorch"
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,13 +69,20 @@ log_tfb: True
 
 
 def test_files_in_the_authors_spelling_load(tmp_path: Path) -> None:
-    content = AUTHORS.replace("dataset: cifar100", "dataset: image_folder")
-    found = resolve("--cfgs", write(tmp_path / "authors.yaml", content))
+    found = resolve("--cfgs", write(tmp_path / "authors.yaml", AUTHORS))
+    assert found.notes == ("net_cout: accepted, and without effect",)
     transforms = found.of(TransformSettings)
     assert transforms.tfm_ratio == (0.75, 4 / 3) and transforms.tfm_means == (0.5071, 0.4866, 0.4409)
     assert found.of(ScheduleSettings).base_lr == 1e-4 and found.of(Adam.Settings).optim_eps == 1e-8
     assert found.of(OptimizerSettings).optim_weight_decay == 0.0
     assert found.of(PICASettings).net_heads == (70, 20)
+
+
+def test_files_in_the_authors_spelling_run_dry(tmp_path: Path, cli: Callable[..., tuple[int, str, str]]) -> None:
+    status, out, err = cli(
+        "--cfgs", write(tmp_path / "authors.yaml", AUTHORS), "--gpus", "", "--data-root", tmp_path, "--dry-run"
+    )
+    assert status == 0 and "60,000 pictures, 235 steps of 256 originals and 768 perturbed" in out, err
 
 
 def test_later_files_override_earlier_ones_and_flags_override_files(tmp_path: Path) -> None:

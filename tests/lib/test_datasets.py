@@ -104,7 +104,7 @@ def test_unknown_splits(words: tuple[str, ...], message: str) -> None:
 
 def test_defaults_of_a_data_set_that_declares_nothing() -> None:
     class Plain:
-        def __init__(self, root: str, split: str) -> None:
+        def __init__(self, root: str, split: str, transform: Any = None, download: bool = False) -> None:
             self.split = split
 
         def __len__(self) -> int:

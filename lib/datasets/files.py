@@ -1,0 +1,104 @@
+"""Pictures as files: which there are, and how one is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from lib.checkpoint import write_atomically
+from lib.errors import UserError
+
+READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_SETTLED = 2.0  # s; a folder changed later than that may change again within the same tick of its clock
+
+
+def read(path: Path) -> Image.Image:
+    """The picture in a file, upright.
+
+    Raises:
+        UserError: it is missing, or no picture.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            image.load()
+    except READ_ERRORS as error:
+        raise UserError(f"cannot read the picture {path}: {error}; mend or remove it") from error
+    return image
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of that name is one that Pillow may read; hidden files are not."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _endings()
+
+
+@lru_cache(maxsize=1)
+def _endings() -> frozenset[str]:
+    known = Image.registered_extensions()
+    return frozenset(ending for ending, name in known.items() if name in Image.OPEN)
+
+
+class Index:
+    """The pictures directly inside of many folders, kept on disk.
+
+    A folder is read again when its modification time differs from the kept one: a file was added,
+    removed or renamed.
+
+    Args:
+        root: the folder of the folders.
+        cache: where the list is kept, one file per root; none: nowhere.
+    """
+
+    def __init__(self, root: Path, cache: Path | None) -> None:
+        self._root = root
+        key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+        self._file = None if cache is None else cache / f"files-{key}.json"
+
+    def files(self, folders: Sequence[str]) -> list[list[str]]:
+        """For each folder, the names of its pictures, sorted.
+
+        Raises:
+            UserError: the list cannot be kept.
+        """
+        kept = self._load()
+        found = {folder: _scan(self._root / folder, kept.get(folder)) for folder in folders}
+        changed = {folder: entry for folder, entry in found.items() if entry != kept.get(folder)}
+        if changed and self._file is not None:
+            _make(self._file.parent)
+            write_atomically(self._file, json.dumps({**kept, **changed}).encode())
+        return [names for _, names in found.values()]
+
+    def _load(self) -> dict[str, tuple[int, list[str]]]:
+        try:
+            text = self._file.read_text(encoding="utf-8") if self._file is not None else "{}"
+            return {folder: (stamp, names) for folder, (stamp, names) in json.loads(text).items()}
+        except (OSError, ValueError, TypeError, AttributeError):  # absent, or no longer what was written
+            return {}
+
+
+def _scan(folder: Path, kept: tuple[int, list[str]] | None) -> tuple[int, list[str]]:
+    stamp = folder.stat().st_mtime_ns
+    if kept is not None and kept[0] == stamp:
+        return kept
+    names = sorted(_picture_names(os.scandir(folder)))
+    return (stamp if time.time() - stamp / 1e9 > _SETTLED else -1), names
+
+
+def _picture_names(entries: Iterable[os.DirEntry[str]]) -> Iterable[str]:
+    return (entry.name for entry in entries if is_picture(entry.name) and entry.is_file())
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the list of files in {folder}: {error.strerror}; choose another --index-cache, or none"
+        ) from error
