@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pica  # noqa: F401  (registers itself)
 from lib import checkpoint, config, datasets, evaluation, forecast, method, networks, optimizers
-from lib import report, runtime, schedules, session, trainer, transforms
+from lib import report, resume, runtime, schedules, session, trainer, transforms
 from lib.config import Command, Config
-from lib.errors import UserError, exit_status
+from lib.errors import exit_status
 from lib.session import Session
 
 SECTIONS = (
@@ -21,28 +20,26 @@ SECTIONS = (
 )  # fmt: skip
 
 # The PICA authors' files name no method.
-DEFAULTS = {"method": config.Raw("pica", "main.py")}
+DEFAULTS = {"method": config.Raw("pica", config.DEFAULT)}
 
 
 @exit_status
 def main(argv: Sequence[str]) -> None:
     """Run one command line."""
     raw = DEFAULTS | config.collect(argv, SECTIONS)
-    asked = raw.get("evaluate")
-    stored = checkpoint.load(str(asked.value)) if asked and asked.value else None
-    settings = config.resolve(raw, SECTIONS, stored and stored["config"])
-    settings = settings.replace(seed=runtime.seed_of(settings.of(runtime.SeedSettings)))
+    start = resume.start_of(raw, SECTIONS)
+    settings = config.resolve(raw, SECTIONS, start.stored and start.stored["config"], start.folder is not None)
+    kept = settings.of(Command).resume if settings.of(Command).restart else None
+    settings = settings.replace(seed=runtime.seed_of(settings.of(runtime.SeedSettings)), resume=kept)
     command, seeds = settings.of(Command), settings.of(runtime.SeedSettings).seeds
     if command.help or command.list or not argv:
         print(config.component_list(SECTIONS) if command.list else config.help_text(settings))
     elif command.dry_run:
         print(forecast.forecast(build(settings), settings))
     elif seeds is None:
-        run(settings, Session(settings), stored)
-    elif stored is None:
-        run_seeds(settings, seeds)
+        run(settings, Session(settings, goes_on=start.folder), start)
     else:
-        raise UserError("--seeds trains anew, and --evaluate does not; leave one out")
+        run_seeds(settings, seeds)
 
 
 def build(settings: Config) -> method.Task:
@@ -51,12 +48,14 @@ def build(settings: Config) -> method.Task:
     return method.get(settings.of(method.MethodSettings).method).build(settings)  # type: ignore[no-any-return]
 
 
-def run(settings: Config, log: Session, stored: Mapping[str, Any] | None = None) -> evaluation.Scores:
-    """Train, or score the checkpoint in `stored`; returns the scores of each split."""
+def run(settings: Config, log: Session, start: resume.Start = resume.AFRESH) -> evaluation.Scores:
+    """Train, or score a checkpoint; returns the scores of each split."""
     task = build(settings)
-    if stored is not None:
-        checkpoint.load_weights(task.method, stored["method"], "the checkpoint")
-    training = trainer.Trainer(task, settings) if stored is None else None
+    training = None if settings.of(Command).evaluate else trainer.Trainer(task, settings)
+    if start.stored is not None and training is not None and start.folder is not None:
+        training.load_state_dict(start.stored)
+    elif start.stored is not None:
+        checkpoint.load_weights(task.method, start.stored["method"], "the checkpoint")
     with log:
         predictions, scores = training.run(log) if training else evaluation.evaluate(task, settings)
         report.finish(log, task, settings, predictions, scores)

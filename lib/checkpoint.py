@@ -1,7 +1,8 @@
 """Checkpoints: written in one piece or not at all, and read without executing anything.
 
 A file is torch's zip archive followed by `MAGIC` and the SHA-256 of all before it: torch verifies no
-sum, and would load a flipped bit in a weight without a word.
+sum, and would load a flipped bit in a weight without a word. Files of other programs are read by
+formats that register here; these hold weights alone, and nothing to go on from.
 """
 
 from __future__ import annotations
@@ -12,16 +13,35 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from lib.errors import UserError
+from lib.registry import Registry
 from lib.runtime import CPU
 
 FORMAT = 1
 MAGIC = b"\nsha256:"
+
+
+class Format(Protocol):
+    """A foreign kind of file."""
+
+    def recognises(self, content: bytes) -> bool:
+        """Whether the file may be of this kind, by a glance that executes nothing."""
+
+    def read(self, content: bytes, path: str) -> dict[str, Any]:
+        """The settings that the file tells, as `config`, and the weights under our names, as `method`.
+
+        Raises:
+            UserError: the content is not of this kind, or damaged.
+        """
+
+
+_registry = Registry("checkpoint format")
+register, get, names = _registry.register, _registry.get, _registry.names
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -71,6 +91,9 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from error
     body, magic, digest = content[: -len(MAGIC) - 32], content[-len(MAGIC) - 32 : -32], content[-32:]
     if magic != MAGIC:
+        for kind in map(get, names()):
+            if kind.recognises(content):
+                return dict(kind.read(content, str(path)))
         raise UserError(f"{path} is no checkpoint of this program, or was cut short; it was not opened")
     if hashlib.sha256(body).digest() != digest:
         raise UserError(f"{path} is damaged: its content does not match its checksum; use another copy")
@@ -91,12 +114,13 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Any], origin: str) -> None:
-    """Load a state dict, strictly.
+    """Load a state dict, strictly. What a foreign file cannot hold, the `_extra_state`, may be missing.
 
     Raises:
         UserError: names or shapes differ; the message says which.
     """
     own = module.state_dict()
+    state = {**{name: value for name, value in own.items() if name.endswith("_extra_state")}, **state}
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [
         f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} here"
@@ -111,6 +135,6 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], origin: str) -> No
     if broken:
         raise UserError(f"{origin} has numbers that are not finite, in {broken[0]}; use an earlier checkpoint")
     try:
-        module.load_state_dict(dict(state))
+        module.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{origin} does not fit this network: {error!r}") from error

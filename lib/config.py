@@ -1,8 +1,9 @@
 """Declared settings + YAML files + flags → one frozen `Config`, handed down and never reached for.
 
-Later files override earlier ones, and flags override files. A checkpoint, where one is evaluated,
-lies under the files; what its network is bound to (`Section.bound`) wins over files and refuses
-flags that say otherwise, and where and how it was made (`Section.local`) is not taken from it.
+Later files override earlier ones, and flags override files. A checkpoint, where one is evaluated or
+resumed, lies under the files; what its network is bound to (`Section.bound`), and what a run that goes
+on cannot change (`setting(fixed=True)`), wins over files and refuses flags that say otherwise. Where
+and how it was made (`Section.local`) is not taken from it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import traceback
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -26,10 +26,12 @@ from lib import settings
 from lib.errors import UserError
 from lib.registry import Registry, nearest
 from lib.settings import Section, setting
+from lib.yamlfile import load_yaml
 
 S = TypeVar("S", bound=Section)
 Kind = type[Section]
 FLAG = "command line"
+DEFAULT = "the program"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Command(Section):
     cfgs: tuple[str, ...] = setting((), "YAML files, later ones overriding earlier ones", transient=True)
     imports: tuple[str, ...] | None = setting(None, "modules of yours that register components")
     evaluate: str | None = setting(None, "score this checkpoint instead of training")
+    export: str | None = setting(None, "with --evaluate: write the weights to this .safetensors file")
+    resume: str | None = setting(
+        None, "go on from this checkpoint; auto: from the newest session of these very settings, if any"
+    )
+    restart: bool = setting(False, "with --resume: take the weights alone, into a new session")
     dry_run: bool = setting(False, "print what would run, and stop", transient=True)
     list: bool = setting(False, "print the registered components, and stop", transient=True)
     help: bool = setting(False, "print the settings of the chosen components, and stop", transient=True)
@@ -77,6 +84,21 @@ class Config:
         """The settings that a component declares, as the arguments to append when it is built."""
         declared = getattr(component, "Settings", None)
         return () if declared is None else (self._sections[declared],)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that make a run what it is: all but where and how it is run."""
+        kinds = [kind for kind in self._sections if not kind.local]
+        return {
+            name: _plain(getattr(self._sections[kind], name))
+            for kind in kinds for name, field in _fields(kind).items() if not field.metadata["transient"]
+        }  # fmt: skip
+
+    def changes(self, earlier: Mapping[str, Any]) -> list[str]:
+        """What differs from the settings in a checkpoint of the same run."""
+        return [
+            f"{name}: {_shown(earlier[name])} before, {_shown(value)} now"
+            for name, value in self.identity().items() if name in earlier and earlier[name] != value
+        ]  # fmt: skip
 
     def replace(self, **values: Any) -> Config:
         """A copy with other values, given under their flat names."""
@@ -147,13 +169,19 @@ def collect(argv: Sequence[str], sections: Sequence[Kind]) -> dict[str, Raw]:
     return raw | {name: Raw(value, FLAG) for name, value in vars(flags).items()}
 
 
-def resolve(raw: Mapping[str, Raw], sections: Sequence[Kind], stored: Mapping[str, Any] | None = None) -> Config:
+def resolve(
+    raw: Mapping[str, Raw],
+    sections: Sequence[Kind],
+    stored: Mapping[str, Any] | None = None,
+    goes_on: bool = False,
+) -> Config:
     """Give every setting of the chosen components its value.
 
     Args:
         raw: what `collect` gave.
         sections: the settings that every run has; those of chosen components join them.
-        stored: the settings inside the checkpoint that is evaluated.
+        stored: the settings inside the checkpoint that is evaluated or resumed.
+        goes_on: its run goes on, with its optimiser and its place among the pictures.
 
     Raises:
         UserError: an unknown name, a value of another type, a setting of a method that is not in
@@ -163,14 +191,15 @@ def resolve(raw: Mapping[str, Raw], sections: Sequence[Kind], stored: Mapping[st
     merged = {name: Raw(value, origin) for name, value in (stored or {}).items()} | dict(raw)
     queue, found = list(sections), {}
     registries: list[Registry] = []
+    notes: list[str] = []
     while queue:
         section = queue.pop(0)
         values = {}
         for name, field in _fields(section).items():
             if section.local and name not in raw:
                 merged.pop(name, None)
-            if stored is not None and section.bound and name in stored:
-                _check_bound(name, field, section, raw.get(name), stored[name])
+            if stored is not None and name in stored and (section.bound or (goes_on and field.metadata["fixed"])):
+                notes += _check_bound(name, field, section, raw.get(name), stored[name])
                 merged[name] = Raw(stored[name], origin)
             values[name] = _read(merged[name], name, field, section) if name in merged else field.default
             registry = field.metadata["component"]
@@ -182,36 +211,9 @@ def resolve(raw: Mapping[str, Raw], sections: Sequence[Kind], stored: Mapping[st
         found[section] = section(**values)
     active = {name: field for section in found for name, field in _fields(section).items()}
     strangers = {n: r for n, r in merged.items() if n not in active and r.origin != origin}
-    idle = [f"{name}: accepted, and without effect" for name, given in raw.items()
+    notes += [f"{name}: accepted, and without effect" for name, given in raw.items()
             if given.value is not None and name in active and active[name].metadata["idle"]]  # fmt: skip
-    return Config(found, [*idle, *_strangers(strangers, registries, set(active))])
-
-
-def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        UserError: no such file, no YAML, no mapping, or a key that is no text or is given twice.
-    """
-    try:
-        content = _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path after --cfgs") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file; --cfgs takes YAML files") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{where} is not valid YAML: {problem}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a mapping of settings (name: value)")
-    for key in content:
-        if not isinstance(key, str):
-            raise UserError(f"{path} has the key {key!r}, which is no name of a setting")
-    return {key.replace("-", "_"): value for key, value in content.items()}
+    return Config(found, notes + _strangers(strangers, registries, set(active)))
 
 
 def help_text(config: Config) -> str:
@@ -249,15 +251,6 @@ def component_list(sections: Sequence[Kind]) -> str:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message} (on the command line)")
-
-
-class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = next((key for key in keys if isinstance(key, str) and keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.MarkedYAMLError(problem=f"the key {twice!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def _fields(section: Kind) -> dict[str, dataclasses.Field[Any]]:
@@ -301,15 +294,20 @@ def _read(raw: Raw, name: str, field: dataclasses.Field[Any], section: Kind) -> 
         raise UserError(f"{place}: {error} ({field.metadata['help']})") from error
 
 
-def _check_bound(name: str, field: dataclasses.Field[Any], section: Kind, given: Raw | None, stored: Any) -> None:
-    if given is None or not given.flag:
+def _check_bound(
+    name: str, field: dataclasses.Field[Any], section: Kind, given: Raw | None, stored: Any
+) -> Iterator[str]:
+    """A note where a file yields to the checkpoint; a flag does not."""
+    value = stored if given is None else _plain(_read(given, name, field, section))
+    if given is None or value == stored:
         return
-    value = _plain(_read(given, name, field, section))
-    if value != stored:
+    if given.flag:
         raise UserError(
             f"{_flag(name)} {_shown(value)} contradicts the checkpoint, which was trained with "
             f"{name} {_shown(stored)}; leave the flag out"
         )
+    if given.origin != DEFAULT:
+        yield f"{name} {_shown(value)} in {given.origin} yields to the checkpoint's {_shown(stored)}"
 
 
 def _strangers(rest: Mapping[str, Raw], registries: Sequence[Registry], active: set[str]) -> list[str]:

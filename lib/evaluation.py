@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lib import metrics
 from lib.config import Config
-from lib.method import Task
+from lib.method import Split, Task
 from lib.session import Session
 from lib.settings import Section, setting
 
@@ -42,9 +42,14 @@ class Predictions:
         clusters: NDArray[np.int64] = self.probability.argmax(axis=1).astype(np.int64)
         return clusters
 
-    def rows(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the pictures at these positions are among the rows."""
-        return np.searchsorted(self.index, index).astype(np.int64)
+    def of(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and labels of the pictures of a split that could be read."""
+        return _common(self.index, split)
+
+
+def _common(index: NDArray[np.int64], split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    kept = np.isin(split.index, index)
+    return np.searchsorted(index, split.index[kept]).astype(np.int64), split.labels[kept]
 
 
 @contextmanager
@@ -76,23 +81,23 @@ def predict(task: Task, batch_size: int, tick: Callable[[], None] = lambda: None
         batch_size: pictures at a time.
         tick: called after each batch; what it raises ends the prediction.
     """
-    index = _scored(task)
+    index, rows = [], []
     with evaluating(task.method):
-        rows = []
-        for images in task.views.plain(_batches(index, batch_size)):
-            rows.append(task.method.predict(images).float().cpu())
+        for prepared in task.views.plain(_batches(_scored(task), batch_size)):
+            index.append(prepared.index)
+            rows.append(task.method.predict(prepared.views[0]).float().cpu())
             tick()
-    return Predictions(index, torch.cat(rows).numpy())
+    return Predictions(torch.cat(index).numpy(), torch.cat(rows).numpy())
 
 
 def score(task: Task, predictions: Predictions) -> Scores:
     """For each scored split: ACC, NMI, ARI, AMI (None without labels), balance, confidence."""
     found: Scores = {}
     for name, split in task.splits.items():
-        rows = predictions.rows(split.index)
+        rows, labels = predictions.of(split)
         clusters = predictions.cluster[rows]
         found[name] = {
-            **metrics.scores(split.labels, clusters),
+            **metrics.scores(labels, clusters),
             **metrics.balance(clusters, task.method.num_clusters),
             "confidence": float(predictions.probability[rows].max(axis=1).mean()),
         }
@@ -109,13 +114,15 @@ def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
     """k-means on the pixels of the same pictures under the test transform, scored in the same way."""
     from sklearn.cluster import KMeans
 
-    index = _scored(task)
-    pixels = torch.cat([images.flatten(1).cpu() for images in task.views.plain(_batches(index, batch_size))]).numpy()
+    prepared = list(task.views.plain(_batches(_scored(task), batch_size)))
+    index = torch.cat([part.index for part in prepared]).numpy()
+    pixels = torch.cat([part.views[0].flatten(1).cpu() for part in prepared]).numpy()
     clusters = KMeans(task.method.num_clusters, n_init=10, random_state=seed).fit_predict(pixels)
-    return {
-        name: metrics.scores(split.labels, clusters[np.searchsorted(index, split.index)])
-        for name, split in task.splits.items()
-    }
+    found = {}
+    for name, split in task.splits.items():
+        rows, labels = _common(index, split)
+        found[name] = metrics.scores(labels, clusters[rows])
+    return found
 
 
 def line(scores: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,26 +46,44 @@ class Request:
     epoch: int = 0
 
 
-class Views(Protocol):
-    def stream(self, plan: Iterable[Request]) -> Iterator[list[Tensor]]:
-        """One list of (N, C, H, W) per request, one entry per recipe; prepared ahead."""
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a request."""
 
-    def plain(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """(N, C, H, W) under the test transform for each (N,) of positions; prepared ahead."""
+    index: Tensor  # (N,) those of the pictures that could be read
+    views: list[Tensor]  # (N, C, H, W) for each recipe
+
+
+class Views(Protocol):
+    skipped: dict[int, str]
+    """Positions of pictures that were left out so far, and why (`on_bad_image skip`)."""
+
+    def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
+        """The views of each request; prepared ahead.
+
+        Raises:
+            UserError: a picture cannot be read, or with `on_bad_image skip` none of a request.
+        """
+
+    def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
+        """One view, under the test transform, for each (N,) of positions; prepared ahead."""
 
     def close(self) -> None:
         """End whatever prepares pictures in the background."""
+
+
+class Batch(Protocol):
+    @property
+    def index(self) -> Tensor:
+        """(N,) positions of its pictures, on the CPU."""
 
 
 class Source(Protocol):
     def __len__(self) -> int:
         """Steps per epoch."""
 
-    def epoch(self, index: int, start: int = 0) -> Iterator[Sized]:
-        """The batches of an epoch from step `start` on; their order depends on (seed, index) alone.
-
-        A batch's length is the number of its distinct pictures.
-        """
+    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `start` on; their order depends on (seed, index) alone."""
 
     def blank(self, device: str) -> Any:
         """A batch of full size without content, for estimates."""

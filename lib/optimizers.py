@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from lib import registry
+from lib import registry, runtime
 from lib.settings import Section, setting
 
 _registry = registry.Registry("optimizer")
@@ -19,7 +19,7 @@ register, get, names = _registry.register, _registry.get, _registry.names
 @dataclass(frozen=True)
 class OptimizerSettings(Section):
     title = "optimizer"
-    optimizer: str = setting("sgd", "which one", component=_registry)
+    optimizer: str = setting("sgd", "which one", component=_registry, fixed=True)
     optim_weight_decay: float = setting(5e-4, "L2 penalty added to the gradient", low=0)
 
 
@@ -36,9 +36,11 @@ class Adam:
 
     @staticmethod
     def build(groups: Iterable[Any], lr: float, weight_decay: float, s: Adam.Settings) -> Optimizer:
+        groups = list(groups)
         return torch.optim.Adam(
-            groups, lr=lr, betas=s.optim_beta, eps=s.optim_eps, weight_decay=weight_decay, amsgrad=s.optim_amsgrad
-        )
+            groups, lr=lr, betas=s.optim_beta, eps=s.optim_eps, weight_decay=weight_decay, amsgrad=s.optim_amsgrad,
+            fused=runtime.fuses(groups),
+        )  # fmt: skip
 
 
 @register("sgd")
@@ -54,9 +56,10 @@ class SGD:
 
     @staticmethod
     def build(groups: Iterable[Any], lr: float, weight_decay: float, s: SGD.Settings) -> Optimizer:
+        groups = list(groups)
         return torch.optim.SGD(
             groups, lr=lr, momentum=s.optim_momentum, dampening=s.optim_dampening,
-            weight_decay=weight_decay, nesterov=s.optim_nesterov,
+            weight_decay=weight_decay, nesterov=s.optim_nesterov, fused=runtime.fuses(groups),
         )  # fmt: skip
 
 

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from lib import evaluation, metrics
-from lib.config import Config
+from lib import evaluation, metrics, safetensors
+from lib.config import Command, Config
 from lib.evaluation import COLUMNS, EvaluationSettings, Predictions, Scores
 from lib.method import MethodSettings, Task
 from lib.runtime import SeedSettings
 from lib.session import Session
 
+SHOWN = 20  # unreadable pictures that the console lists
+
 
 def finish(session: Session, task: Task, config: Config, predictions: Predictions, scores: Scores) -> None:
-    """Leave scores.json and predictions.npz, and show the table."""
+    """Leave scores.json, predictions.npz and what --export asks for, and show the table."""
     rows = {config.of(MethodSettings).method: scores}
     settings = config.of(EvaluationSettings)
     if settings.baseline == "kmeans":
@@ -26,16 +28,28 @@ def finish(session: Session, task: Task, config: Config, predictions: Prediction
     session.write_json("scores.json", _scores_file(task, predictions, rows))
     if session.path is not None:
         np.savez_compressed(session.path / "predictions.npz", **_predictions_file(task, predictions))
+    if task.views.skipped:
+        _tell_of_skipped(session, task)
+    if config.of(Command).export is not None:
+        safetensors.export(str(config.of(Command).export), config.as_dict(), task.method.state_dict())
     session.info("\n" + table(rows))
     session.info(f"\nsession: {session.path or 'none, because of --debug'}")
 
 
-def _scores_file(task: Task, predictions: Predictions, rows: Mapping[str, Scores]) -> Scores:
-    own, *others = rows.values()
+def _tell_of_skipped(session: Session, task: Task) -> None:
+    lines = [task.views.skipped[position] for position in sorted(task.views.skipped)]
+    session.write("skipped.txt", "\n".join(lines) + "\n")
+    shown = "\n".join(f"  {line}" for line in lines[:SHOWN]) + ("\n  …" if len(lines) > SHOWN else "")
+    session.warn(f"{len(lines)} pictures could not be read and were left out (all are in skipped.txt):\n{shown}")
+
+
+def _scores_file(task: Task, predictions: Predictions, found: Mapping[str, Scores]) -> Scores:
+    own, *others = found.values()
     classes = task.pictures.classes
     content: Scores = {}
     for name, split in task.splits.items():
-        match = metrics.matching(split.labels, predictions.cluster[predictions.rows(split.index)])
+        rows, labels = predictions.of(split)
+        match = metrics.matching(labels, predictions.cluster[rows])
         named = {str(cluster): classes[label] if classes else label for cluster, label in match.items()}
         content[name] = {**own[name], "matching": named}
         for other in others:

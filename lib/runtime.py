@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import secrets
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,9 @@ class DeviceSettings(Section):
 @dataclass(frozen=True)
 class SeedSettings(Section):
     title = "seed"
-    seed: int | None = setting(None, "of every random draw; none: drawn, and recorded", low=0, high=2**31 - 1)
+    seed: int | None = setting(
+        None, "of every random draw; none: drawn, and recorded", low=0, high=2**31 - 1, fixed=True
+    )
     seeds: tuple[str, ...] | None = setting(None, "one run for each of these, such as 0-4", convert=seeds)
 
 
@@ -75,6 +78,11 @@ def copies_in_background(where: torch.device) -> bool:
     return where.type == "cuda"
 
 
+def fuses(groups: Sequence[Any]) -> bool | None:
+    """Whether an optimiser of these parameter groups does its step in one kernel, which can also skip it."""
+    return True if groups and all(weight.is_cuda for group in groups for weight in group["params"]) else None
+
+
 def describe(where: torch.device) -> str:
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
@@ -91,6 +99,27 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of the generators of Python, NumPy and torch, as tensors and plain values."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [str(kind), np.asarray(keys).tolist(), *rest],
+        "torch": torch.get_rng_state(),
+        "gpus": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the generators back into a state of `random_state`; those of GPUs that are not there are left out."""
+    random.setstate(state["python"])
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        for number, held in enumerate(state["gpus"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(held, number)
 
 
 class Interrupts:

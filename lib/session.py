@@ -2,7 +2,7 @@
 
     sessions/<timestamp>/
         config.yaml         runs it again
-        provenance.json     command, versions, revision, machine
+        provenance.jsonl    command, versions, revision, machine: a line for the start and for each time it went on
         log.txt             what the console showed, with times
         metrics.jsonl       a line per evaluation and split
         tfboard/            TensorBoard's curves
@@ -15,6 +15,7 @@ With `--debug` there is no folder, and nothing is written.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
@@ -56,15 +57,20 @@ class Session:
         config: all settings of the run.
         parent: the session of a family of runs, such as several seeds, that this one belongs to.
         name: of the run within the family.
+        goes_on: the folder of the session that goes on, if one does.
 
     Raises:
-        UserError: on entering, if the folder exists or cannot be made.
+        UserError: on entering, if the folder exists or cannot be made, or is in use.
     """
 
-    def __init__(self, config: Config, parent: Session | None = None, name: str = "") -> None:
+    def __init__(
+        self, config: Config, parent: Session | None = None, name: str = "", goes_on: Path | None = None
+    ) -> None:
         self.path: Path | None = None
         self._config, self._settings = config, config.of(SessionSettings)
-        self._parent, self._name = parent, name
+        self._parent, self._name, self._goes_on = parent, name, goes_on
+        self._lock: int | None = None
+        self.provenance: dict[str, Any] = {}
         self._board: Any = None
         self._log = logging.Logger("run")  # not one of logging's named ones, which are global
         self.bar = sys.stderr.isatty() and not self._settings.brief
@@ -75,13 +81,16 @@ class Session:
 
     def __enter__(self) -> Session:
         if self.path is None and not self._settings.debug:
-            self.path = self._make()
+            self.path = self._goes_on or self._make()
+            self._lock = _lock(self.path)
             if self._settings.log_file:
                 file = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
                 file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
                 self._log.addHandler(file)
             self.write("config.yaml", self._config.dump())
-            self.write_json("provenance.json", provenance())
+            self.provenance = provenance()
+            with open(self.path / "provenance.jsonl", "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(self.provenance) + "\n")
             for note in self._config.notes:
                 self.warn(note)
         return self
@@ -94,6 +103,9 @@ class Session:
             self._board.close()
         for handler in self._log.handlers:
             handler.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         if error is not None:
             self._discard_if_empty()
 
@@ -146,6 +158,41 @@ class Session:
         if self.path is not None:
             with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(finite(line)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def mark(self) -> dict[str, int]:
+        """The present length of every file that grows, by its name; a checkpoint keeps it."""
+        if self.path is None:
+            return {}
+        if self._board is not None:
+            self._board.flush()
+        return {str(file.relative_to(self.path)): file.stat().st_size for file in self._growing()}
+
+    def rewind(self, mark: Mapping[str, int]) -> None:
+        """Take back what was written after `mark`, so that the run can write it again."""
+        for file in self._growing():
+            length = mark.get(str(file.relative_to(self.path or file)), 0)
+            if length:
+                os.truncate(file, min(length, file.stat().st_size))
+            else:
+                file.unlink()
+
+    def keep(self, epoch: int, count: int) -> None:
+        """Keep latest.ckpt as that of a finished epoch, and drop all but the newest `count` of these."""
+        latest = self.checkpoint("latest")
+        if latest is None or not count:
+            return
+        kept = latest.with_name(f"epoch-{epoch:05d}.ckpt")
+        kept.unlink(missing_ok=True)
+        os.link(latest, kept)
+        for older in sorted(latest.parent.glob("epoch-*.ckpt"))[:-count]:
+            older.unlink()
+
+    def _growing(self) -> list[Path]:
+        if self.path is None:
+            return []
+        return [file for file in (self.path / "metrics.jsonl", *self.path.glob("tfboard/*")) if file.is_file()]
 
     def write(self, name: str, text: str) -> None:
         if self.path is not None:
@@ -188,7 +235,18 @@ def _new_folder(root: Path, name: str | None) -> Path:
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
         raise UserError(f"cannot make a session in {root}: {problem}; choose another --session-root") from error
-    raise UserError(f"the session {root / candidates[0]} exists; choose another name for --session")
+    raise UserError(f"the session {root / candidates[0]} exists; choose another name for --session, or --resume auto")
+
+
+def _lock(path: Path) -> int:
+    """Hold the session's folder for this process; a killed one lets go of it."""
+    held = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(held)
+        raise UserError(f"the session {path} is in use by another process; wait for it, or stop it") from error
+    return held
 
 
 def finite(value: Any) -> Any:
@@ -209,7 +267,7 @@ def provenance() -> dict[str, Any]:
         "command": [Path(sys.executable).name, *sys.argv],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own
         "torchvision": torchvision.__version__,
         "numpy": numpy.__version__,
         "platform": platform.platform(),

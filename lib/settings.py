@@ -34,6 +34,7 @@ def setting(
     convert: Callable[[Any], Any] | None = None,
     transient: bool = False,
     idle: bool = False,
+    fixed: bool = False,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -46,10 +47,11 @@ def setting(
         convert: a further reading of the typed value; its ValueError is the user's message.
         transient: the value belongs to one call, and is not part of what is run again.
         idle: the value is accepted, and has no effect.
+        fixed: a run that has begun cannot go on with another value.
     """
     metadata = {
         "help": help, "unit": unit, "low": low, "high": high,
-        "component": component, "convert": convert, "transient": transient, "idle": idle,
+        "component": component, "convert": convert, "transient": transient, "idle": idle, "fixed": fixed,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 

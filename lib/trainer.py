@@ -12,10 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from lib import checkpoint, evaluation, optimizers, schedules
+from lib import checkpoint, evaluation, optimizers, runtime, schedules
 from lib.config import Config
+from lib.datasets import DataSettings
+from lib.datasets.fingerprint import Fingerprint, fingerprint
 from lib.errors import Interrupted, RunStopped, UserError
 from lib.evaluation import Predictions, Scores
+from lib.faults import Guard
 from lib.method import Method, Task
 from lib.optimizers import OptimizerSettings
 from lib.runtime import Interrupts
@@ -30,6 +33,10 @@ class TrainerSettings(Section):
     max_epochs: int = setting(200, "to train", unit="epochs", low=0)
     max_steps: int | None = setting(None, "to train at most; none: no bound", unit="steps", low=0)
     display_freq: int = setting(80, "between two lines of progress", unit="steps", low=1)
+    save_every_steps: int | None = setting(
+        None, "between two checkpoints within an epoch; none: at its end alone", unit="steps", low=1
+    )
+    keep: int = setting(0, "finished epochs whose checkpoints stay beside latest.ckpt", unit="epochs", low=0)
     eval_every: int = setting(1, "between two evaluations; 0: at the end alone", unit="epochs", low=0)
     best_by: Literal["loss", "acc"] = setting(
         "loss", "what chooses best.ckpt: the training loss, or the accuracy by labels, which is an oracle's choice"
@@ -58,6 +65,11 @@ class Trainer:
         self.position = 0  # finished steps of the epoch that has begun
         self.step = 0  # finished steps in all
         self.best = math.inf
+        self._scored_step = -1  # at which scores were last recorded
+        self._guard = Guard(self.optimizer)
+        self._notes: list[str] = []
+        self._resumed: dict[str, int] | None = None
+        self._fingerprint = fingerprint(task.pictures, config.of(DataSettings).data_root)
         self._means = Means()
         self._interrupts = Interrupts()
         self._clock = 0.0
@@ -71,22 +83,30 @@ class Trainer:
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; latest.ckpt has the state of that very step.
-            RunStopped: the loss is not finite.
+            RunStopped: the loss or a gradient is not finite; fault.ckpt has the state before that step.
             UserError: a picture cannot be read, or the disk is full.
         """
         self.session = session
+        if self._resumed is not None:
+            session.rewind(self._resumed)
+            session.info(f"goes on after step {self.step:,}, with {self.epoch} epochs finished")
+        for note in self._notes:
+            session.warn(note)
         with self._interrupts:
             try:
                 while not self._finished():
                     self._train_epoch()
-                self._check(self._means.values())
+                self._guard.check()
                 if self._latest is None or self._latest[0] != self.step:
                     self._predict()
+                if self._scored_step != self.step:
                     self._record_scores(self.epoch)
                 self._save("latest")
             except Interrupted:
                 self._save("latest")
                 raise
+            except RunStopped as fault:
+                raise self._record_fault(fault) from None
         assert self._latest is not None
         return self._latest[1:]
 
@@ -98,13 +118,18 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         self.method.train()
-        self.method.start_epoch(self.epoch)
+        if self.position == 0:
+            self.method.start_epoch(self.epoch)
         self._clock = time.perf_counter()
         for batch in self._progress(self.task.source.epoch(self.epoch, self.position)):
             self._train_step(batch)
             self._interrupts.check()
             if self.step == self.settings.max_steps:
                 break
+            every = self.settings.save_every_steps
+            if every and self.step % every == 0 and self.position < len(self.task.source):
+                self._guard.check()
+                self._save("latest")
         if self.position == len(self.task.source):
             self._finish_epoch()
 
@@ -115,17 +140,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         self.method.after_backward(self.step)
-        self.optimizer.step()
+        self._guard.step(parts, batch.index)
         self.step += 1
         self.position += 1
         began, self._clock = self._clock, time.perf_counter()
-        self._means.add(parts, len(batch), self._clock - began)
+        self._means.add(parts, len(batch.index), self._clock - began)
         if self.step % self.settings.display_freq == 0:
             self._display()
 
     def _finish_epoch(self) -> None:
+        self._guard.check()
         means = self._means.values()
-        self._check(means)
         every = self.settings.eval_every
         evaluated = every > 0 and (self.epoch + 1) % every == 0
         # Predicting takes long and may be interrupted; what follows is short, and is not.
@@ -138,6 +163,7 @@ class Trainer:
         self.best = min(self.best, self._criterion(means))
         self.epoch, self.position, self._means = self.epoch + 1, 0, Means()
         self._save("latest", *(["best"] if better else []))
+        self.session.keep(self.epoch, self.settings.keep)
 
     def _criterion(self, means: dict[str, float]) -> float:
         """The lower the better."""
@@ -146,16 +172,23 @@ class Trainer:
         return -self._latest[2][self._scored]["acc"] if self._latest and self._latest[0] == self.step else math.inf
 
     def _display(self) -> None:
+        self._guard.check()
         means = self._means.values()
-        self._check(means)
         steps = f"step {self.position}/{len(self.task.source)}"
         loss = f"loss {means['loss']:.4f}, {self._means.rate():,.0f} pictures/s"
         self.session.progress(f"epoch {self.epoch + 1}/{self.settings.max_epochs}, {steps}: {loss}")
 
-    def _check(self, means: dict[str, float]) -> None:
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise RunStopped(f"{name} is {value} by step {self.step}; the last checkpoint is from before")
+    def _record_fault(self, fault: RunStopped) -> RunStopped:
+        """Leave what is needed to look into a fault: the state, and the pictures of the last batches."""
+        path, recent = self.task.pictures.path, [index.tolist() for index in self._guard.recent]
+        files = [str(path(position)) for position in recent[-1] if path(position) is not None] if recent else []
+        self.session.write_json(
+            "fault.json",
+            {"fault": str(fault), "step": self.step, "epoch": self.epoch, "recent": recent, "last_files": files},
+        )
+        self._save("fault")
+        told = "fault.json and checkpoint/fault.ckpt tell more; " if self.session.path else ""
+        return RunStopped(f"{fault} in step {self.step + 1}; {told}a lower --base-lr may help")
 
     def _record_epoch(self, means: dict[str, float]) -> None:
         rate = self.optimizer.param_groups[0]["lr"]
@@ -182,6 +215,7 @@ class Trainer:
             self.session.metrics({"split": split, "epoch": epoch, "step": step, **values})
             self.session.scalars({f"Evaluate/{split}/{n}": v for n, v in values.items() if v is not None}, step)
             self.session.info(f"  {split}: {evaluation.line(values)}")
+        self._scored_step = step
         evaluation.warn_of_collapse(self.session, scores[self._scored], self.method.num_clusters)
 
     def _progress(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -194,7 +228,8 @@ class Trainer:
     def _save(self, *names: str) -> None:
         paths = [path for path in map(self.session.checkpoint, names) if path is not None]
         if paths:
-            checkpoint.save(self.state_dict(), *paths)
+            here = {"mark": self.session.mark(), "provenance": self.session.provenance}
+            checkpoint.save({**self.state_dict(), **here}, *paths)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as tensors and plain values."""
@@ -207,19 +242,30 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "means": self._means.state_dict(),
+            "scored_step": self._scored_step,
+            "pictures": self._fingerprint.pictures,
+            "stamps": self._fingerprint.stamps,
+            "random": runtime.random_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.
 
         Raises:
-            UserError: the weights are of another network.
+            UserError: the weights are of another network, or the pictures are others.
         """
+        changed = self._fingerprint.changed(Fingerprint(state["pictures"], state["stamps"]))
         checkpoint.load_weights(self.method, state["method"], "the checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.position, self.step = state["epoch"], state["position"], state["step"]
-        self.best = state["best"]
+        self.best, self._scored_step = state["best"], state["scored_step"]
         self._means.load_state_dict(state["means"])
+        runtime.set_random_state(state["random"])
+        self._resumed = state.get("mark", {})
+        self._notes = self.config.changes(state["config"])
+        if len(changed):
+            first = self.task.pictures.path(int(changed[0]))
+            self._notes.append(f"{len(changed)} pictures were written since the run began, such as {first}")
 
 
 class Means:
@@ -237,6 +283,7 @@ class Means:
         self._seconds += seconds
 
     def values(self) -> dict[str, float]:
+        """Waits for the device."""
         return {name: float(total) / count for name, (total, count) in self._sums.items()}
 
     def rate(self) -> float:

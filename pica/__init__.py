@@ -1,5 +1,6 @@
 """PICA: Huang, Gong, Zhu, Deep Semantic Clustering by Partition Confidence Maximisation, CVPR 2020."""
 
+from pica import authors  # noqa: F401  (registers itself)
 from pica.losses import PUILoss
 from pica.method import PICA, PICASettings, build
 

@@ -20,11 +20,9 @@ class Batch:
     """N pictures for one head."""
 
     head: int
+    index: Tensor  # (N,) positions among the run's pictures
     original: Tensor  # (N, C, H, W)
     perturbed: Tensor  # (repeat · N, C, H, W), in the order 1…N, 1…N, …
-
-    def __len__(self) -> int:
-        return len(self.original)
 
 
 def recipes(s: TransformSettings) -> tuple[Recipe, Recipe, Recipe]:
@@ -74,8 +72,9 @@ class PICASource:
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
         plan = [(head, step) for head in range(len(self._sets)) for step in range(self._steps(head))][start:]
         views = self._views.stream(self._requests(index, plan))
-        for (head, _), (original, *perturbed) in zip(plan, views, strict=True):
-            yield Batch(head, original, torch.cat(perturbed))
+        for (head, _), prepared in zip(plan, views, strict=True):
+            original, *perturbed = prepared.views
+            yield Batch(head, prepared.index, original, torch.cat(perturbed))
 
     def _requests(self, epoch: int, plan: Sequence[tuple[int, int]]) -> Iterator[Request]:
         orders: dict[int, NDArray[np.int64]] = {}
@@ -90,9 +89,8 @@ class PICASource:
         size, n = self._recipes[0].size, min(self._batch_size, len(self._sets[-1]))
         shape = (self._channels, size, size)
         copies = n * (len(self._recipes) - 1)
-        return Batch(
-            len(self._sets) - 1, torch.empty(n, *shape, device=device), torch.empty(copies, *shape, device=device)
-        )
+        original, perturbed = (torch.empty(count, *shape, device=device) for count in (n, copies))
+        return Batch(len(self._sets) - 1, torch.arange(n), original, perturbed)
 
     def describe(self) -> list[str]:
         repeat = len(self._recipes) - 1

@@ -164,8 +164,9 @@ def build(config: Config) -> Task:
     if len(pictures) < heads[-1]:
         raise UserError(f"{len(pictures)} pictures do not make {heads[-1]} clusters; give a smaller --num-clusters")
     views = PILViews(
-        pictures, test, means, stds, working_size=transforms.tfm_working_size, seed=seed, workers=workers, device=device
-    )
+        pictures, test, means, stds, working_size=transforms.tfm_working_size, seed=seed, workers=workers,
+        skip=data.on_bad_image == "skip", device=device,
+    )  # fmt: skip
     sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
     if any(len(chosen) % data.batch_size == 1 or data.batch_size == 1 for chosen in sets):
         check_single(method.network, (channels, transforms.tfm_size, transforms.tfm_size))

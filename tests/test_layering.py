@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT
 
 LAYERS = (
-    {"errors", "registry", "settings"},
-    {"runtime", "metrics", "schedules", "checkpoint"},
-    {"config", "session", "optimizers", "networks", "datasets", "transforms", "method"},
+    {"errors", "registry", "settings", "yamlfile"},
+    {"runtime", "metrics", "schedules", "checkpoint", "safetensors", "faults"},
+    {"config", "session", "resume", "optimizers", "networks", "datasets", "transforms", "method"},
     {"evaluation", "report"},
     {"trainer"},
     {"forecast"},

@@ -7,6 +7,7 @@ A data set is a class that takes `(root, split, transform=None, download=False)`
 - `targets`: all labels, which spares a reading of every picture,
 - `classes`: the names of the classes,
 - `path(i)`: the file of picture i,
+- `check()`, which raises a UserError for files that cannot be read, before anything is trained,
 - `splits(root)`, a class or static method giving `Splits`; without it, `train` and `test` are assumed.
 """
 
@@ -15,7 +16,8 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,14 +45,17 @@ class Splits:
 @dataclass(frozen=True)
 class DataSettings(Section):
     title = "data"
-    dataset: str = setting("digits", "which one", component=_registry)
+    dataset: str = setting("digits", "which one", component=_registry, fixed=True)
     data_root: str = setting("./data", "folder of the data set")
     train_splits: tuple[str, ...] | None = setting(
-        None, "what each head trains on, such as train+test; none: the data set's own choice"
+        None, "what each head trains on, such as train+test; none: the data set's own choice", fixed=True
     )
     test_splits: tuple[str, ...] | None = setting(None, "what is scored; none: the data set's own choice")
     download: bool = setting(False, "fetch the official files of the data set into data_root", transient=True)
-    batch_size: int = setting(256, "pictures per step", low=1)
+    on_bad_image: Literal["error", "skip"] = setting(
+        "error", "what an unreadable picture means: the end, or that it is left out, counted and listed"
+    )
+    batch_size: int = setting(256, "pictures per step", low=1, fixed=True)
 
 
 class Pictures:
@@ -75,6 +80,12 @@ class Pictures:
         name, i = self.locate(position)
         image, label = self._parts[name][i]
         return image, int(label)
+
+    def path(self, position: int) -> Path | None:
+        """The file of a picture, where it has one."""
+        name, i = self.locate(position)
+        find = getattr(self._parts[name], "path", None)
+        return None if find is None else Path(find(i))
 
     def locate(self, position: int) -> tuple[str, int]:
         """The split of a picture, and its number within that split."""
@@ -143,15 +154,17 @@ def open_pictures(config: Config) -> Pictures:
         config = config.replace(index_cache=None)  # no file is written at all
     download, extra = settings.download and not dry, config.extra(dataset)
     try:
-        pictures = Pictures({name: dataset(settings.data_root, name, None, download, *extra) for name in used})
+        parts = {name: dataset(settings.data_root, name, None, download, *extra) for name in used}
     except MissingData:
         if not dry or not sizes:
             raise
         return Pictures({name: _Expected(sizes[name]) for name in used}, expected=True)
-    empty = [name for name in used if not len(pictures.index(name))]
-    if empty:
-        raise UserError(f"the data set {settings.dataset} in {settings.data_root}: its split {empty[0]} is empty")
-    return pictures
+    for name, part in parts.items():
+        if not len(part):
+            raise UserError(f"the data set {settings.dataset} in {settings.data_root}: its split {name} is empty")
+        if settings.on_bad_image == "error" and hasattr(part, "check"):
+            part.check()
+    return Pictures(parts)
 
 
 class _Expected:

@@ -30,7 +30,9 @@ def read(path: Path) -> Image.Image:
             image = ImageOps.exif_transpose(file)
             image.load()
     except READ_ERRORS as error:
-        raise UserError(f"cannot read the picture {path}: {error}; mend or remove it") from error
+        raise UserError(
+            f"cannot read the picture {path}: {error}; mend or remove it, or --on-bad-image skip"
+        ) from error
     return image
 
 

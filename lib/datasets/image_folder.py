@@ -46,7 +46,6 @@ class ImageFolder:
         if split not in found:
             raise UserError(f"{root} has no split {split!r}: it has {', '.join(found)}")
         self._files, names = found[split]
-        _check(self._files)
         # One numbering for all splits: a class may be missing from one of them.
         self.classes = tuple(sorted({name for _, given in found.values() for name in given if name is not None}))
         numbers = {name: i for i, name in enumerate(self.classes)}
@@ -58,6 +57,15 @@ class ImageFolder:
 
     def path(self, i: int) -> Path:
         return self._files[i]
+
+    def check(self) -> None:
+        """Open every header: better a word now than in the middle of the first epoch."""
+        with ThreadPoolExecutor(8) as pool:
+            for file, problem in zip(self._files, pool.map(_problem, self._files), strict=True):
+                if problem:
+                    raise UserError(
+                        f"cannot read the picture {file}: {problem}; mend or remove it, or --on-bad-image skip"
+                    )
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
         image = read(self._files[i])
@@ -98,14 +106,6 @@ def _labelled(folder: Path) -> Found:
 
 def _pictures(entries: Any) -> tuple[Path, ...]:
     return tuple(sorted(entry for entry in entries if is_picture(entry.name) and entry.is_file()))
-
-
-def _check(files: tuple[Path, ...]) -> None:
-    """Open every header: better a word now than in the middle of the first epoch."""
-    with ThreadPoolExecutor(8) as pool:
-        for file, problem in zip(files, pool.map(_problem, files), strict=True):
-            if problem:
-                raise UserError(f"cannot read the picture {file}: {problem}; mend or remove it")
 
 
 def _problem(file: Path) -> str | None:

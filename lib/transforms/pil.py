@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib.datasets import Pictures
 from lib.errors import UserError
-from lib.method import Request
+from lib.method import Prepared, Request
 from lib.runtime import copies_in_background
 from lib.transforms.draws import Draws, draw, resized
 from lib.transforms.recipe import Recipe
@@ -78,6 +79,7 @@ class PILViews:
         working_size: px, the shorter side of every picture before anything else; none: as it is.
         seed: of the draws.
         workers: loader processes, at most one per core; 0 prepares pictures in this process.
+        skip: leave out pictures that cannot be read.
         device: where the views are handed over.
     """
 
@@ -91,14 +93,16 @@ class PILViews:
         working_size: int | None,
         seed: int,
         workers: int,
+        skip: bool,
         device: torch.device,
     ) -> None:
+        self.skipped: dict[int, str] = {}
         self._test, self._device = test, device
         self._means = torch.tensor(means, device=device)[:, None, None]
         self._stds = torch.tensor(stds, device=device)[:, None, None]
         self._plan = _Plan()
-        self._loader: DataLoader[list[Tensor] | UserError] = DataLoader(
-            _Prepare(pictures, len(means), working_size, seed),
+        self._loader: DataLoader[_Outcome | UserError] = DataLoader(
+            _Prepare(pictures, len(means), working_size, seed, skip),
             sampler=self._plan,
             batch_size=None,
             num_workers=min(workers, os.cpu_count() or 1),
@@ -107,16 +111,16 @@ class PILViews:
             worker_init_fn=_ignore_interrupt,
         )
 
-    def stream(self, plan: Iterable[Request]) -> Iterator[list[Tensor]]:
+    def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
         self._plan.requests = plan
-        for prepared in self._loader:
-            if isinstance(prepared, UserError):
-                raise prepared
-            yield [self._normalise(view) for view in prepared]
+        for outcome in self._loader:
+            if isinstance(outcome, UserError):
+                raise outcome
+            self.skipped.update(outcome.skipped)
+            yield Prepared(outcome.index, [self._normalise(view) for view in outcome.views])
 
-    def plain(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        for (view,) in self.stream(Request(index, (self._test,)) for index in batches):
-            yield view
+    def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
+        return self.stream(Request(index, (self._test,)) for index in batches)
 
     def close(self) -> None:
         self._loader._iterator = None
@@ -135,11 +139,19 @@ class _Plan:
         return iter(self.requests)
 
 
-class _Prepare(Dataset[list[Tensor] | UserError]):
-    def __init__(self, pictures: Pictures, channels: int, working_size: int | None, seed: int) -> None:
-        self._pictures, self._channels, self._working_size, self._seed = pictures, channels, working_size, seed
+@dataclass(frozen=True)
+class _Outcome:
+    index: Tensor
+    views: list[Tensor]  # 8-bit
+    skipped: dict[int, str]
 
-    def __getitem__(self, request: Request) -> list[Tensor] | UserError:
+
+class _Prepare(Dataset[_Outcome | UserError]):
+    def __init__(self, pictures: Pictures, channels: int, working_size: int | None, seed: int, skip: bool) -> None:
+        self._pictures, self._channels, self._working_size = pictures, channels, working_size
+        self._seed, self._skip = seed, skip
+
+    def __getitem__(self, request: Request) -> _Outcome | UserError:
         # An exception would come out of a loader process with that process's traceback as its text.
         try:
             return self._prepare(request)
@@ -150,16 +162,31 @@ class _Prepare(Dataset[list[Tensor] | UserError]):
         image = to_channels(self._pictures[position][0], self._channels)
         return image if self._working_size is None else _to_side(image, self._working_size)
 
-    def _prepare(self, request: Request) -> list[Tensor]:
-        positions = request.index.numpy()
-        images = [self._load(int(i)) for i in positions]
+    def _load_all(self, index: Tensor) -> tuple[dict[int, Image.Image], dict[int, str]]:
+        images, skipped = {}, {}
+        for position in index.tolist():
+            try:
+                images[position] = self._load(position)
+            except UserError as error:
+                if not self._skip:
+                    raise
+                skipped[position] = str(error)
+        if not images:
+            raise UserError(
+                f"none of the {len(index)} pictures of a batch can be read; the last: {list(skipped.values())[-1]}"
+            )
+        return images, skipped
+
+    def _prepare(self, request: Request) -> _Outcome:
+        loaded, skipped = self._load_all(request.index)
+        positions, images = np.array(list(loaded), dtype=np.int64), list(loaded.values())
         sizes = np.array([(image.height, image.width) for image in images], dtype=np.int64)
         views = []
         for copy, recipe in enumerate(request.recipes):
             draws = draw(recipe, sizes, self._seed, request.epoch, positions, copy)
             stack = np.stack([np.asarray(view(image, recipe, draws, n)) for n, image in enumerate(images)])
             views.append(torch.from_numpy(stack.reshape(*stack.shape[:3], -1)).permute(0, 3, 1, 2).contiguous())
-        return views
+        return _Outcome(torch.from_numpy(positions), views, skipped)
 
 
 def _ignore_interrupt(worker: int) -> None:

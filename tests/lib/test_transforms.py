@@ -115,16 +115,16 @@ def test_views_are_the_same_whoever_prepares_them_and_in_any_batch(workers: int,
     config = resolve("--dataset", "image_folder", "--data-root", class_folders)
     pictures = datasets.open_pictures(config)
     recipe, test = Recipe(8, "resized", jitter=JITTER, flip=0.5), Recipe(8, "center", 9)
-    options: dict[str, Any] = {"working_size": None, "seed": 5, "device": torch.device("cpu")}
+    options: dict[str, Any] = {"working_size": None, "seed": 5, "skip": False, "device": torch.device("cpu")}
     here = PILViews(pictures, test, (0.5,) * 3, (0.2,) * 3, workers=0, **options)
     there = PILViews(pictures, test, (0.5,) * 3, (0.2,) * 3, workers=workers, **options)
     (whole,) = here.stream([Request(torch.arange(24), (recipe, recipe), 3)])
     parts = list(there.stream(Request(index, (recipe, recipe), 3) for index in torch.arange(24).split(7)))
     for copy in range(2):
-        assert torch.equal(whole[copy], torch.cat([part[copy] for part in parts]))
-    assert not torch.equal(whole[0], whole[1])
-    plain = torch.cat(list(there.plain(torch.arange(24).split(5))))
-    assert plain.shape == (24, 3, 8, 8) and torch.equal(plain, torch.cat(list(here.plain([torch.arange(24)]))))
+        assert torch.equal(whole.views[copy], torch.cat([part.views[copy] for part in parts]))
+    assert not torch.equal(whole.views[0], whole.views[1])
+    plain = torch.cat([part.views[0] for part in there.plain(torch.arange(24).split(5))])
+    assert plain.shape == (24, 3, 8, 8) and torch.equal(plain, next(here.plain([torch.arange(24)])).views[0])
     there.close()
 
 
@@ -139,14 +139,31 @@ def test_a_picture_that_breaks_later_is_named_by_a_loader_process_too(class_fold
         views.close()
 
 
-def make_views(pictures: datasets.Pictures, working_size: int | None = None, workers: int = 0) -> PILViews:
+def test_a_picture_that_breaks_later_can_be_left_out(class_folders: Any) -> None:
+    pictures = datasets.open_pictures(resolve("--dataset", "image_folder", "--data-root", class_folders))
+    for name in ("bee/3.png", "cat/0.png"):
+        (class_folders / name).write_bytes((class_folders / name).read_bytes()[:80])
+    for workers in (0, 1):
+        views = make_views(pictures, workers=workers, skip=True)
+        parts = list(views.plain(torch.arange(24).split(10)))
+        assert torch.cat([part.index for part in parts]).tolist() == [i for i in range(24) if i not in (11, 16)]
+        assert [len(part.views[0]) for part in parts] == [10, 8, 4]
+        assert sorted(views.skipped) == [11, 16] and "bee/3.png" in views.skipped[11]
+        with pytest.raises(UserError, match=r"none of the 2 pictures of a batch can be read.*cat/0\.png"):
+            list(views.plain([torch.tensor([11, 16])]))
+        views.close()
+
+
+def make_views(
+    pictures: datasets.Pictures, working_size: int | None = None, workers: int = 0, skip: bool = False
+) -> PILViews:
     return PILViews(pictures, Recipe(8, "center", 9), (0.0,) * 3, (1.0,) * 3, working_size=working_size, seed=0,
-                    workers=workers, device=torch.device("cpu"))  # fmt: skip
+                    workers=workers, skip=skip, device=torch.device("cpu"))  # fmt: skip
 
 
 def test_a_working_size_comes_before_everything(class_folders: Any) -> None:
     pictures = datasets.open_pictures(resolve("--dataset", "image_folder", "--data-root", class_folders))
-    (images,) = make_views(pictures, working_size=20).plain([torch.arange(2)])
+    images = next(make_views(pictures, working_size=20).plain([torch.arange(2)])).views[0]
     first = T.Compose([T.Resize(20), T.Resize(9), T.CenterCrop(8), T.ToTensor()])(pictures[0][0].convert("RGB"))
     assert torch.equal(images[0], first)
 
@@ -171,5 +188,5 @@ def test_pictures_of_any_mode_pass_through_the_folder(tmp_path: Any) -> None:
     Image.fromarray(deep.astype(np.int32)).save(tmp_path / "deep.tiff")
     pictures = datasets.open_pictures(resolve("--dataset", "image_folder", "--data-root", tmp_path))
     views = make_views(pictures)
-    (images,) = views.plain([torch.arange(len(pictures))])
+    images = next(views.plain([torch.arange(len(pictures))])).views[0]
     assert images.shape == (9, 3, 8, 8) and torch.isfinite(images).all()

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from lib.method import Request
+from lib.method import Prepared, Request
 from lib.transforms.recipe import Recipe
 from pica.data import PICASource
 
@@ -18,10 +18,11 @@ class Recorder:
     def __init__(self) -> None:
         self.requests: list[Request] = []
 
-    def stream(self, plan: Iterable[Request]) -> Iterator[list[torch.Tensor]]:
+    def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
         for request in plan:
             self.requests.append(request)
-            yield [(request.index * 10 + copy).view(-1, 1, 1, 1) for copy in range(len(request.recipes))]
+            views = [(request.index * 10 + copy).view(-1, 1, 1, 1) for copy in range(len(request.recipes))]
+            yield Prepared(request.index, views)
 
 
 def source(views: Recorder, seed: int = 3) -> PICASource:
@@ -35,7 +36,7 @@ def test_an_epoch_is_a_pass_over_each_heads_set_in_turn() -> None:
     batches = list(made.epoch(0))
     assert [batch.head for batch in batches] == [0, 0, 0, 1, 1]
     assert len(made) == 5
-    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 1]  # the last batch is not dropped
+    assert [len(batch.index) for batch in batches] == [4, 4, 2, 4, 1]  # the last batch is not dropped
     seen = torch.cat([request.index for request in views.requests])
     assert sorted(seen[:10].tolist()) == list(range(10)) and sorted(seen[10:].tolist()) == list(range(4, 9))
     assert views.requests[0].recipes == (ORIGINAL, PERTURBED, PERTURBED, PERTURBED)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,11 @@ from torch import nn
 from lib import checkpoint
 from lib.networks.resnet import ResNet34
 from lib.networks.sobel import Sobel
+from pica.authors import our_name
 from pica.data import Batch
 from pica.method import PICA, head_sizes
 
 from lib.errors import UserError  # isort: skip
-
-
-def our_name(key: str) -> str:
-    """The authors' name of a weight → ours."""
-    for pattern, name in (
-        (r"sobel\.0\.", "network.0.grey."),
-        (r"sobel\.1\.", "network.0.edges."),
-        (r"layer1\.", "network.1.stem."),
-        (r"heads\.(\d)\.0\.", r"heads.\1."),
-    ):
-        if re.match(pattern, key):
-            return re.sub(f"^{pattern}", name, key)
-    return re.sub(r"^layer(\d)\.", lambda found: f"network.1.stages.{int(found[1]) - 2}.", key)
 
 
 def fill(i: int, key: str, shape: list[int]) -> torch.Tensor | None:
@@ -96,7 +83,7 @@ def test_alternating_steps_equal_the_authors_also_across_a_stop(
             checkpoint.load_weights(method, stored["method"], "stopped")
             optimizer = torch.optim.Adam(method.parameters(), lr=float(golden["lr"]))
             optimizer.load_state_dict(stored["optimizer"])
-        loss = method(Batch(head, original, perturbed))["loss"]
+        loss = method(Batch(head, torch.arange(len(original)), original, perturbed))["loss"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         method.after_backward(step)
@@ -120,7 +107,7 @@ class Flat(nn.Module):
 def test_a_head_that_was_never_trained_is_left_alone() -> None:
     method = PICA(Flat(), (4, 2), idle_heads="zeros")
     batch = torch.randn(5, 1, 2, 2)
-    method(Batch(1, batch, batch.repeat(2, 1, 1, 1)))["loss"].backward()
+    method(Batch(1, torch.arange(5), batch, batch.repeat(2, 1, 1, 1)))["loss"].backward()
     method.after_backward(0)
     assert all(weight.grad is None for weight in method.heads[0].parameters())
     assert all(weight.grad is not None for weight in method.heads[1].parameters())

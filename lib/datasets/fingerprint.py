@@ -1,0 +1,63 @@
+"""Whether a run that goes on still has the pictures that it began with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lib.datasets import Pictures
+from lib.errors import UserError
+
+SAMPLE = 64  # pictures whose content is looked at where there are no files
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a run's pictures were: which, and, of those that are files, when each was last written."""
+
+    pictures: str  # SHA-256 of their number, labels and names, or of a sample of their content
+    stamps: Tensor  # (N,) int64, of size and modification time; empty where there are no files
+
+    def changed(self, earlier: Fingerprint) -> NDArray[np.int64]:
+        """Positions of the pictures that were written since.
+
+        Raises:
+            UserError: they are other pictures.
+        """
+        if self.pictures != earlier.pictures or len(self.stamps) != len(earlier.stamps):
+            raise UserError(
+                "the pictures are not those that the run began with: some were added, removed, renamed or relabelled; "
+                "bring them back, or take the weights into a new session with --restart"
+            )
+        return np.flatnonzero((self.stamps != earlier.stamps).numpy()).astype(np.int64)
+
+
+def fingerprint(pictures: Pictures, root: str) -> Fingerprint:
+    """Of the pictures in the folder `root`, which may lie elsewhere the next time."""
+    whole, stamps = hashlib.sha256(pictures.labels().tobytes()), np.zeros(0, dtype=np.int64)
+    files = [pictures.path(position) for position in range(len(pictures))]
+    named = [file for file in files if file is not None]
+    if len(named) == len(files):
+        base = str(Path(root).expanduser())
+        whole.update("\n".join(str(file).removeprefix(base) for file in named).encode())
+        stamps = np.array([_stamp(file) for file in named], dtype=np.int64)
+    else:
+        for position in range(0, len(files), max(1, len(files) // SAMPLE)):
+            whole.update(pictures[position][0].tobytes())
+    return Fingerprint(whole.hexdigest(), torch.from_numpy(stamps))
+
+
+def _stamp(file: Path) -> int:
+    """Size and modification time in one number; 0 for a file that is gone, as its reader will say."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return 0
+    return (found.st_mtime_ns * 31 + found.st_size) % 2**62

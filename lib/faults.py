@@ -1,0 +1,68 @@
+"""Numbers that are not finite: they never reach the weights, and they end the run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from lib.errors import RunStopped
+
+RECENT = 8  # batches whose pictures are told after a fault
+
+
+class Guard:
+    """Takes the optimiser's step unless the loss or a gradient is not finite.
+
+    Where the optimiser is fused, the device itself skips the step, and a flag waits for `check()`, so
+    that nothing waits for the device in between; elsewhere the step raises at once.
+
+    Args:
+        optimizer: whose steps are guarded.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._deferred = bool(optimizer.defaults.get("fused"))
+        self._names: list[str] = []
+        self._faults: Tensor | None = None  # for each name, whether it was ever not finite
+        self.recent: deque[Tensor] = deque(maxlen=RECENT)  # positions of the pictures of the last batches
+
+    def step(self, parts: Mapping[str, Tensor], index: Tensor) -> None:
+        """Step, after the backward pass of `parts["loss"]`.
+
+        Args:
+            parts: the loss and its parts.
+            index: positions of the batch's pictures.
+
+        Raises:
+            RunStopped: something is not finite, and the optimiser is not fused.
+        """
+        self.recent.append(index)
+        weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+        norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        values = {**parts, "the gradient": norm}
+        faults = torch.stack([~value.detach().isfinite() for value in values.values()])
+        if self._faults is None or list(values) != self._names:  # some parts appear now and then
+            self.check()
+            self._names, self._faults = list(values), torch.zeros_like(faults)
+        self._faults |= faults
+        if self._deferred:
+            held: Any = self._optimizer
+            held.found_inf = faults.any().float()
+        else:
+            self.check()
+        self._optimizer.step()
+
+    def check(self) -> None:
+        """Raises RunStopped if anything was not finite since the run began; waits for the device."""
+        if self._faults is not None and bool(self._faults.any()):
+            broken = [name for name, fault in zip(self._names, self._faults.tolist(), strict=True) if fault]
+            # The parts say more than their sum, and the sum more than its gradient.
+            first = min(broken, key=lambda name: (name == "the gradient", name.endswith("loss")))
+            raise RunStopped(f"{first} is not finite")

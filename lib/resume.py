@@ -1,0 +1,95 @@
+"""Which checkpoint a command line starts from, and whether its session goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib import checkpoint, config, safetensors
+from lib.config import Raw
+from lib.errors import UserError
+from lib.session import SessionSettings
+from lib.settings import Section
+from lib.yamlfile import load_yaml
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: afresh; with the weights of `stored`; or as `stored` in the session `folder`."""
+
+    stored: Mapping[str, Any] | None = None
+    folder: Path | None = None
+
+
+AFRESH = Start()
+
+
+def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start:
+    """Find and read what `--evaluate` or `--resume` names.
+
+    Raises:
+        UserError: no such checkpoint, a damaged one, one that holds weights alone and is to go on, or
+            options that exclude each other.
+    """
+    evaluate, path, restart = (_given(raw, name) for name in ("evaluate", "resume", "restart"))
+    restart = restart not in (None, False, "false", "False")
+    if evaluate and _given(raw, "seeds"):
+        raise UserError("--seeds trains anew, and --evaluate does not; leave one out")
+    if evaluate and path:
+        raise UserError("--evaluate scores, and --resume trains; leave one out")
+    if restart and not path:
+        raise UserError("--restart needs --resume CKPT, whose weights it takes")
+    if _given(raw, "export") and not evaluate:
+        raise UserError("--export writes the weights of a checkpoint; name it with --evaluate")
+    if _given(raw, "export"):
+        safetensors.check_ending(str(_given(raw, "export")))
+    if evaluate or (path and restart):
+        return Start(checkpoint.load(str(evaluate or path)))
+    if not path:
+        return Start()
+    if _given(raw, "seeds"):
+        raise UserError("--resume goes on with one run; give its --seed instead of --seeds")
+    if path == "auto":
+        folder = _newest(raw, sections)
+        if folder is None:
+            return Start()
+        path = folder / "checkpoint" / "latest.ckpt"
+    stored = checkpoint.load(str(path))
+    if "optimizer" not in stored:
+        raise UserError(f"{path} holds weights alone, so no run can go on from it; --restart takes them into a new one")
+    folder = Path(str(path)).resolve().parent.parent
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{path} lies in no session that could go on; --restart takes its weights into a new one")
+    return Start(stored, folder)
+
+
+def _given(raw: Mapping[str, Raw], name: str) -> Any:
+    return raw[name].value if name in raw else None
+
+
+def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Path | None:
+    """The newest session of the same settings that has a checkpoint; an unset seed is any."""
+    wanted = config.resolve(raw, sections)
+    root = Path(wanted.of(SessionSettings).session_root)
+    for folder in sorted(_sessions(root), key=lambda folder: folder.stat().st_mtime, reverse=True):
+        try:
+            found = config.resolve(
+                {name: Raw(value, "its config.yaml") for name, value in load_yaml(folder / "config.yaml").items()},
+                sections,
+            ).identity()
+        except UserError:  # of another version, or of components that are not imported here
+            continue
+        ours = wanted.identity()
+        if ours["seed"] is None:
+            ours["seed"] = found["seed"]
+        if ours == found:
+            return folder
+    return None
+
+
+def _sessions(root: Path) -> Iterator[Path]:
+    for file in root.glob("*/checkpoint/latest.ckpt"):
+        if (file.parent.parent / "config.yaml").is_file():
+            yield file.parent.parent

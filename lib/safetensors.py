@@ -1,0 +1,72 @@
+"""Weights to hand on, as a .safetensors file with the settings as metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+
+from lib.checkpoint import register, write_atomically
+from lib.errors import UserError
+
+PROGRAM = "deep-image-clustering 1"
+
+
+def export(path: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write the tensors of a state dict, and the settings.
+
+    Raises:
+        UserError: another ending, or the file cannot be written.
+    """
+    check_ending(path)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if torch.is_tensor(value)}
+    metadata = {"program": PROGRAM, "config": json.dumps(dict(config)), "sha256": _digest(tensors)}
+    write_atomically(Path(path).expanduser(), safetensors.save(tensors, metadata))
+
+
+def check_ending(path: str) -> None:
+    """Raises UserError for a file that `export` does not know how to write."""
+    if Path(path).suffix != ".safetensors":
+        raise UserError(f"--export {path}: the file's ending says what is written, and .safetensors is what there is")
+
+
+class _Safetensors:
+    """Weights exported by this program."""
+
+    def recognises(self, content: bytes) -> bool:
+        # 8 bytes of length, then JSON.
+        return content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content)
+
+    def read(self, content: bytes, path: str) -> dict[str, Any]:
+        try:
+            tensors = safetensors.load(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            metadata = header.get("__metadata__") or {}
+            config = json.loads(metadata["config"]) if metadata.get("program") == PROGRAM else None
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path} is no .safetensors file, or is damaged: {error}; use another copy") from error
+        if not isinstance(config, dict):
+            raise UserError(
+                f"{path} was not exported by this program, so its settings are not known; use --evaluate on ours"
+            )
+        if metadata.get("sha256") != _digest(tensors):
+            raise UserError(f"{path} is damaged: its content does not match its checksum; use another copy")
+        return {"config": config, "method": tensors}
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        whole.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        whole.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
+register("safetensors", _Safetensors())

@@ -1,0 +1,47 @@
+"""Reading settings from a YAML file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lib.errors import UserError
+
+
+def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: no such file, no YAML, no mapping, or a key that is no text or is given twice.
+    """
+    try:
+        content = _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path after --cfgs") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file; --cfgs takes YAML files") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{where} is not valid YAML: {problem}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a mapping of settings (name: value)")
+    for key in content:
+        if not isinstance(key, str):
+            raise UserError(f"{path} has the key {key!r}, which is no name of a setting")
+    return {key.replace("-", "_"): value for key, value in content.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if isinstance(key, str) and keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.MarkedYAMLError(problem=f"the key {twice!r} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
