@@ -14,6 +14,9 @@ test: .venv/test  ## linters, types and tests; under 10 minutes
 test-slow: .venv/test  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+torture: .venv/test  ## runs killed fifty times and resumed; half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture -s
+
 .venv/main: requirements.txt
 	$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("error: Python 3.11 or newer is needed: make PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -24,4 +27,4 @@ test-slow: .venv/test  ## the tests that take minutes
 	$(BIN)/python -m pip install --quiet -r requirements-test.txt
 	touch $@
 
-.PHONY: demo test test-slow
+.PHONY: demo test test-slow torture

@@ -6,11 +6,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from lib.errors import exit_status, leave_on_signals
+
+if __name__ == "__main__":
+    leave_on_signals()  # the imports below take seconds
+
 import pica  # noqa: F401  (registers itself)
 from lib import checkpoint, config, datasets, evaluation, forecast, method, networks, optimizers
 from lib import report, resume, runtime, schedules, session, trainer, transforms
 from lib.config import Command, Config
-from lib.errors import exit_status
 from lib.session import Session
 
 SECTIONS = (
@@ -42,8 +46,7 @@ def main(argv: Sequence[str]) -> None:
         run_seeds(settings, seeds)
 
 
-def build(settings: Config) -> method.Task:
-    """The task that the settings describe, its weights drawn from the seed."""
+def build(settings: Config) -> method.Task:  # its weights are drawn from the seed
     runtime.seed_everything(runtime.seed_of(settings.of(runtime.SeedSettings)))
     return method.get(settings.of(method.MethodSettings).method).build(settings)  # type: ignore[no-any-return]
 
@@ -52,9 +55,9 @@ def run(settings: Config, log: Session, start: resume.Start = resume.AFRESH) -> 
     """Train, or score a checkpoint; returns the scores of each split."""
     task = build(settings)
     training = None if settings.of(Command).evaluate else trainer.Trainer(task, settings)
-    if start.stored is not None and training is not None and start.folder is not None:
+    if training and start.stored and start.folder:
         training.load_state_dict(start.stored)
-    elif start.stored is not None:
+    elif start.stored:
         checkpoint.load_weights(task.method, start.stored["method"], "the checkpoint")
     with log:
         predictions, scores = training.run(log) if training else evaluation.evaluate(task, settings)

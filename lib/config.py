@@ -205,7 +205,7 @@ def resolve(
             registry = field.metadata["component"]
             if registry is not None:
                 registries.append(registry)
-                chosen = getattr(registry.get(values[name]), "Settings", None)
+                chosen = getattr(_component(registry, str(values[name]), merged.get(name), name), "Settings", None)
                 if chosen is not None:
                     queue.insert(0, chosen)
         found[section] = section(**values)
@@ -290,8 +290,18 @@ def _read(raw: Raw, name: str, field: dataclasses.Field[Any], section: Kind) -> 
     try:
         return settings.read(raw.value, field, typing.get_type_hints(section)[name], flag=raw.flag)
     except ValueError as error:
-        place = _flag(name) if raw.flag else f"{name} in {raw.origin}"
-        raise UserError(f"{place}: {error} ({field.metadata['help']})") from error
+        raise UserError(f"{_place(name, raw)}: {error} ({field.metadata['help']})") from error
+
+
+def _component(registry: Registry, chosen: str, raw: Raw | None, name: str) -> Any:
+    try:
+        return registry.get(chosen)
+    except UserError as error:
+        raise UserError(f"{_place(name, raw)}: {error}" if raw is not None else str(error)) from error
+
+
+def _place(name: str, raw: Raw) -> str:
+    return _flag(name) if raw.flag else f"{name} in {raw.origin}"
 
 
 def _check_bound(

@@ -24,17 +24,42 @@ class RunStopped(Exception):
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM came, and the run has saved its state (exit status 128 + its number)."""
+    """SIGINT or SIGTERM came (exit status 128 + its number).
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.status = 128 + number
+    Args:
+        number: of the signal.
+        saved: whether the run has saved its state.
+        midway: it came while a step was being taken, so that there is no state that could be saved.
+    """
+
+    def __init__(self, number: int, saved: bool = False, midway: bool = False) -> None:
+        state = "the state is saved" if saved else "nothing was saved beyond the last checkpoint"
+        super().__init__(f"stopped by {signal.Signals(number).name}; {state}")
+        self.number, self.midway, self.status = number, midway, 128 + number
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def leave_on_signals() -> None:
+    """Until the program itself begins: a word and the exit status, instead of a traceback of its imports."""
+
+    def leave(number: int, frame: object) -> None:
+        error = Interrupted(number)
+        os._exit(_say(str(error), error.status))
+
+    for number in SIGNALS:
+        signal.signal(number, leave)
 
 
 def exit_status(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:
     """Wrap a program: it returns an exit status, and what a user can mend is one line on stderr."""
 
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted(number)
+
     def wrapped(argv: Sequence[str]) -> int:
+        before = [signal.signal(number, interrupt) for number in SIGNALS]
         try:
             main(argv)
             return 0
@@ -43,9 +68,7 @@ def exit_status(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str
         except RunStopped as error:
             return _say(f"error: the run stopped itself: {error}", 1)
         except Interrupted as error:
-            return _say(f"stopped by {error}; the state is saved", error.status)
-        except KeyboardInterrupt:
-            return _say("stopped before there was a state to save", 128 + signal.SIGINT)
+            return _say(str(error), error.status)
         except RuntimeError as error:
             # torch.OutOfMemoryError on a GPU, and a plain RuntimeError on the CPU.
             if "allocate memory" not in str(error) and "out of memory" not in str(error):
@@ -60,6 +83,9 @@ def exit_status(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str
             return _say(
                 f"error: {error.strerror}: {error.filename or 'while writing'}; free or choose another place", 2
             )
+        finally:
+            for number, handler in zip(SIGNALS, before, strict=True):
+                signal.signal(number, handler)
 
     return wrapped
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib.errors import Interrupted, UserError
+from lib.errors import SIGNALS, Interrupted, UserError
 from lib.settings import Section, setting
 
 
@@ -125,23 +125,21 @@ def set_random_state(state: dict[str, Any]) -> None:
 class Interrupts:
     """While entered, SIGINT and SIGTERM wait for the next `check()`; a second one does not wait."""
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
     def __init__(self) -> None:
         self._received: int | None = None
         self._before: list[Any] = []
 
     def __enter__(self) -> Interrupts:
-        self._before = [signal.signal(number, self._note) for number in self._SIGNALS]
+        self._before = [signal.signal(number, self._note) for number in SIGNALS]
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, before in zip(self._SIGNALS, self._before, strict=True):
+        for number, before in zip(SIGNALS, self._before, strict=True):
             signal.signal(number, before)
 
     def _note(self, number: int, frame: object) -> None:
         if self._received is not None:
-            raise Interrupted(number)
+            raise Interrupted(number, midway=True)
         self._received = number
 
     def check(self) -> None:

@@ -102,9 +102,11 @@ class Trainer:
                 if self._scored_step != self.step:
                     self._record_scores(self.epoch)
                 self._save("latest")
-            except Interrupted:
+            except Interrupted as interrupted:
+                if interrupted.midway:
+                    raise
                 self._save("latest")
-                raise
+                raise Interrupted(interrupted.number, saved=True) from None
             except RunStopped as fault:
                 raise self._record_fault(fault) from None
         assert self._latest is not None

@@ -25,7 +25,7 @@ NAMES = (
     (r"sobel\.0\.", "network.0.grey."),
     (r"sobel\.1\.", "network.0.edges."),
     (r"layer1\.", "network.1.stem."),
-    (r"layer(\d)\.", "network.1.stages.{stage}."),
+    (r"layer([2-5])\.", "network.1.stages.{stage}."),
     (r"heads\.(\d+)\.0\.", "heads.{head}."),
 )
 _SCALAR: Any = np.float64(0).__reduce__()[0]
@@ -68,6 +68,7 @@ def convert(net: Mapping[str, Any]) -> dict[str, Any]:
         "method": "pica",
         "network": _network(plain),
         "net_heads": [len(plain[f"heads.{head}.0.weight"]) for head in heads],
+        "num_clusters": len(plain[f"heads.{heads[-1]}.0.weight"]),
         "net_sobel": sobel,
         "net_stem": "small-pool-padded",
     }

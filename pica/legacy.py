@@ -102,6 +102,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): _Call(_tensor),
     ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
     ("numpy.core.multiarray", "scalar"): _Call(_scalar),
+    ("numpy._core.multiarray", "scalar"): _Call(_scalar),
     ("numpy", "dtype"): _Call(lambda *_: _Dtype()),
     ("_codecs", "encode"): _Call(_encode),
     ("torch", "FloatStorage"): _Kind(np.float32),
@@ -110,7 +111,8 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+# The one written in Python: the other reserves as much memory as a number in the file asks for.
+class _Unpickler(pickle._Unpickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, encoding="latin1")
         self.storages: dict[str, _Storage] = {}

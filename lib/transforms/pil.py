@@ -109,6 +109,8 @@ class PILViews:
             persistent_workers=workers > 0,
             pin_memory=copies_in_background(device),
             worker_init_fn=_ignore_interrupt,
+            # Of its own: a loader draws from it each time it starts, which a resumed run does more often.
+            generator=torch.Generator(),
         )
 
     def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:

@@ -1,0 +1,298 @@
+"""A run that was killed ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import QUICK, ROOT, picture, resolve
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main
+from lib import checkpoint
+
+Cli = Callable[..., tuple[int, str, str]]
+METHODS = {"pica": QUICK}  # what is trained and killed, for each method
+RUN = ("--max-epochs", 5, "--save-every-steps", 3, "--eval-every", 2, "--display-freq", 1)
+
+
+def launch(words: tuple[object, ...], root: Path, threads: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "main.py", *map(str, words), "--session-root", str(root)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def only(root: Path) -> Path:
+    (found,) = [path for path in root.iterdir() if path.is_dir()]
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Bitwise."""
+    if torch.is_tensor(one):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("latest", "best"):
+        ours, theirs = (checkpoint.load(path / "checkpoint" / f"{name}.ckpt") for path in (one, other))
+        for part in ("method", "optimizer", "epoch", "step", "position", "best", "scored_step", "random"):
+            assert same(ours[part], theirs[part]), f"{name}.ckpt: {part}"
+    for name in ("metrics.jsonl", "scores.json"):
+        assert (one / name).read_text() == (other / name).read_text()
+    boards = [EventAccumulator(str(path / "tfboard")).Reload() for path in (one, other)]
+    assert boards[0].Tags()["scalars"] == boards[1].Tags()["scalars"]
+    for tag in boards[0].Tags()["scalars"]:
+        points = [[(point.step, point.value) for point in board.Scalars(tag)] for board in boards]
+        if tag == "Train/Pictures_per_second":
+            points = [[(step, 0.0) for step, _ in curve] for curve in points]
+        assert points[0] == points[1], f"a gap or a doubled point in {tag}"
+
+
+def kill_and_resume(
+    words: tuple[object, ...], root: Path, kills: int, chance: random.Random, threads: int = 1, longest: float = 1.5
+) -> int:
+    """Kill at random moments after the run has begun, and resume; returns how often it really was."""
+    done = 0
+    while done < kills:
+        process = launch((*words, "--resume", "auto"), root, threads)
+        log = next(root.glob("*/log.txt"), None)
+        length = log.stat().st_size if log else 0
+        while process.poll() is None and not (
+            (log := next(root.glob("*/log.txt"), None)) and log.stat().st_size > length
+        ):
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, longest))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if process.returncode == 0:
+            return done
+        assert process.returncode == -signal.SIGKILL
+        done += 1
+    process = launch((*words, "--resume", "auto"), root, threads)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    return done
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_three_times_and_resumed(method: str, tmp_path: Path) -> None:
+    words = (*METHODS[method], *RUN, "--num-workers", 1)
+    straight = launch(words, tmp_path / "straight")
+    assert straight.wait() == 0
+    assert kill_and_resume(words, tmp_path / "killed", 3, random.Random(0), longest=1.0) == 3
+    assert_same_run(only(tmp_path / "straight"), only(tmp_path / "killed"))
+    assert "goes on after step" in (only(tmp_path / "killed") / "log.txt").read_text()
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (2, 0), (1, 2)])
+def test_killed_fifty_times_and_resumed(method: str, threads: int, workers: int, tmp_path: Path) -> None:
+    words = (*METHODS[method], *RUN, "--num-workers", workers, "--max-epochs", 60, "--save-every-steps", 2)
+    straight = launch(words, tmp_path / "straight", threads)
+    assert straight.wait() == 0
+    chance, kills = random.Random(threads + 10 * workers), 0
+    kills = kill_and_resume(words, tmp_path / "killed", 50, chance, threads)
+    assert kills == 50, f"the run was over after {kills} kills"
+    assert_same_run(only(tmp_path / "straight"), only(tmp_path / "killed"))
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_at_random_moments(number: signal.Signals, tmp_path: Path) -> None:
+    chance = random.Random(int(number))
+    for attempt in range(12):
+        root = tmp_path / str(attempt)
+        process = launch((*QUICK, *RUN, "--num-workers", 2, "--max-epochs", 1000), root)
+        time.sleep(chance.uniform(0, 12))
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, err
+        assert err.splitlines()[-1].startswith(f"stopped by {number.name}; ") and "Traceback" not in err
+        if "the state is saved" in err:
+            state = checkpoint.load(only(root) / "checkpoint" / "latest.ckpt")
+            assert state["step"] == state["epoch"] * 8 + state["position"]
+        assert not [path for path in root.rglob(".latest*")], "nothing half-written"
+
+
+def steps(path: Path) -> list[tuple[int, int]]:
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [(json.loads(line)["epoch"], json.loads(line)["step"]) for line in lines]
+
+
+def test_resuming_goes_on_in_the_same_session(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-epochs", 3, "--session", "straight")
+    cli(*QUICK, "--max-epochs", 1, "--session", "parts")
+    parts = tmp_path / "sessions" / "parts"
+    status, out, err = cli("--resume", parts / "checkpoint" / "latest.ckpt", "--max-epochs", 3)
+    assert status == 0 and "goes on after step 8" in out
+    assert "max_epochs: 1 before, 3 now" in err
+    assert sorted(path.name for path in (tmp_path / "sessions").iterdir()) == ["parts", "straight"]
+    assert_same_run(tmp_path / "sessions" / "straight", parts)
+    assert steps(parts) == [(1, 8), (2, 16), (3, 24)]
+    assert len((parts / "provenance.jsonl").read_text().splitlines()) == 2
+    # Once more, on a run that is over: nothing is added.
+    status, _, _ = cli("--resume", parts / "checkpoint" / "latest.ckpt")
+    assert status == 0
+    assert_same_run(tmp_path / "sessions" / "straight", parts)
+
+
+def test_auto_finds_the_newest_session_of_the_same_settings(cli: Cli, tmp_path: Path) -> None:
+    root = tmp_path / "sessions"
+    auto = (*QUICK, "--resume", "auto")
+    cli(*auto, "--max-steps", 3, "--session", "a")
+    assert (root / "a").is_dir(), "a fresh start where there is nothing to go on with"
+    status, out, _ = cli(*auto, "--max-steps", 3, "--num-workers", 1, "--brief")  # where and how it runs is left aside
+    assert status == 0 and "goes on after step 3" in out and len(list(root.iterdir())) == 1
+    cli(*auto, "--max-steps", 3, "--batch-size", 128, "--session", "b")
+    assert sorted(path.name for path in root.iterdir()) == ["a", "b"], "other settings are another run"
+    unset = (*auto, "--max-steps", 3, "--seed", "none")
+    cli(*unset)
+    assert len(list(root.iterdir())) == 2, "an unset seed is any"
+    shutil.rmtree(root / "a" / "checkpoint")
+    cli(*auto, "--max-steps", 3, "--session", "c")
+    assert (root / "c").is_dir(), "without a checkpoint there is nothing to go on with"
+
+
+def test_restart_takes_the_weights_into_a_new_session(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--session", "first")
+    first = tmp_path / "sessions" / "first" / "checkpoint" / "latest.ckpt"
+    status, _, err = cli(
+        *QUICK, "--resume", first, "--restart", "--max-epochs", 0, "--session", "second", "--batch-size", 128
+    )
+    assert status == 0, err
+    second = checkpoint.load(tmp_path / "sessions" / "second" / "checkpoint" / "latest.ckpt")
+    assert same(second["method"], checkpoint.load(first)["method"]) and second["step"] == 0
+
+
+def refused(result: tuple[int, str, str], *parts: str) -> None:
+    status, _, err = result
+    assert status == 2 and err.startswith("error: ") and err.count("\n") == 1
+    assert all(part in err for part in parts), err
+
+
+def test_what_makes_a_checkpoint_meaningless_is_refused(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-steps", 3, "--session", "a")
+    path = tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt"
+    before = path.read_bytes()
+    refused(cli("--resume", path, "--batch-size", 128), "--batch-size 128 contradicts the checkpoint")
+    refused(cli("--resume", path, "--seed", 8), "--seed 8 contradicts")
+    refused(cli("--resume", path, "--optimizer", "sgd"), "--optimizer sgd contradicts")
+    refused(cli("--resume", path, "--train-splits", "test"), "--train-splits test contradicts")
+    refused(cli("--resume", path, "--net-width", 5), "--net-width 5 contradicts")
+    refused(cli("--resume", path, "--seeds", "0-1"), "--seed")
+    refused(cli("--resume", path, "--evaluate", path), "leave one out")
+    refused(cli(*QUICK, "--restart"), "--restart needs --resume")
+    refused(cli(*QUICK, "--export", "x.safetensors"), "--evaluate")
+    assert path.read_bytes() == before
+    # A file yields, and is told so.
+    (tmp_path / "other.yaml").write_text("batch_size: 128\n")
+    status, _, err = cli("--cfgs", tmp_path / "other.yaml", "--resume", path)
+    assert status == 0 and "batch_size 128 in" in err and "yields to the checkpoint's 256" in err
+    shutil.copy(path, tmp_path / "moved.ckpt")
+    refused(cli("--resume", tmp_path / "moved.ckpt"), "lies in no session", "--restart")
+
+
+def test_a_session_in_use_is_left_alone(cli: Cli, tmp_path: Path) -> None:
+    process = launch((*QUICK, *RUN, "--max-epochs", 1000), tmp_path / "sessions")
+    while not list((tmp_path / "sessions").glob("*/checkpoint/latest.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    refused(cli("--resume", only(tmp_path / "sessions") / "checkpoint" / "latest.ckpt"), "in use by another process")
+    process.terminate()
+    assert process.wait() == 143
+
+
+def test_keep_and_save_every_steps(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-epochs", 4, "--keep", 2, "--eval-every", 0, "--session", "a")
+    folder = tmp_path / "sessions" / "a" / "checkpoint"
+    assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-00003.ckpt", "epoch-00004.ckpt"]
+    assert checkpoint.load(folder / "epoch-00003.ckpt")["step"] == 24
+
+
+def folder_run(tmp_path: Path) -> tuple[object, ...]:
+    return ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/image_folder.yaml", "--data-root", tmp_path / "pictures",
+            "--network", "convnet", "--net-width", 4, "--num-clusters", 3, "--batch-size", 8, "--num-workers", 0,
+            "--tfm-size", 8, "--tfm-resize", 9, "--seed", 1, "--session", "a")  # fmt: skip
+
+
+def test_pictures_that_changed_are_noticed(cli: Cli, tmp_path: Path, class_folders: Path) -> None:
+    cli(*folder_run(tmp_path), "--max-epochs", 1)
+    resume = ("--resume", tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt", "--max-epochs", 2)
+    picture(class_folders / "bee" / "3.png", seed=99)
+    status, _, err = cli(*resume)
+    assert status == 0 and "1 pictures were written since the run began, such as" in err and "bee/3.png" in err
+    shutil.move(class_folders, tmp_path / "moved")
+    status, _, err = cli(*resume, "--data-root", tmp_path / "moved", "--max-epochs", 3)
+    assert status == 0, err
+    (tmp_path / "moved" / "bee" / "3.png").unlink()
+    refused(
+        cli(*resume, "--data-root", tmp_path / "moved", "--max-epochs", 4), "the pictures are not those", "--restart"
+    )
+
+
+def test_unreadable_pictures_are_left_out_on_request(cli: Cli, tmp_path: Path, class_folders: Path) -> None:
+    (class_folders / "bee" / "3.png").write_text("text")
+    whole = (class_folders / "cat" / "1.png").read_bytes()
+    (class_folders / "cat" / "1.png").write_bytes(whole[:90])
+    refused(cli(*folder_run(tmp_path), "--max-epochs", 1), "bee/3.png", "--on-bad-image skip")
+    status, _, err = cli(*folder_run(tmp_path), "--max-epochs", 1, "--on-bad-image", "skip")
+    assert status == 0 and "2 pictures could not be read and were left out" in err and "cat/1.png" in err
+    session = tmp_path / "sessions" / "a"
+    assert len((session / "skipped.txt").read_text().splitlines()) == 2
+    import numpy as np
+
+    assert len(np.load(session / "predictions.npz")["cluster"]) == 22
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    root = tmp_path / "small"
+    root.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(root)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no small file system can be mounted here")
+    try:
+        done = launch((*QUICK, "--max-epochs", 1, "--session", "a"), root)
+        assert done.wait() == 0
+        path = root / "a" / "checkpoint" / "latest.ckpt"
+        before = path.read_bytes()
+        used = sum(file.stat().st_blocks * 512 for file in root.rglob("*"))
+        (root / "filler").write_bytes(b"x" * max(0, 2 * 2**20 - used - len(before) // 2))
+        done = launch(("--resume", path, "--max-epochs", 3), root)
+        _, err = done.communicate()
+        assert done.returncode == 2 and err.splitlines()[-1].startswith("error: ") and "No space left" in err, err
+        assert "Traceback" not in err and path.read_bytes() == before
+        assert checkpoint.load(path)["epoch"] == 1
+        (root / "filler").unlink()
+        done = launch(("--resume", path, "--max-epochs", 2), root)
+        assert done.wait() == 0
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
+
+
+def test_resuming_builds_the_same_task(tmp_path: Path) -> None:
+    config = resolve(*QUICK)
+    assert same(main.build(config).method.state_dict(), main.build(config).method.state_dict())
