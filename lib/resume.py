@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lib import checkpoint, config, safetensors
-from lib.config import Raw
+from lib.config import Command, Raw
 from lib.errors import UserError
 from lib.session import SessionSettings
 from lib.settings import Section
@@ -33,40 +33,41 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
         UserError: no such checkpoint, a damaged one, one that holds weights alone and is to go on, or
             options that exclude each other.
     """
-    evaluate, path, restart = (_given(raw, name) for name in ("evaluate", "resume", "restart"))
-    restart = restart not in (None, False, "false", "False")
-    if evaluate and _given(raw, "seeds"):
-        raise UserError("--seeds trains anew, and --evaluate does not; leave one out")
-    if evaluate and path:
-        raise UserError("--evaluate scores, and --resume trains; leave one out")
-    if restart and not path:
-        raise UserError("--restart needs --resume CKPT, whose weights it takes")
-    if _given(raw, "export") and not evaluate:
-        raise UserError("--export writes the weights of a checkpoint; name it with --evaluate")
-    if _given(raw, "export"):
-        safetensors.check_ending(str(_given(raw, "export")))
-    if evaluate or (path and restart):
-        return Start(checkpoint.load(str(evaluate or path)))
+    own = {field.name for field in fields(Command)}
+    command = config.resolve({name: given for name, given in raw.items() if name in own}, [Command]).of(Command)
+    path: str | Path | None = command.resume
+    _check_combination(command, several="seeds" in raw and raw["seeds"].value is not None)
+    if command.evaluate or (path and command.restart):
+        return Start(checkpoint.load(str(command.evaluate or path)))
     if not path:
-        return Start()
-    if _given(raw, "seeds"):
-        raise UserError("--resume goes on with one run; give its --seed instead of --seeds")
+        return AFRESH
     if path == "auto":
-        folder = _newest(raw, sections)
-        if folder is None:
-            return Start()
-        path = folder / "checkpoint" / "latest.ckpt"
-    stored = checkpoint.load(str(path))
+        newest = _newest(raw, sections)
+        if newest is None:
+            return AFRESH
+        path = newest / "checkpoint" / "latest.ckpt"
+    stored = checkpoint.load(path)
     if "optimizer" not in stored:
         raise UserError(f"{path} holds weights alone, so no run can go on from it; --restart takes them into a new one")
-    folder = Path(str(path)).resolve().parent.parent
+    folder = Path(path).resolve().parent.parent
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{path} lies in no session that could go on; --restart takes its weights into a new one")
     return Start(stored, folder)
 
 
-def _given(raw: Mapping[str, Raw], name: str) -> Any:
-    return raw[name].value if name in raw else None
+def _check_combination(command: Command, several: bool) -> None:
+    if command.evaluate and command.resume:
+        raise UserError("--evaluate scores, and --resume trains; leave one out")
+    if command.evaluate and several:
+        raise UserError("--seeds trains anew, and --evaluate does not; leave one out")
+    if command.resume and several:
+        raise UserError("--resume goes on with one run; give its --seed instead of --seeds")
+    if command.restart and command.resume in (None, "", "auto"):
+        raise UserError("--restart needs --resume CKPT, whose weights it takes")
+    if command.export:
+        safetensors.check_ending(command.export)
+        if not command.evaluate:
+            raise UserError("--export writes the weights of a checkpoint; name it with --evaluate")
 
 
 def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Path | None:
