@@ -11,7 +11,7 @@ from lib.errors import exit_status, leave_on_signals
 if __name__ == "__main__":
     leave_on_signals()  # the imports below take seconds
 
-import pica  # noqa: F401  (registers itself)
+import imc_swav, pica  # noqa: E401, F401  (they register themselves)
 from lib import checkpoint, config, datasets, evaluation, forecast, method, networks, optimizers
 from lib import report, resume, runtime, schedules, session, trainer, transforms
 from lib.config import Command, Config

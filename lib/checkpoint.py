@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -29,14 +30,13 @@ MAGIC = b"\nsha256:"
 class Format(Protocol):
     """A foreign kind of file."""
 
-    def recognises(self, content: bytes) -> bool:
-        """Whether the file may be of this kind, by a glance that executes nothing."""
-
-    def read(self, content: bytes, path: str) -> dict[str, Any]:
+    def read(self, content: bytes, path: str) -> dict[str, Any] | None:
         """The settings that the file tells, as `config`, and the weights under our names, as `method`.
 
+        None where it is of another kind; nothing in it is executed.
+
         Raises:
-            UserError: the content is not of this kind, or damaged.
+            UserError: it is of this kind, and damaged or incomplete.
         """
 
 
@@ -92,9 +92,13 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     body, magic, digest = content[: -len(MAGIC) - 32], content[-len(MAGIC) - 32 : -32], content[-32:]
     if magic != MAGIC:
         for kind in map(get, names()):
-            if kind.recognises(content):
-                return dict(kind.read(content, str(path)))
-        raise UserError(f"{path} is no checkpoint of this program, or was cut short; it was not opened")
+            found = kind.read(content, str(path))
+            if found is not None:
+                return dict(found)
+        raise UserError(
+            f"{path} is no checkpoint of this program, nor of another that it knows, or was cut short; "
+            "nothing in it was executed"
+        )
     if hashlib.sha256(body).digest() != digest:
         raise UserError(f"{path} is damaged: its content does not match its checksum; use another copy")
     try:
@@ -111,6 +115,26 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not all(isinstance(state.get(part), dict) for part in ("config", "method")):
         raise UserError(f"{path} is no checkpoint of this program: it has no configuration or no weights")
     return dict(state)
+
+
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+_NUMBERS: list[Any] = [
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # as NumPy 1 wrote it
+    np.dtype,
+    np.dtypes.Float64DType,
+]
+
+
+def load_archive(content: bytes) -> Any:
+    """What another program saved by a modern torch: tensors, plain values, NumPy's float64; None if it is no such."""
+    if not content.startswith(b"PK"):
+        return None
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(io.BytesIO(content), map_location=CPU, weights_only=True)
+    except Exception:  # torch names no common base for what a hostile file can raise
+        return None
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Any], origin: str) -> None:

@@ -220,7 +220,7 @@ def help_text(config: Config) -> str:
     """Every setting of the components in use, by component, with defaults, units and what is set here."""
     parser = argparse.ArgumentParser(
         prog="main.py", usage="python main.py --cfgs FILE [FILE ...] [--NAME VALUE ...]", add_help=False,
-        description="Cluster images by PICA. Settings come from YAML files (name: value) and flags.",
+        description="Cluster images. Settings come from YAML files (name: value) and flags.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
     )  # fmt: skip
     for section in config.sections:

@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lib import metrics
+from lib import batchnorm, metrics
 from lib.config import Config
+from lib.datasets import DataSettings
 from lib.method import Split, Task
+from lib.runtime import SeedSettings
 from lib.session import Session
 from lib.settings import Section, setting
 
@@ -27,6 +29,9 @@ COLUMNS = (("acc", "ACC"), ("nmi", "NMI"), ("ari", "ARI"))
 class EvaluationSettings(Section):
     title = "evaluation"
     eval_batch_size: int = setting(512, "pictures per batch when nothing is trained", low=1)
+    top_k: int | None = setting(
+        None, "also score whether the class is among this many of the most probable clusters", low=2
+    )
     baseline: Literal["none", "kmeans"] = setting("none", "also score k-means on the pixels of the same pictures")
 
 
@@ -90,24 +95,73 @@ def predict(task: Task, batch_size: int, tick: Callable[[], None] = lambda: None
     return Predictions(torch.cat(index).numpy(), torch.cat(rows).numpy())
 
 
-def score(task: Task, predictions: Predictions) -> Scores:
-    """For each scored split: ACC, NMI, ARI, AMI (None without labels), balance, confidence."""
+def score(task: Task, predictions: Predictions, top_k: int | None = None) -> Scores:
+    """For each scored split: ACC, NMI, ARI, AMI (None without labels), balance, confidence; `top<k>` if asked for."""
     found: Scores = {}
     for name, split in task.splits.items():
         rows, labels = predictions.of(split)
-        clusters = predictions.cluster[rows]
+        clusters, probability = predictions.cluster[rows], predictions.probability[rows]
         found[name] = {
             **metrics.scores(labels, clusters),
             **metrics.balance(clusters, task.method.num_clusters),
-            "confidence": float(predictions.probability[rows].max(axis=1).mean()),
+            "confidence": float(probability.max(axis=1).mean()),
         }
+        if top_k is not None:
+            found[name][f"top{top_k}"] = metrics.top_k(labels, probability, top_k)
     return found
 
 
+def online(task: Task, assigned: NDArray[np.int64]) -> Scores:
+    """The training split by the clusters that its pictures were assigned to while training.
+
+    Args:
+        assigned: (all pictures,) the cluster of each, −1 where there was none.
+    """
+    rows = task.trained.index[assigned[task.trained.index] >= 0]
+    if not len(rows):
+        return {}
+    labels = task.trained.labels[np.isin(task.trained.index, rows)]
+    clusters = assigned[rows]
+    own = {**metrics.scores(labels, clusters), **metrics.balance(clusters, task.method.num_clusters)}
+    return {f"{task.trained_name}:online": own}
+
+
 def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None) -> tuple[Predictions, Scores]:
-    """`predict`, then `score`."""
-    predictions = predict(task, config.of(EvaluationSettings).eval_batch_size, tick)
-    return predictions, score(task, predictions)
+    """Predict and score under each of the method's treatments of BatchNorm; the first gives the predictions.
+
+    `plain` is as trained. `train_bn` re-estimates the statistics on training pictures under the test
+    transform, from scratch. `test_bn` goes on from the trained ones with the scored pictures, as the
+    IMC-SwAV authors do; its figures are comparable with theirs alone. Everything is put back.
+    """
+    settings, first, found = config.of(EvaluationSettings), None, {}
+    for treatment in task.method.treatments:
+        with batchnorm.restored(task.method):
+            _treat(task, config, treatment, tick)
+            predictions = predict(task, settings.eval_batch_size, tick)
+        for name, values in score(task, predictions, settings.top_k).items():
+            # The result goes by the split's own name, the others by what they are.
+            key = name if first is None else f"{name}:{treatment}"
+            found[key] = values if len(task.method.treatments) == 1 else {**values, "batchnorm": treatment}
+        first = first or predictions
+    assert first is not None
+    return first, found
+
+
+def _treat(task: Task, config: Config, treatment: str, tick: Callable[[], None]) -> None:
+    if treatment == "plain":
+        return
+    own, size = treatment == "train_bn", config.of(DataSettings).batch_size
+    index = task.trained.index if own else _scored(task)
+    drawn = np.random.default_rng(config.of(SeedSettings).seed or 0).permutation(index)[: batchnorm.BATCHES * size]
+
+    def run() -> Iterator[Tensor]:
+        for prepared in task.views.plain(_batches(drawn, size)):
+            if len(prepared.index) > 1:  # a single picture has no variance
+                yield task.method.predict(prepared.views[0])
+            tick()
+
+    with evaluating(task.method):
+        batchnorm.reestimate(task.method, run(), afresh=own)
 
 
 def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
@@ -128,8 +182,9 @@ def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
 def line(scores: Mapping[str, Any]) -> str:
     """One split's scores in a line."""
     known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in COLUMNS if scores[key] is not None)
-    shares = f"shares {scores['smallest']:.1%} to {scores['largest']:.1%}, confidence {scores['confidence']:.3f}"
-    return f"{known or 'no labels'}; {shares}"
+    shares = f"shares {scores['smallest']:.1%} to {scores['largest']:.1%}"
+    confidence = f", confidence {scores['confidence']:.3f}" if "confidence" in scores else ""
+    return f"{known or 'no labels'}; {shares}{confidence}"
 
 
 def warn_of_collapse(session: Session, scores: Mapping[str, Any], k: int) -> None:

@@ -101,7 +101,11 @@ class Split:
 
 
 class Method(nn.Module, ABC):
-    """A network with its objective. `forward` takes a batch and gives {"loss": …} and its parts."""
+    """A network with its objective.
+
+    `forward` takes a batch and gives {"loss": …} and its parts; where it assigns pictures to clusters
+    on the way, also `index` and `cluster`, (n,) each.
+    """
 
     network: nn.Module
     """Images → (N, feature_dim)."""
@@ -110,6 +114,9 @@ class Method(nn.Module, ABC):
     """The part of the loss whose epoch mean, the lower the better, chooses best.ckpt."""
 
     num_clusters: int
+
+    treatments: tuple[str, ...] = ("plain",)
+    """BatchNorm statistics under which the method is scored (`lib.evaluation`); the first gives the result."""
 
     @abstractmethod
     def predict(self, images: Tensor) -> Tensor:
@@ -147,6 +154,8 @@ class Task:
     views: Views
     splits: Mapping[str, Split]  # what is scored
     pictures: Pictures
+    trained_name: str  # the split that is trained on, of PICA the main head's
+    trained: Split
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,23 @@ def scores(labels: IntArray, clusters: IntArray) -> dict[str, float | None]:
     }
 
 
+def top_k(labels: IntArray, probability: NDArray[np.floating[Any]], k: int) -> float | None:
+    """Share of the pictures whose class is among their k most probable clusters, after `matching`.
+
+    Args:
+        labels: (N,) true classes, −1 where unknown.
+        probability: (N, K) of the clusters.
+        k: how many clusters count.
+    """
+    match = matching(labels, probability.argmax(axis=1))
+    known = labels >= 0
+    if not known.any():
+        return None
+    classes = np.array([match.get(cluster, -2) for cluster in range(probability.shape[1])])
+    best = np.argsort(-probability[known], axis=1, kind="stable")[:, :k]
+    return float((classes[best] == labels[known, None]).any(axis=1).mean())
+
+
 def balance(clusters: IntArray, k: int) -> dict[str, float]:
     """How evenly N pictures fall into k clusters: entropy (nats), smallest and largest share."""
     share = np.bincount(clusters, minlength=k) / max(len(clusters), 1)

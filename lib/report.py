@@ -46,12 +46,13 @@ def _tell_of_skipped(session: Session, task: Task) -> None:
 def _scores_file(task: Task, predictions: Predictions, found: Mapping[str, Scores]) -> Scores:
     own, *others = found.values()
     classes = task.pictures.classes
-    content: Scores = {}
+    content: Scores = {name: dict(values) for name, values in own.items()}
     for name, split in task.splits.items():
         rows, labels = predictions.of(split)
         match = metrics.matching(labels, predictions.cluster[rows])
-        named = {str(cluster): classes[label] if classes else label for cluster, label in match.items()}
-        content[name] = {**own[name], "matching": named}
+        content[name]["matching"] = {
+            str(cluster): classes[label] if classes else label for cluster, label in match.items()
+        }
         for other in others:
             content[name]["kmeans"] = other[name]
     return content
@@ -75,7 +76,7 @@ def table(rows: Mapping[str, Scores]) -> str:
     titles = "".join(f"{title:>7}" for _, title in COLUMNS)
     shown = [" " * wide + "".join(f"   {split:^21}" for split in splits), " " * wide + f"   {titles}" * len(splits)]
     for name, scores in rows.items():
-        cells = ("   " + "".join(_cell(scores[split][key]) for key, _ in COLUMNS) for split in splits)
+        cells = ("   " + "".join(_cell(scores.get(split, {}).get(key)) for key, _ in COLUMNS) for split in splits)
         shown.append(f"{name:<{wide}}" + "".join(cells))
     return "\n".join(line.rstrip() for line in shown)
 
@@ -90,7 +91,11 @@ def summarise(session: Session, runs: Mapping[str, Scores]) -> None:
     content: dict[str, Any] = {"seeds": runs}
     for how, function in (("median", statistics.median), ("mean", statistics.fmean), ("deviation", _deviation)):
         content[how] = {
-            split: {name: _over([run[split][name] for run in runs.values()], function) for name in names}
+            split: {
+                name: _over([run[split][name] for run in runs.values()], function)
+                for name in names
+                if name != "batchnorm"
+            }
             for split, names in splits.items()
         }
     session.write_json("summary.json", content)

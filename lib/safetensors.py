@@ -39,11 +39,10 @@ def check_ending(path: str) -> None:
 class _Safetensors:
     """Weights exported by this program."""
 
-    def recognises(self, content: bytes) -> bool:
+    def read(self, content: bytes, path: str) -> dict[str, Any] | None:
         # 8 bytes of length, then JSON.
-        return content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content)
-
-    def read(self, content: bytes, path: str) -> dict[str, Any]:
+        if content[8:9] != b"{" or int.from_bytes(content[:8], "little") > len(content):
+            return None
         try:
             tensors = safetensors.load(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

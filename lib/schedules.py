@@ -22,6 +22,12 @@ class ScheduleSettings(Section):
     title = "learning rate"
     lr_policy: str = setting("fixed", "how the rate changes", component=_registry)
     base_lr: float = setting(0.1, "the rate to start from", low=0)
+    warmup_steps: int = setting(0, "over which the rate rises to its value, in equal steps", unit="steps", low=0)
+
+
+def warmed_up(rate: float, step: int, steps: int) -> float:
+    """The rate at a step, counted over the whole run: `rate · (step + 1) / steps` in the first `steps`."""
+    return rate * (step + 1) / steps if step < steps else rate
 
 
 @register("fixed")

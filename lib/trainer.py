@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -67,6 +68,9 @@ class Trainer:
         self.best = math.inf
         self._scored_step = -1  # at which scores were last recorded
         self._guard = Guard(self.optimizer)
+        self._warmup = config.of(ScheduleSettings).warmup_steps
+        # For every picture, the cluster that it was last assigned to in training; −1: to none in this epoch.
+        self._assigned = torch.full((len(task.pictures),), -1)
         self._notes: list[str] = []
         self._resumed: dict[str, int] | None = None
         self._fingerprint = fingerprint(task.pictures, config.of(DataSettings).data_root)
@@ -122,6 +126,7 @@ class Trainer:
         self.method.train()
         if self.position == 0:
             self.method.start_epoch(self.epoch)
+            self._assigned.fill_(-1)
         self._clock = time.perf_counter()
         for batch in self._progress(self.task.source.epoch(self.epoch, self.position)):
             self._train_step(batch)
@@ -136,9 +141,11 @@ class Trainer:
             self._finish_epoch()
 
     def _train_step(self, batch: Any) -> None:
-        set_rate(self.optimizer, self.schedule(self.epoch))
+        set_rate(self.optimizer, self.schedule(self.epoch), self.step, self._warmup)
         self.method.before_forward(self.step)
         parts = self.method(batch)
+        if "index" in parts:
+            self._note(parts.pop("index"), parts.pop("cluster"))
         self.optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         self.method.after_backward(self.step)
@@ -149,6 +156,10 @@ class Trainer:
         self._means.add(parts, len(batch.index), self._clock - began)
         if self.step % self.settings.display_freq == 0:
             self._display()
+
+    def _note(self, index: Tensor, cluster: Tensor) -> None:
+        self._assigned = self._assigned.to(cluster.device)  # where it stays, so that nothing waits
+        self._assigned[index.to(cluster.device, non_blocking=True)] = cluster
 
     def _finish_epoch(self) -> None:
         self._guard.check()
@@ -208,14 +219,16 @@ class Trainer:
                 self.session.warn(f"{name} {means[name]:.4f} is about {nothing:.4f}, where it says nothing")
 
     def _predict(self) -> None:
-        self._latest = (self.step, *evaluation.evaluate(self.task, self.config, self._interrupts.check))
+        predictions, scores = evaluation.evaluate(self.task, self.config, self._interrupts.check)
+        self._latest = (self.step, predictions, scores | evaluation.online(self.task, self._assigned.cpu().numpy()))
 
     def _record_scores(self, epoch: int) -> None:
         assert self._latest is not None
         step, _, scores = self._latest
         for split, values in scores.items():
             self.session.metrics({"split": split, "epoch": epoch, "step": step, **values})
-            self.session.scalars({f"Evaluate/{split}/{n}": v for n, v in values.items() if v is not None}, step)
+            curves = {n: v for n, v in values.items() if isinstance(v, int | float)}
+            self.session.scalars({f"Evaluate/{split}/{n}": v for n, v in curves.items()}, step)
             self.session.info(f"  {split}: {evaluation.line(values)}")
         self._scored_step = step
         evaluation.warn_of_collapse(self.session, scores[self._scored], self.method.num_clusters)
@@ -247,6 +260,7 @@ class Trainer:
             "scored_step": self._scored_step,
             "pictures": self._fingerprint.pictures,
             "stamps": self._fingerprint.stamps,
+            "assigned": self._assigned.cpu(),
             "random": runtime.random_state(),
         }
 
@@ -262,6 +276,7 @@ class Trainer:
         self.epoch, self.position, self.step = state["epoch"], state["position"], state["step"]
         self.best, self._scored_step = state["best"], state["scored_step"]
         self._means.load_state_dict(state["means"])
+        self._assigned = state["assigned"]
         runtime.set_random_state(state["random"])
         self._resumed = state.get("mark", {})
         self._notes = self.config.changes(state["config"])
@@ -321,7 +336,7 @@ def build_schedule(config: Config) -> schedules.Schedule:
     return schedule
 
 
-def set_rate(optimizer: Optimizer, rate: float | None) -> None:
+def set_rate(optimizer: Optimizer, rate: float | None, step: int, warmup: int) -> None:
     if rate is not None:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = schedules.warmed_up(rate, step, warmup)

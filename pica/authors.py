@@ -6,19 +6,14 @@ read too. The optimiser in them is of no use.
 
 from __future__ import annotations
 
-import io
-import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from lib import checkpoint
 from lib.errors import UserError
-from lib.runtime import CPU
 from pica import legacy
 
 NAMES = (
@@ -28,13 +23,6 @@ NAMES = (
     (r"layer([2-5])\.", "network.1.stages.{stage}."),
     (r"heads\.(\d+)\.0\.", "heads.{head}."),
 )
-_SCALAR: Any = np.float64(0).__reduce__()[0]
-_NUMPY: list[Any] = [
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    (_SCALAR, "numpy.core.multiarray.scalar"),  # as NumPy 1 wrote it
-    np.dtype,
-    np.dtypes.Float64DType,
-]
 
 
 def our_name(key: str, sobel: bool = True) -> str:
@@ -90,40 +78,20 @@ def _network(plain: Mapping[str, Any]) -> str:
 class _Authors:
     """Checkpoints of the PICA authors' program."""
 
-    def recognises(self, content: bytes) -> bool:
-        return content.startswith(b"PK") or legacy.recognises(content)
-
-    def read(self, content: bytes, path: str) -> dict[str, Any]:
+    def read(self, content: bytes, path: str) -> dict[str, Any] | None:
         try:
-            state = legacy.load(content) if legacy.recognises(content) else _load_modern(content)
+            state = legacy.load(content) if legacy.recognises(content) else checkpoint.load_archive(content)
         except legacy.Refused as error:
             raise UserError(f"{path} is no checkpoint of this program or of PICA's authors: {error}") from error
         net = state.get("net") if isinstance(state, dict) else None
         if not isinstance(net, dict) or "epoch" not in state:
-            raise UserError(f"{path} is no checkpoint of this program, or was cut short, nor one of PICA's authors")
+            return None
         if not all(isinstance(key, str) and torch.is_tensor(value) for key, value in net.items()):
             raise UserError(f"{path} holds more than weights under `net`, as no checkpoint of PICA's authors does")
         try:
-            return convert(OrderedDict(net))
+            return convert(net)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-
-
-def _load_modern(content: bytes) -> Any:
-    try:
-        with torch.serialization.safe_globals(_NUMPY):
-            return torch.load(io.BytesIO(content), map_location=CPU, weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-    ) as error:
-        raise legacy.Refused("it was cut short, or holds more than tensors and plain values") from error
 
 
 checkpoint.register("pica authors", _Authors())

@@ -28,7 +28,10 @@ class Batch:
 def recipes(s: TransformSettings) -> tuple[Recipe, Recipe, Recipe]:
     """The original, the perturbed and the test view (Huang et al., 2020, section 4)."""
     original = Recipe(s.tfm_size, "random", s.tfm_resize)
-    perturbed = replace(original, jitter=s.tfm_colorjitter, grayscale=s.tfm_random_grayscale, flip=s.tfm_random_hflip)
+    perturbed = replace(
+        original, jitter=s.tfm_colorjitter, jitter_probability=s.tfm_colorjitter_probability,
+        grayscale=s.tfm_random_grayscale, flip=s.tfm_random_hflip,
+    )  # fmt: skip
     if s.tfm_scale is not None:
         perturbed = replace(perturbed, crop="resized", scale=s.tfm_scale, ratio=s.tfm_ratio)
     return original, perturbed, Recipe(s.tfm_size, "center", s.tfm_resize)

@@ -176,7 +176,8 @@ def build(config: Config) -> Task:
     )  # fmt: skip
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
-    return Task(method.to(device), source, views, splits, pictures)
+    trained = Split(sets[-1], labels[sets[-1]])
+    return Task(method.to(device), source, views, splits, pictures, train[-1], trained)
 
 
 register("pica", Entry(build, PICASettings))

@@ -10,13 +10,13 @@ from conftest import ROOT
 
 LAYERS = (
     {"errors", "registry", "settings", "yamlfile"},
-    {"runtime", "metrics", "schedules", "checkpoint", "safetensors", "faults"},
+    {"runtime", "metrics", "schedules", "checkpoint", "safetensors", "faults", "batchnorm"},
     {"config", "session", "resume", "optimizers", "networks", "datasets", "transforms", "method"},
     {"evaluation", "report"},
     {"trainer"},
     {"forecast"},
 )
-FILES = sorted(path for folder in ("lib", "pica") for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(path for folder in ("lib", "pica", "imc_swav") for path in (ROOT / folder).rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:

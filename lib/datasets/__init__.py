@@ -93,9 +93,17 @@ class Pictures:
         return self._names[part], position - (self._ends[part - 1] if part else 0)
 
     def index(self, expression: str) -> NDArray[np.int64]:
-        """(N,) positions of the pictures of `split` or `split+split+…`, in that order."""
+        """(N,) positions of the pictures of `split` or `split+split+…`, in that order.
+
+        Raises:
+            UserError: a split that the run does not use.
+        """
         spans = []
         for name in parts_of(expression):
+            if name not in self._names:
+                raise UserError(
+                    f"no split {name!r} is in use: there is {', '.join(self._names)}{nearest(name, self._names)}"
+                )
             part = self._names.index(name)
             spans.append(np.arange(self._ends[part] - len(self._parts[name]), self._ends[part], dtype=np.int64))
         return np.concatenate(spans)

@@ -37,8 +37,10 @@ class NetworkSettings(Section):
     network: str = setting("resnet34", "which one", component=_registry)
     net_cin: Literal[1, 3] = setting(3, "channels of the pictures: 1 is grey, 3 is RGB")
     net_cout: int | None = setting(None, "in the PICA authors' files; without effect, as in their program", idle=True)
-    net_init: Literal["default", "torch1.0"] = setting(
-        "default", "first weights; torch1.0: BatchNorm's weight from U(0, 1), as in the PICA authors' PyTorch"
+    net_init: Literal["default", "torch1.0", "he"] = setting(
+        "default",
+        "first weights; torch1.0: BatchNorm's weight from U(0, 1), as in the PICA authors' PyTorch; "
+        "he: convolutions after He et al., fan out, as IMC-SwAV's",
     )
     net_freeze: tuple[str, ...] | None = setting(
         None, "regular expressions; weights whose name begins with a match stay as they are", convert=_patterns
@@ -56,6 +58,8 @@ def build(config: Config, in_channels: int) -> nn.Module:
     network: nn.Module = component(in_channels, *config.extra(component))
     if settings.net_init == "torch1.0":
         draw_norm_weights(network)
+    if settings.net_init == "he":
+        draw_he_weights(network)
     for pattern in settings.net_freeze or ():
         matched = [weight for name, weight in network.named_parameters() if re.match(pattern, name)]
         if not matched:
@@ -71,6 +75,13 @@ def draw_norm_weights(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(part.weight)
+
+
+def draw_he_weights(module: nn.Module) -> None:
+    """Convolutions as He et al. (2015) draw them, by the fan out."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
 from lib.networks import convnet, resnet  # noqa: E402, F401  (they register themselves)

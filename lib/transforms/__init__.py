@@ -26,6 +26,7 @@ class TransformSettings(Section):
     tfm_colorjitter: tuple[float, float, float, float] | None = setting(
         None, "strength of the jitter of brightness, contrast, saturation and hue (hue ≤ .5)", low=0
     )
+    tfm_colorjitter_probability: float = setting(1.0, "probability of that jitter", low=0, high=1)
     tfm_random_grayscale: float = setting(0.0, "probability of a grey picture", low=0, high=1)
     tfm_random_hflip: float = setting(0.0, "probability of a mirrored picture", low=0, high=1)
     tfm_means: tuple[float, ...] | None = setting(None, "subtracted from each channel in [0, 1]; none: 0")

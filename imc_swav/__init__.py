@@ -1,0 +1,14 @@
+"""IMC-SwAV: Ntelemis, Jin, Thomas, Information Maximization Clustering via Multi-View Self-Labelling, 2021."""
+
+from imc_swav import authors  # noqa: F401  (registers itself)
+from imc_swav.losses import mutual_information_loss, sinkhorn, swapped_prediction_loss
+from imc_swav.method import IMCSwAV, IMCSwAVSettings, build
+
+__all__ = [
+    "IMCSwAV",
+    "IMCSwAVSettings",
+    "build",
+    "mutual_information_loss",
+    "sinkhorn",
+    "swapped_prediction_loss",
+]

@@ -1,0 +1,119 @@
+"""IMC-SwAV's order of batches: one shuffled pass over the training set, V crops of each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lib.errors import UserError
+from lib.method import Request, Views
+from lib.transforms import TransformSettings
+from lib.transforms.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N pictures in V views, the large ones first."""
+
+    index: Tensor  # (N,) positions among the run's pictures
+    views: list[Tensor]  # V of (N, C, H, W)
+    classified: Tensor  # (N,) whether the classifier learns from the picture, on the CPU
+
+
+def recipes(
+    s: TransformSettings,
+    numbers: Sequence[int],
+    sizes: Sequence[int],
+    lowest: Sequence[float],
+    highest: Sequence[float],
+) -> tuple[tuple[Recipe, ...], Recipe]:
+    """The V random crops, in the order of their groups, and the test view (2021, section 4.1).
+
+    Args:
+        s: colour, mirroring and shape of the crops.
+        numbers: crops in each group.
+        sizes: their sides, px.
+        lowest, highest: bounds of their areas, as shares of the picture's.
+
+    Raises:
+        UserError: the four do not go together, or there is a single view.
+    """
+    if not len(numbers) == len(sizes) == len(lowest) == len(highest):
+        raise UserError("nmb_crops, size_crops, min_scale_crops and max_scale_crops need as many values as each other")
+    if any(low > high for low, high in zip(lowest, highest, strict=True)):
+        raise UserError("min_scale_crops is above max_scale_crops")
+    if sum(numbers) < 2 or numbers[0] < 1:
+        raise UserError("nmb_crops needs a large crop, and another crop to compare it with")
+    views = [
+        Recipe(
+            size, "resized", scale=(low, high), ratio=s.tfm_ratio, jitter=s.tfm_colorjitter,
+            jitter_probability=s.tfm_colorjitter_probability, grayscale=s.tfm_random_grayscale, flip=s.tfm_random_hflip,
+        )
+        for number, size, low, high in zip(numbers, sizes, lowest, highest, strict=True)
+        for _ in range(number)
+    ]  # fmt: skip
+    return tuple(views), Recipe(s.tfm_size, "center", s.tfm_resize)
+
+
+class IMCSource:
+    """One epoch: the set once, in a fresh random order; an incomplete last batch is dropped.
+
+    Args:
+        views: of the pictures.
+        chosen: positions of the training pictures.
+        classified: (all pictures,) whether the classifier learns from each.
+        recipes: of the V views.
+        batch_size: pictures per step.
+        channels: of the pictures.
+        seed: of the order.
+
+    Raises:
+        UserError: there is no full batch.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        chosen: NDArray[np.int64],
+        classified: NDArray[np.bool_],
+        recipes: tuple[Recipe, ...],
+        *,
+        batch_size: int,
+        channels: int,
+        seed: int,
+    ) -> None:
+        if len(chosen) < batch_size:
+            raise UserError(
+                f"{len(chosen)} training pictures do not fill a batch of {batch_size}, and an incomplete one is dropped; "
+                "give a smaller --batch-size"
+            )
+        self._views, self._chosen, self._classified = views, chosen, torch.from_numpy(classified)
+        self._recipes, self._batch_size, self._channels, self._seed = recipes, batch_size, channels, seed
+
+    def __len__(self) -> int:
+        return len(self._chosen) // self._batch_size
+
+    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
+        order = np.random.default_rng((self._seed, index)).permutation(self._chosen)
+        batches = [order[i * self._batch_size :][: self._batch_size] for i in range(start, len(self))]
+        plan = (Request(torch.from_numpy(batch), self._recipes, index) for batch in batches)
+        for prepared in self._views.stream(plan):
+            yield Batch(prepared.index, prepared.views, self._classified[prepared.index])
+
+    def blank(self, device: str) -> Batch:
+        n, c = self._batch_size, self._channels
+        views = [torch.empty(n, c, recipe.size, recipe.size, device=device) for recipe in self._recipes]
+        return Batch(torch.arange(n), views, torch.ones(n, dtype=torch.bool))
+
+    def describe(self) -> list[str]:
+        sizes = "+".join(f"{recipe.size}" for recipe in self._recipes)
+        learned = int(self._classified[self._chosen].sum())
+        return [
+            f"{len(self._chosen):,} pictures, {learned:,} for the classifier, "
+            f"{len(self)} steps of {self._batch_size} in {len(self._recipes)} views ({sizes} px)"
+        ]

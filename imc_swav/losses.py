@@ -1,0 +1,88 @@
+"""The objectives of IMC-SwAV: Ntelemis, Jin, Thomas, Information Maximization Clustering via Multi-View
+Self-Labelling, 2021; and of SwAV, on which it builds: Caron et al., NeurIPS 2020.
+
+N images, V views, P prototypes, K clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ENTROPY_WEIGHT = 4.0  # of H(Y) against H(Y|U)
+LOGIT_BOUND, LOGIT_WEIGHT = 5.0, 0.01  # beyond the bound a logit is held back
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, eps: float = 0.05, iterations: int = 3) -> Tensor:
+    """Soft assignments that use all prototypes alike (Caron et al., 2020, section 3.1).
+
+    exp(scores / eps) is scaled in turn so that every prototype gets 1/P of the mass and every image 1/N.
+    With logarithms throughout, so it is finite for every finite input, and a constant added to all
+    scores changes nothing.
+
+    Args:
+        scores: (N, P).
+        eps: the smaller, the harder the assignments.
+        iterations: of the scaling.
+
+    Returns:
+        (N, P), rows summing to 1, in float32 or better, without gradient.
+    """
+    # Autocast leaves these operations in float32: none of them is a matrix product.
+    log_q = (scores if scores.dtype == torch.float64 else scores.float()) / eps
+    for _ in range(iterations):
+        log_q = log_q - log_q.logsumexp(dim=0, keepdim=True)
+        log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
+    return log_q.exp()
+
+
+def swapped_prediction_loss(
+    scores: Sequence[Tensor], n_large: int, tau: float = 0.1, eps: float = 0.05, iterations: int = 3
+) -> Tensor:
+    """Predict the assignments of each large view from every other view (Caron et al., 2020, section 3.2).
+
+    The mean of −Σ q_i log softmax(u_v / tau) over the batch, over large views i, and over views v ≠ i.
+
+    Args:
+        scores: V of (N, P), the large views first.
+        n_large: number of large views.
+        tau: temperature of the predictions.
+        eps, iterations: of `sinkhorn`.
+    """
+    log_p = [F.log_softmax(view / tau, dim=1) for view in scores]
+    terms = []
+    for i in range(n_large):
+        q = sinkhorn(scores[i], eps, iterations)
+        terms += [-(q * log_p[v]).sum(dim=1).mean() for v in range(len(scores)) if v != i]
+    return torch.stack(terms).mean()
+
+
+def mutual_information_loss(class_logits: Tensor, prototype_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """How little the clusters tell of the prototypes, and a penalty on large logits (2021, section 3.3).
+
+    J = p_yᵀ p_u, normalised to sum 1, is the joint distribution of cluster Y and prototype U.
+
+    Args:
+        class_logits: (N, K), of the classifier.
+        prototype_logits: (N, P), scores already divided by tau; no gradient reaches them.
+
+    Returns:
+        H(Y|U) − 4 H(Y), and .01 times the mean over images of Σ relu(|y| − 5).
+    """
+    p_y, p_u = class_logits.softmax(dim=1), prototype_logits.detach().softmax(dim=1)
+    joint = p_y.T @ p_u  # (K, P)
+    joint = joint / joint.sum()
+    conditional = -(joint * (_log(joint) - _log(joint.sum(dim=0)))).sum()
+    marginal = joint.sum(dim=1)
+    entropy = -(marginal * _log(marginal)).sum()
+    excess = (class_logits.abs() - LOGIT_BOUND).relu().sum(dim=1).mean()
+    return conditional - ENTROPY_WEIGHT * entropy, LOGIT_WEIGHT * excess
+
+
+def _log(p: Tensor) -> Tensor:
+    """0 · log 0 is 0, and its gradient is finite."""
+    return p.clamp_min(torch.finfo(p.dtype).tiny).log()

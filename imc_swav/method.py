@@ -1,0 +1,168 @@
+"""IMC-SwAV: prototypes learned by swapped prediction, and a classifier that keeps what they tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from imc_swav.bank import Bank, Banked
+from imc_swav.data import Batch, IMCSource, recipes
+from imc_swav.heads import Classifier, Projection, Prototypes
+from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
+from lib import datasets, networks, runtime
+from lib.config import Config
+from lib.errors import UserError
+from lib.method import Entry, Method, MethodSettings, Split, Task, register
+from lib.runtime import DeviceSettings, SeedSettings
+from lib.settings import Section, setting
+from lib.transforms import LoaderSettings, TransformSettings, normalisation
+from lib.transforms.pil import PILViews
+
+
+@dataclass(frozen=True)
+class IMCSwAVSettings(Section):
+    title = "method imc_swav"
+    bound = True
+    nmb_crops: tuple[int, ...] = setting((2, 4), "crops of each group, the large ones first", low=0)
+    size_crops: tuple[int, ...] = setting((28, 18), "sides of the crops of each group", unit="px", low=4)
+    min_scale_crops: tuple[float, ...] = setting((0.2, 0.08), "least area of a crop, as a share", low=1e-6, high=1)
+    max_scale_crops: tuple[float, ...] = setting((1.0, 0.4), "largest area of a crop, as a share", low=1e-6, high=1)
+    prototypes: int = setting(1000, "number of prototypes", low=2)
+    project_dim: int = setting(128, "size of the projection", low=1)
+    classifier_dim: int = setting(1024, "width of the classifier's two hidden layers", low=1)
+    tau: float = setting(0.1, "temperature of the predictions", low=1e-4)
+    eps: float = setting(0.05, "hardness of the Sinkhorn assignments", low=1e-4)
+    sinkhorn_iterations: int = setting(3, "of the Sinkhorn scaling", low=1)
+    frozen_prototype_steps: int = setting(500, "from the start, in which the prototypes stay", unit="steps", low=0)
+    classifier_splits: str | None = setting(
+        None, "what the classifier learns from, such as train; none: all training pictures"
+    )
+    idle_classifier: Literal["zeros", "none"] = setting(
+        "zeros",
+        "gradient of the classifier in a step without a loss for it; zeros: the optimiser's momentum goes on moving "
+        "it, as in the authors' PyTorch; none: it rests",
+    )
+    batchnorm_scores: tuple[Literal["train_bn", "plain", "test_bn"], ...] = setting(
+        ("train_bn", "plain", "test_bn"),
+        "BatchNorm statistics under which is scored, the first being the result: train_bn: of training pictures; "
+        "plain: as trained; test_bn: of the scored pictures, as published",
+    )
+
+
+class IMCSwAV(Method):
+    """Ntelemis, Jin, Thomas, 2021.
+
+    Args:
+        network: the encoder, images → (N, feature_dim).
+        num_clusters: K.
+        batch_size: pictures that make a batch for the classifier.
+        settings: everything else.
+    """
+
+    selection = "loss"
+
+    def __init__(
+        self, network: nn.Module, num_clusters: int, batch_size: int, settings: IMCSwAVSettings = IMCSwAVSettings()
+    ) -> None:
+        super().__init__()
+        feature_dim: Any = network.feature_dim
+        self.network = network
+        self.projection = Projection(feature_dim, settings.project_dim)
+        self.prototypes = Prototypes(settings.project_dim, settings.prototypes)
+        self.classifier = Classifier(feature_dim, settings.classifier_dim, num_clusters)
+        self.bank = Bank(batch_size)
+        self.settings, self.num_clusters = settings, num_clusters
+        self.treatments = settings.batchnorm_scores
+        self._classifier_trained = False
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        s = self.settings
+        # One view at a time: each is a BatchNorm batch of its own.
+        features = [self.network(view) for view in batch.views]
+        scores = [self.prototypes(self.projection(feature)) for feature in features]
+        swapped = swapped_prediction_loss(scores, s.nmb_crops[0], s.tau, s.eps, s.sinkhorn_iterations)
+        learned = self._classified(batch, features, scores)
+        if learned is None:
+            nothing = swapped.new_zeros(())
+            return {"loss": swapped, "swapped": swapped.detach(), "mi": nothing, "logits": nothing}
+        logits = [self.classifier(feature) for feature in learned.features]
+        pairs = [mutual_information_loss(y, u / s.tau) for y in logits for u in learned.scores]
+        mi, excess = (torch.stack(terms).mean() for terms in zip(*pairs, strict=True))
+        return {
+            "loss": swapped + mi + excess,
+            "swapped": swapped.detach(), "mi": mi.detach(), "logits": excess.detach(),
+            "index": learned.index, "cluster": logits[0].detach().argmax(dim=1),
+        }  # fmt: skip
+
+    def _classified(self, batch: Batch, features: list[Tensor], scores: list[Tensor]) -> Banked | None:
+        """What the classifier learns from in this step, if anything."""
+        held = [torch.stack(parts).detach() for parts in (features, scores)]
+        if bool(batch.classified.all()) and not len(self.bank):
+            return Banked(batch.index, *held)
+        chosen = batch.classified.nonzero()[:, 0]
+        on_device = chosen.to(held[0].device)
+        return self.bank.add(Banked(batch.index[chosen], *(part[:, on_device] for part in held)))
+
+    def predict(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.network(images))
+        return logits.softmax(dim=1)
+
+    def start_epoch(self, epoch: int) -> None:
+        self.bank.empty()
+
+    def before_forward(self, step: int) -> None:
+        self.prototypes.normalise()
+
+    def after_backward(self, step: int) -> None:
+        if step < self.settings.frozen_prototype_steps:
+            self.prototypes.weight.grad = None  # not zero: neither decay nor momentum moves them
+        if any(weight.grad is not None for weight in self.classifier.parameters()):
+            self._classifier_trained = True
+        elif self._classifier_trained and self.settings.idle_classifier == "zeros":
+            for weight in self.classifier.parameters():
+                weight.grad = torch.zeros_like(weight)
+
+    def get_extra_state(self) -> dict[str, bool]:
+        return {"classifier_trained": self._classifier_trained}
+
+    def set_extra_state(self, state: dict[str, bool]) -> None:
+        self._classifier_trained = state["classifier_trained"]
+
+
+def build(config: Config) -> Task:
+    """Everything that a run needs, from its settings.
+
+    Raises:
+        UserError: from the data set, or settings that do not go together.
+    """
+    settings, data = config.of(IMCSwAVSettings), config.of(datasets.DataSettings)
+    transforms, channels = config.of(TransformSettings), config.of(networks.NetworkSettings).net_cin
+    clusters = config.of(MethodSettings).num_clusters
+    if clusters is None:
+        raise UserError("how many clusters? Give --num-clusters K")
+    crops, test = recipes(
+        transforms, settings.nmb_crops, settings.size_crops, settings.min_scale_crops, settings.max_scale_crops
+    )
+    means, stds = normalisation(transforms, channels)
+    train, scored, _ = datasets.choose_splits(config)
+    pictures = datasets.open_pictures(config)
+    device, seed = runtime.device(config.of(DeviceSettings).gpus), config.of(SeedSettings).seed or 0
+    views = PILViews(
+        pictures, test, means, stds, working_size=transforms.tfm_working_size, seed=seed,
+        workers=config.of(LoaderSettings).num_workers, skip=data.on_bad_image == "skip", device=device,
+    )  # fmt: skip
+    chosen, classified = pictures.index(train[-1]), np.ones(len(pictures), dtype=np.bool_)
+    if settings.classifier_splits is not None:
+        classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
+    source = IMCSource(views, chosen, classified, crops, batch_size=data.batch_size, channels=channels, seed=seed)
+    method = IMCSwAV(networks.build(config, channels), clusters, data.batch_size, settings)
+    labels = pictures.labels()
+    splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
+    return Task(method.to(device), source, views, splits, pictures, train[-1], Split(chosen, labels[chosen]))
+
+
+register("imc_swav", Entry(build, IMCSwAVSettings))

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared
+from scipy.special import logsumexp
+
+from imc_swav import mutual_information_loss, sinkhorn, swapped_prediction_loss
+
+
+def by_scipy(scores: np.ndarray, eps: float, iterations: int) -> np.ndarray:
+    """An independent iteration on dual potentials, in float64: log q = (s − f_p − g_n) / eps."""
+    kernel = scores.T.astype(np.float64) / eps  # (P, N)
+    p, n = kernel.shape
+    f, g = np.zeros(p), np.zeros(n)
+    for _ in range(iterations):
+        f = logsumexp(kernel - g[None, :], axis=1) + np.log(p)
+        g = logsumexp(kernel - f[:, None], axis=0) + np.log(n)
+    return np.exp(kernel - f[:, None] - g[None, :]).T * n
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_sinkhorn_equals_the_authors(case: int) -> None:
+    golden = np.load(shared("golden/imc_sinkhorn.npz"), allow_pickle=False)
+    found = sinkhorn(torch.from_numpy(golden[f"case{case}_scores"]), float(golden["eps"]), int(golden["iterations"]))
+    np.testing.assert_allclose(found, golden[f"case{case}_q"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(16, 5), (7, 30), (1, 4), (64, 64)])
+def test_sinkhorn_equals_an_independent_iteration(shape: tuple[int, int]) -> None:
+    scores = np.random.default_rng(0).normal(size=shape)
+    found = sinkhorn(torch.from_numpy(scores), 0.05, 3)
+    np.testing.assert_allclose(found, by_scipy(scores, 0.05, 3), rtol=1e-9)
+    np.testing.assert_allclose(found.sum(dim=1), 1, rtol=1e-12)
+    shifted = sinkhorn(torch.from_numpy(scores) + 3.0, 0.05, 3)
+    np.testing.assert_allclose(shifted, found, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (5, 1), (3, 50), (50, 3)])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_sinkhorn_is_finite(shape: tuple[int, int], scale: float, autocast: bool) -> None:
+    scores = torch.randn(shape, generator=torch.Generator().manual_seed(0)).sign() * scale
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for given in (scores, scores.bfloat16(), scores[:1].expand(shape[0], -1)):
+            found = sinkhorn(given)
+            assert found.dtype == torch.float32 and found.isfinite().all() and not found.requires_grad
+            torch.testing.assert_close(found.sum(dim=1), torch.ones(shape[0]))
+
+
+@pytest.mark.parametrize("case", range(2))
+def test_mutual_information_equals_the_authors_with_its_gradient(case: int) -> None:
+    golden = np.load(shared("golden/imc_mutual_information.npz"), allow_pickle=False)
+    y = torch.from_numpy(golden[f"case{case}_y"]).requires_grad_()
+    u = torch.from_numpy(golden[f"case{case}_u"]).requires_grad_()
+    mi, excess = mutual_information_loss(y, u)
+    (mi + excess).backward()
+    np.testing.assert_allclose(mi.item(), golden[f"case{case}_mi"], rtol=1e-9)
+    np.testing.assert_allclose(excess.item(), golden[f"case{case}_reg"], rtol=1e-9)
+    np.testing.assert_allclose(y.grad, golden[f"case{case}_grad_y"], rtol=1e-9, atol=1e-15)
+    assert u.grad is None, "no gradient reaches the prototypes"
+
+
+def test_mutual_information_is_finite_where_a_cluster_is_empty() -> None:
+    y = torch.tensor([[200.0, -200.0, 0.0]] * 4, requires_grad=True)
+    mi, excess = mutual_information_loss(y, torch.tensor([[300.0, -300.0]] * 4))
+    (mi + excess).backward()
+    assert mi.isfinite() and y.grad is not None and y.grad.isfinite().all()
+
+
+def test_swapped_prediction_by_its_definition_and_its_laws() -> None:
+    chance = torch.Generator().manual_seed(0)
+    scores = [torch.randn(6, 5, generator=chance, dtype=torch.float64) for _ in range(4)]
+    terms = [
+        -(sinkhorn(scores[i]) * (scores[v] / 0.1).log_softmax(dim=1)).sum(dim=1).mean()
+        for i in range(2) for v in range(4) if v != i
+    ]  # fmt: skip
+    assert len(terms) == 6
+    torch.testing.assert_close(swapped_prediction_loss(scores, 2), torch.stack(terms).mean())
+    order = torch.tensor([4, 2, 0, 1, 3])
+    renamed = [view[:, order] for view in scores]
+    torch.testing.assert_close(swapped_prediction_loss(renamed, 2), swapped_prediction_loss(scores, 2))
+    swapped = [scores[1], scores[0], scores[3], scores[2]]
+    torch.testing.assert_close(swapped_prediction_loss(swapped, 2), swapped_prediction_loss(scores, 2))
