@@ -1,15 +1,17 @@
 # Each target makes its own environment in .venv; nothing but Python >= 3.11 and make is needed.
 PYTHON ?= python3
 BIN := .venv/bin
+METHOD ?= pica
+CONFIGS := $(if $(filter imc_swav,$(METHOD)),configs/imc_swav,configs)
 
-demo: .venv/main  ## cluster scikit-learn's digits, and print the scores beside k-means's; ARGS=… adds flags
-	$(BIN)/python main.py --cfgs configs/base.yaml configs/digits.yaml --seed 0 $(ARGS)
+demo: .venv/main  ## cluster scikit-learn's digits, and print the scores beside k-means's; METHOD=imc_swav; ARGS=… adds flags
+	$(BIN)/python main.py --cfgs $(CONFIGS)/base.yaml $(CONFIGS)/digits.yaml --seed 0 $(ARGS)
 
 test: .venv/test  ## linters, types and tests; under 10 minutes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: .venv/test  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 
 from lib.errors import exit_status, leave_on_signals
 
@@ -59,10 +60,9 @@ def run(settings: Config, log: Session, start: resume.Start = resume.AFRESH) -> 
         training.load_state_dict(start.stored)
     elif start.stored:
         checkpoint.load_weights(task.method, start.stored["method"], "the checkpoint")
-    with log:
+    with log, closing(task.views):
         predictions, scores = training.run(log) if training else evaluation.evaluate(task, settings)
         report.finish(log, task, settings, predictions, scores)
-    task.views.close()
     return scores
 
 

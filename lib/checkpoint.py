@@ -147,9 +147,10 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], origin: str) -> No
     state = {**{name: value for name, value in own.items() if name.endswith("_extra_state")}, **state}
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [
-        f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} here"
+        f"{name} is {tuple(getattr(state[name], 'shape', ()))} there and {tuple(own[name].shape)} here"
         for name in own.keys() & state.keys()
-        if isinstance(own[name], torch.Tensor) and getattr(state[name], "shape", None) != own[name].shape
+        if isinstance(own[name], torch.Tensor)
+        and not (isinstance(state[name], torch.Tensor) and state[name].shape == own[name].shape)
     ]
     if missing or unexpected or shapes:
         parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes))]

@@ -151,6 +151,9 @@ def collect(argv: Sequence[str], sections: Sequence[Kind]) -> dict[str, Raw]:
     raw: dict[str, Raw] = {}
     for path in first.cfgs:
         raw |= {name: Raw(value, str(path)) for name, value in load_yaml(path).items()}
+        for name in ("cfgs", "help", "list", "dry_run"):
+            if name in raw:
+                raise UserError(f"{name} in {path} belongs on the command line, not into a file; remove it")
     if first.imports:
         raw["imports"] = Raw(first.imports, FLAG)
     if "imports" in raw:

@@ -8,7 +8,17 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-_OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_OUTSIDE = {
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EROFS: "choose another place",
+    errno.EACCES: "give access to it, or choose another place",
+    errno.EPERM: "give access to it, or choose another place",
+    errno.EIO: "check the disk",
+    errno.EISDIR: "a file was to be here; move it away",
+    errno.ENOTDIR: "a folder was to be here; move it away",
+    errno.EEXIST: "move it away",
+}
 
 
 class UserError(Exception):
@@ -42,7 +52,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def leave_on_signals() -> None:
-    """Until the program itself begins: a word and the exit status, instead of a traceback of its imports."""
+    """A word and the exit status, at once, wherever no run waits for a signal (`lib.runtime.Interrupts`).
+
+    An exception would come out of any line, also of another library's that swallows or wraps it.
+    """
 
     def leave(number: int, frame: object) -> None:
         error = Interrupted(number)
@@ -55,11 +68,7 @@ def leave_on_signals() -> None:
 def exit_status(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:
     """Wrap a program: it returns an exit status, and what a user can mend is one line on stderr."""
 
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted(number)
-
     def wrapped(argv: Sequence[str]) -> int:
-        before = [signal.signal(number, interrupt) for number in SIGNALS]
         try:
             main(argv)
             return 0
@@ -80,12 +89,8 @@ def exit_status(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str
         except OSError as error:
             if error.errno not in _OUTSIDE:
                 raise
-            return _say(
-                f"error: {error.strerror}: {error.filename or 'while writing'}; free or choose another place", 2
-            )
-        finally:
-            for number, handler in zip(SIGNALS, before, strict=True):
-                signal.signal(number, handler)
+            place = error.filename or "while writing"
+            return _say(f"error: {error.strerror}: {place}; {_OUTSIDE[error.errno]}", 2)
 
     return wrapped
 

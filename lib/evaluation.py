@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lib import batchnorm, metrics
 from lib.config import Config
 from lib.datasets import DataSettings
+from lib.errors import UserError
 from lib.method import Split, Task
 from lib.runtime import SeedSettings
 from lib.session import Session
@@ -89,9 +90,12 @@ def predict(task: Task, batch_size: int, tick: Callable[[], None] = lambda: None
     index, rows = [], []
     with evaluating(task.method):
         for prepared in task.views.plain(_batches(_scored(task), batch_size)):
-            index.append(prepared.index)
-            rows.append(task.method.predict(prepared.views[0]).float().cpu())
+            if len(prepared.index):
+                index.append(prepared.index)
+                rows.append(task.method.predict(prepared.views[0]).float().cpu())
             tick()
+    if not rows:
+        raise UserError("none of the scored pictures can be read; mend or remove them")
     return Predictions(torch.cat(index).numpy(), torch.cat(rows).numpy())
 
 
@@ -100,6 +104,8 @@ def score(task: Task, predictions: Predictions, top_k: int | None = None) -> Sco
     found: Scores = {}
     for name, split in task.splits.items():
         rows, labels = predictions.of(split)
+        if not len(rows):
+            raise UserError(f"none of the pictures of the split {name} can be read; mend or remove them")
         clusters, probability = predictions.cluster[rows], predictions.probability[rows]
         found[name] = {
             **metrics.scores(labels, clusters),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -31,7 +31,13 @@ class Guard:
         self._deferred = bool(optimizer.defaults.get("fused"))
         self._names: list[str] = []
         self._faults: Tensor | None = None  # for each name, whether it was ever not finite
+        self._buffers: list[tuple[Tensor, Tensor]] = []
         self.recent: deque[Tensor] = deque(maxlen=RECENT)  # positions of the pictures of the last batches
+
+    def keep(self, module: nn.Module) -> None:
+        """Before the forward pass: remember the buffers, which a fault would reach by it, where the step raises."""
+        if not self._deferred:
+            self._buffers = [(value, value.clone()) for value in module.buffers()]
 
     def step(self, parts: Mapping[str, Tensor], index: Tensor) -> None:
         """Step, after the backward pass of `parts["loss"]`.
@@ -65,4 +71,6 @@ class Guard:
             broken = [name for name, fault in zip(self._names, self._faults.tolist(), strict=True) if fault]
             # The parts say more than their sum, and the sum more than its gradient.
             first = min(broken, key=lambda name: (name == "the gradient", name.endswith("loss")))
+            for value, before in self._buffers:
+                value.copy_(before)
             raise RunStopped(f"{first} is not finite")

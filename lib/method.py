@@ -62,7 +62,7 @@ class Views(Protocol):
         """The views of each request; prepared ahead.
 
         Raises:
-            UserError: a picture cannot be read, or with `on_bad_image skip` none of a request.
+            UserError: a picture cannot be read; with `on_bad_image skip` it is left out, if need be all of a request.
         """
 
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:

@@ -40,7 +40,8 @@ def _tell_of_skipped(session: Session, task: Task) -> None:
     lines = [task.views.skipped[position] for position in sorted(task.views.skipped)]
     session.write("skipped.txt", "\n".join(lines) + "\n")
     shown = "\n".join(f"  {line}" for line in lines[:SHOWN]) + ("\n  …" if len(lines) > SHOWN else "")
-    session.warn(f"{len(lines)} pictures could not be read and were left out (all are in skipped.txt):\n{shown}")
+    where = " (all are in skipped.txt)" if session.path else ""
+    session.warn(f"{len(lines)} pictures could not be read and were left out{where}:\n{shown}")
 
 
 def _scores_file(task: Task, predictions: Predictions, found: Mapping[str, Scores]) -> Scores:

@@ -46,16 +46,28 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
         if newest is None:
             return AFRESH
         path = newest / "checkpoint" / "latest.ckpt"
-    stored = checkpoint.load(path)
+    try:
+        stored = checkpoint.load(path)
+    except UserError as error:
+        others = "the other checkpoints beside it may be whole, and without its folder a run starts afresh"
+        raise UserError(f"{error}; {others}") from error
     if "optimizer" not in stored:
         raise UserError(f"{path} holds weights alone, so no run can go on from it; --restart takes them into a new one")
     folder = Path(path).resolve().parent.parent
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{path} lies in no session that could go on; --restart takes its weights into a new one")
+    root = raw.get("session_root")
+    if root is not None and root.flag and Path(str(root.value)).resolve() != folder.parent:
+        raise UserError(f"--session-root {root.value} is not where the session lies that goes on: {folder.parent}")
+    if command.resume != "auto" and "session" in raw and raw["session"].value != folder.name:
+        raise UserError(f"--session names a new session, and --resume goes on in {folder}; leave one out")
     return Start(stored, folder)
 
 
 def _check_combination(command: Command, several: bool) -> None:
+    for name in ("evaluate", "resume"):
+        if getattr(command, name) == "":
+            raise UserError(f"--{name} has an empty value; name a checkpoint, or leave it out")
     if command.evaluate and command.resume:
         raise UserError("--evaluate scores, and --resume trains; leave one out")
     if command.evaluate and several:
@@ -73,7 +85,7 @@ def _check_combination(command: Command, several: bool) -> None:
 def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Path | None:
     """The newest session of the same settings that has a checkpoint; an unset seed is any."""
     wanted = config.resolve(raw, sections)
-    root = Path(wanted.of(SessionSettings).session_root)
+    root, name = Path(wanted.of(SessionSettings).session_root), wanted.of(SessionSettings).session
     for folder in sorted(_sessions(root), key=lambda folder: folder.stat().st_mtime, reverse=True):
         try:
             found = config.resolve(
@@ -85,7 +97,7 @@ def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Path |
         ours = wanted.identity()
         if ours["seed"] is None:
             ours["seed"] = found["seed"]
-        if ours == found:
+        if ours == found and name in (None, folder.name):
             return folder
     return None
 

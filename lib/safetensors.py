@@ -31,9 +31,11 @@ def export(path: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> No
 
 
 def check_ending(path: str) -> None:
-    """Raises UserError for a file that `export` does not know how to write."""
+    """Raises UserError for a file that `export` does not know how to write, or that has no folder."""
     if Path(path).suffix != ".safetensors":
         raise UserError(f"--export {path}: the file's ending says what is written, and .safetensors is what there is")
+    if not Path(path).expanduser().absolute().parent.is_dir():
+        raise UserError(f"--export {path}: there is no such folder; make it first")
 
 
 class _Safetensors:

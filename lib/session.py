@@ -84,7 +84,7 @@ class Session:
             self.path = self._goes_on or self._make()
             self._lock = _lock(self.path)
             if self._settings.log_file:
-                file = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+                file = logging.FileHandler(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
                 file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
                 self._log.addHandler(file)
             self.write("config.yaml", self._config.dump())
@@ -186,8 +186,9 @@ class Session:
         kept = latest.with_name(f"epoch-{epoch:05d}.ckpt")
         kept.unlink(missing_ok=True)
         os.link(latest, kept)
-        for older in sorted(latest.parent.glob("epoch-*.ckpt"))[:-count]:
-            older.unlink()
+        held = sorted(latest.parent.glob("epoch-*.ckpt"))
+        for other in [path for path in held if path > kept] + held[: held.index(kept) + 1][:-count]:
+            other.unlink()  # those of later epochs are of a branch that was left
 
     def _growing(self) -> list[Path]:
         if self.path is None:
@@ -196,7 +197,7 @@ class Session:
 
     def write(self, name: str, text: str) -> None:
         if self.path is not None:
-            (self.path / name).write_text(text, encoding="utf-8")
+            (self.path / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def write_json(self, name: str, content: Any) -> None:
         self.write(name, json.dumps(finite(content), indent=1) + "\n")

@@ -92,6 +92,8 @@ class Trainer:
         """
         self.session = session
         if self._resumed is not None:
+            # First, so that latest.ckpt never counts lines that are gone.
+            self._save("latest", mark=self._resumed)
             session.rewind(self._resumed)
             session.info(f"goes on after step {self.step:,}, with {self.epoch} epochs finished")
         for note in self._notes:
@@ -129,7 +131,10 @@ class Trainer:
             self._assigned.fill_(-1)
         self._clock = time.perf_counter()
         for batch in self._progress(self.task.source.epoch(self.epoch, self.position)):
-            self._train_step(batch)
+            if len(batch.index) > 1 or not self.task.views.skipped:
+                self._train_step(batch)
+            else:  # unreadable pictures were left out, and what remains is no batch
+                self.position += 1
             self._interrupts.check()
             if self.step == self.settings.max_steps:
                 break
@@ -143,6 +148,7 @@ class Trainer:
     def _train_step(self, batch: Any) -> None:
         set_rate(self.optimizer, self.schedule(self.epoch), self.step, self._warmup)
         self.method.before_forward(self.step)
+        self._guard.keep(self.method)
         parts = self.method(batch)
         if "index" in parts:
             self._note(parts.pop("index"), parts.pop("cluster"))
@@ -240,10 +246,10 @@ class Trainer:
         )  # fmt: skip
         yield from bar
 
-    def _save(self, *names: str) -> None:
+    def _save(self, *names: str, mark: dict[str, int] | None = None) -> None:
         paths = [path for path in map(self.session.checkpoint, names) if path is not None]
         if paths:
-            here = {"mark": self.session.mark(), "provenance": self.session.provenance}
+            here = {"mark": mark or self.session.mark(), "provenance": self.session.provenance}
             checkpoint.save({**self.state_dict(), **here}, *paths)
 
     def state_dict(self) -> dict[str, Any]:
@@ -270,16 +276,22 @@ class Trainer:
         Raises:
             UserError: the weights are of another network, or the pictures are others.
         """
-        changed = self._fingerprint.changed(Fingerprint(state["pictures"], state["stamps"]))
-        checkpoint.load_weights(self.method, state["method"], "the checkpoint")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.position, self.step = state["epoch"], state["position"], state["step"]
-        self.best, self._scored_step = state["best"], state["scored_step"]
-        self._means.load_state_dict(state["means"])
-        self._assigned = state["assigned"]
-        runtime.set_random_state(state["random"])
-        self._resumed = state.get("mark", {})
-        self._notes = self.config.changes(state["config"])
+        try:
+            changed = self._fingerprint.changed(Fingerprint(state["pictures"], state["stamps"]))
+            checkpoint.load_weights(self.method, state["method"], "the checkpoint")
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.epoch, self.position, self.step = (int(state[name]) for name in ("epoch", "position", "step"))
+            self._scored_step, self._assigned = int(state["scored_step"]), state["assigned"]
+            self._means.load_state_dict(state["means"])
+            runtime.set_random_state(state["random"])
+            self._resumed = dict(state.get("mark", {}))
+            self._notes = self.config.changes(state["config"])
+            # Another criterion has another scale.
+            self.best = state["best"] if state["config"]["best_by"] == self.settings.best_by else math.inf
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            raise UserError(f"no run can go on from the checkpoint: {error!r}; --restart takes its weights") from error
+        if not 0 <= self.position <= len(self.task.source) or self._assigned.shape != (len(self.task.pictures),):
+            raise UserError("the checkpoint's place within its epoch is none; --restart takes its weights")
         if len(changed):
             first = self.task.pictures.path(int(changed[0]))
             self._notes.append(f"{len(changed)} pictures were written since the run began, such as {first}")
@@ -327,6 +339,14 @@ def build_optimizer(method: Method, config: Config) -> Optimizer:
     except ValueError as error:  # such as Nesterov without momentum
         raise UserError(f"the optimizer {settings.optimizer} refuses its settings: {error}") from error
     return optimizer
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take the state of every weight, and keep the settings that the optimiser was built with."""
+    built = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, built, strict=True):
+        group.update(own)
 
 
 def build_schedule(config: Config) -> schedules.Schedule:

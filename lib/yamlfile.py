@@ -40,7 +40,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        keys = [str(key.value).replace("-", "_") for key, _ in node.value]
         twice = next((key for key in keys if isinstance(key, str) and keys.count(key) > 1), None)
         if twice is not None:
             raise yaml.MarkedYAMLError(problem=f"the key {twice!r} is given twice", problem_mark=node.start_mark)

@@ -23,8 +23,15 @@ import main
 from lib import checkpoint
 
 Cli = Callable[..., tuple[int, str, str]]
-METHODS = {"pica": QUICK}  # what is trained and killed, for each method
-RUN = ("--max-epochs", 5, "--save-every-steps", 3, "--eval-every", 2, "--display-freq", 1)
+IMC = ("--cfgs", ROOT / "configs/imc_swav/base.yaml", ROOT / "configs/imc_swav/digits.yaml", "--seed", 7,
+       "--train-splits", "train+test", "--classifier-splits", "test", "--test-splits", "test", "--net-width", 4,
+       "--batch-size", 256, "--prototypes", 20, "--classifier-dim", 16, "--size-crops", 12, 8, "--nmb-crops", 2, 1,
+       "--baseline", "none", "--warmup-steps", 5, "--frozen-prototype-steps", 5)  # fmt: skip
+METHODS = {
+    "pica": (*QUICK, "--max-epochs", 5),
+    "imc_swav": (*IMC, "--max-epochs", 20),
+}  # what is trained and killed; half of IMC-SwAV's pictures fill its bank
+RUN = ("--save-every-steps", 3, "--eval-every", 2, "--display-freq", 1)
 
 
 def launch(words: tuple[object, ...], root: Path, threads: int = 1) -> subprocess.Popen[str]:
@@ -54,7 +61,7 @@ def same(one: Any, other: Any) -> bool:
 def assert_same_run(one: Path, other: Path) -> None:
     for name in ("latest", "best"):
         ours, theirs = (checkpoint.load(path / "checkpoint" / f"{name}.ckpt") for path in (one, other))
-        for part in ("method", "optimizer", "epoch", "step", "position", "best", "scored_step", "random"):
+        for part in ("method", "optimizer", "epoch", "step", "position", "best", "scored_step", "assigned", "random"):
             assert same(ours[part], theirs[part]), f"{name}.ckpt: {part}"
     for name in ("metrics.jsonl", "scores.json"):
         assert (one / name).read_text() == (other / name).read_text()
@@ -98,7 +105,7 @@ def test_killed_three_times_and_resumed(method: str, tmp_path: Path) -> None:
     words = (*METHODS[method], *RUN, "--num-workers", 1)
     straight = launch(words, tmp_path / "straight")
     assert straight.wait() == 0
-    assert kill_and_resume(words, tmp_path / "killed", 3, random.Random(0), longest=1.0) == 3
+    assert kill_and_resume(words, tmp_path / "killed", 3, random.Random(0), longest=0.8) == 3
     assert_same_run(only(tmp_path / "straight"), only(tmp_path / "killed"))
     assert "goes on after step" in (only(tmp_path / "killed") / "log.txt").read_text()
 
@@ -296,3 +303,88 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
 def test_resuming_builds_the_same_task(tmp_path: Path) -> None:
     config = resolve(*QUICK)
     assert same(main.build(config).method.state_dict(), main.build(config).method.state_dict())
+
+
+def test_changed_settings_of_the_optimizer_take_effect(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-steps", 2, "--session", "a")
+    path = tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt"
+    status, _, err = cli("--resume", path, "--optim-weight-decay", 0.1, "--optim-beta", 0.5, 0.9, "--max-steps", 3)
+    assert status == 0 and "optim_weight_decay: 0.0 before, 0.1 now" in err
+    state = checkpoint.load(path)["optimizer"]
+    assert state["param_groups"][0]["weight_decay"] == 0.1 and state["param_groups"][0]["betas"] == (0.5, 0.9)
+    assert int(state["state"][0]["step"]) == 3, "its memory stays"
+
+
+def test_a_new_criterion_begins_afresh(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--best-by", "acc", "--session", "a")
+    folder = tmp_path / "sessions" / "a" / "checkpoint"
+    assert checkpoint.load(folder / "best.ckpt")["best"] < 0
+    cli("--resume", folder / "latest.ckpt", "--best-by", "loss", "--max-epochs", 2)
+    best = checkpoint.load(folder / "best.ckpt")
+    assert best["best"] > 0 and best["epoch"] == 2
+
+
+def test_going_back_to_an_earlier_epoch_leaves_the_later_ones(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-epochs", 4, "--keep", 4, "--session", "a")
+    folder = tmp_path / "sessions" / "a" / "checkpoint"
+    status, _, err = cli("--resume", folder / "epoch-00002.ckpt", "--max-epochs", 3, "--keep", 2)
+    assert status == 0, err
+    assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-00002.ckpt", "epoch-00003.ckpt"]
+    assert steps(tmp_path / "sessions" / "a") == [(1, 8), (2, 16), (3, 24)]
+
+
+def test_resume_says_what_it_will_not_do(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-steps", 1, "--session", "a")
+    path = tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt"
+    for name in ("--resume", "--evaluate"):
+        refused(cli(*QUICK, name, ""), f"{name} has an empty value")
+    refused(cli("--resume", path, "--session", "b"), "leave one out")
+    refused(cli("--resume", path, "--session-root", tmp_path / "elsewhere"), "is not where the session lies")
+    whole, state = path.read_bytes(), checkpoint.load(path)
+    for spoil in ({"random": None}, {"means": {}}, {"optimizer": {}}, {"epoch": "x"}, {"position": 99}, {"stamps": 3}):
+        checkpoint.save({**state, **spoil}, path)
+        refused(cli("--resume", path), "--restart")
+    path.write_bytes(whole[:100])
+    refused(cli(*QUICK, "--max-steps", 1, "--resume", "auto"), "latest.ckpt", "other checkpoints beside it")
+
+
+def test_a_batch_of_unreadable_pictures_is_passed_over(cli: Cli, tmp_path: Path) -> None:
+    for i in range(17):
+        picture(tmp_path / "pictures" / f"{i:02}.png", seed=i)
+    (tmp_path / "pictures" / "05.png").write_text("text")
+    status, _, err = cli(*folder_run(tmp_path), "--on-bad-image", "skip", "--max-epochs", 8)
+    assert status == 0 and "1 pictures could not be read" in err and err.count("--on-bad-image") == 0, err
+    for file in (tmp_path / "pictures").iterdir():
+        file.write_text("text")
+    refused(
+        cli(*folder_run(tmp_path), "--on-bad-image", "skip", "--session", "b"),
+        "none of the scored pictures can be read",
+    )
+
+
+def test_a_name_that_is_no_unicode(cli: Cli, tmp_path: Path) -> None:
+    for i in range(6):
+        picture(tmp_path / "pictures" / f"{i}.png", seed=i)
+    os.rename(tmp_path / "pictures" / "0.png", os.fsencode(tmp_path / "pictures") + b"/caf\xe9.png")
+    status, _, err = cli(*folder_run(tmp_path), "--max-epochs", 1)
+    assert status == 0, err
+
+
+@pytest.mark.parametrize("wait", [0.3, 3.0, None])
+def test_a_signal_to_the_whole_process_group(wait: float | None, tmp_path: Path) -> None:
+    command = [sys.executable, "main.py", *map(str, QUICK), "--max-epochs", "1000", "--num-workers", "2",
+               "--session-root", str(tmp_path / "sessions")]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    if wait is not None:
+        time.sleep(wait)  # in the imports, or thereabouts
+    else:
+        while not list((tmp_path / "sessions").glob("*/checkpoint/latest.ckpt")):
+            assert process.poll() is None
+            time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (
+        process.returncode == 143 and err.splitlines()[-1].startswith("stopped by SIGTERM") and "Traceback" not in err
+    )
+    assert ("the state is saved" in err) == (wait is None)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,9 @@ from lib.checkpoint import write_atomically
 from lib.errors import UserError
 
 READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+ADVICE = "; mend or remove it, or --on-bad-image skip"
+# Pillow's remarks on odd files would stand beside our one line.
+warnings.filterwarnings("ignore", module=r"PIL\b")
 _SETTLED = 2.0  # s; a folder changed later than that may change again within the same tick of its clock
 
 
@@ -80,7 +84,13 @@ class Index:
     def _load(self) -> dict[str, tuple[int, list[str]]]:
         try:
             text = self._file.read_text(encoding="utf-8") if self._file is not None else "{}"
-            return {folder: (stamp, names) for folder, (stamp, names) in json.loads(text).items()}
+            found = json.loads(text)
+            entries = {folder: (stamp, names) for folder, (stamp, names) in found.items()}
+            whole = all(
+                isinstance(stamp, int) and isinstance(names, list) and all(isinstance(name, str) for name in names)
+                for stamp, names in entries.values()
+            )
+            return entries if whole else {}
         except (OSError, ValueError, TypeError, AttributeError):  # absent, or no longer what was written
             return {}
 

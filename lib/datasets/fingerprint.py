@@ -46,7 +46,7 @@ def fingerprint(pictures: Pictures, root: str) -> Fingerprint:
     named = [file for file in files if file is not None]
     if len(named) == len(files):
         base = str(Path(root).expanduser())
-        whole.update("\n".join(str(file).removeprefix(base) for file in named).encode())
+        whole.update(os.fsencode("\n".join(str(file).removeprefix(base) for file in named)))
         stamps = np.array([_stamp(file) for file in named], dtype=np.int64)
     else:
         for position in range(0, len(files), max(1, len(files) // SAMPLE)):

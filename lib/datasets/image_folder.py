@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,6 +86,9 @@ def _index(root: Path) -> dict[str, Found]:
 
 
 def _labelled(folder: Path) -> Found:
+    for inner in (folder, *(entry for entry in folder.iterdir() if entry.is_dir())):
+        if not os.access(inner, os.R_OK | os.X_OK):
+            raise UserError(f"cannot read the folder {inner}: permission denied; give access to it")
     flat = _pictures(folder.iterdir())
     inside = {
         entry.name: _pictures(entry.rglob("*"))

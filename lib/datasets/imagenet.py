@@ -157,7 +157,7 @@ def _parse(lines: Sequence[str]) -> dict[str, str]:
     """WordNet number → name, in the order of the lines; `#` starts a comment."""
     found: dict[str, str] = {}
     for line in lines:
-        wnid, _, name = line.partition("#")[0].strip().partition(" ")
+        wnid, name = (*line.partition("#")[0].split(maxsplit=1), "", "")[:2]
         if wnid and (not WNID.fullmatch(wnid) or wnid in found):
             raise ValueError(f"{line.strip()[:40]!r} {'comes twice' if wnid in found else 'names no class'}")
         if wnid:
@@ -167,9 +167,9 @@ def _parse(lines: Sequence[str]) -> dict[str, str]:
 
 def _read_list(path: str) -> dict[str, str]:
     try:
-        found = _parse(Path(path).expanduser().read_text(encoding="utf-8").splitlines())
+        found = _parse(Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines())
     except OSError as error:
-        raise UserError(f"cannot read {path}, the --class-list: {error.strerror}") from error
+        raise UserError(f"cannot read {path}, the --class-list: {error.strerror}; check the path") from error
     except ValueError as error:
         raise UserError(f"{path}, the --class-list: {error}; a line is such as n01440764 tench") from error
     if not found:
@@ -192,4 +192,6 @@ def _check(base: Path, root: str, wanted: list[str]) -> None:
         raise UserError(f"no class folder in {root}: --data-root is one level too low; give {base.resolve().parent}")
     if any(base.glob("n????????.tar")):
         raise UserError(f"{root} holds archives of classes that were not unpacked; {folder}")
+    if any(WNID.fullmatch(path.name) for path in base.glob("n????????")):
+        raise UserError(f"{root} has none of the {len(wanted)} class folders wanted, such as {wanted[0]}")
     raise MissingData(f"no class folder of ImageNet in {root}; {folder}, and --data-root is that folder")

@@ -38,6 +38,8 @@ def find(root: str, archive: Archive, marker: str = "") -> Path:
         return base
     if (base / archive.folder / marker).exists():
         return base / archive.folder
+    if marker and (base / archive.folder).is_dir():
+        raise UserError(f"{base / archive.folder} lacks {marker}; remove the folder, and unpack {archive.name} again")
     wanted = f"no folder {archive.folder} in {root}"
     if base.resolve().name == archive.folder or (marker and (base.resolve().parent / marker).is_file()):
         raise UserError(f"{wanted}: --data-root is one level too low; give {base.resolve().parent}")

@@ -42,6 +42,8 @@ class TinyImageNet:
             fetch(lambda: download_and_extract_archive(URL, str(parent), md5=ARCHIVE.md5), URL)
         folder = find(root, ARCHIVE, "wnids.txt")
         wnids = [line.strip() for line in _lines(folder / "wnids.txt") if line.strip()]
+        if not wnids or len(set(wnids)) < len(wnids):
+            raise UserError(f"{folder / 'wnids.txt'} names no classes, or one twice; unpack {ARCHIVE.name} again")
         words = dict(line.split("\t", 1) for line in _lines(folder / "words.txt") if "\t" in line)
         self.classes = tuple(words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids)
         numbers = {wnid: i for i, wnid in enumerate(wnids)}

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lib.datasets import Pictures
-from lib.errors import UserError
+from lib.datasets.files import ADVICE
+from lib.errors import SIGNALS, UserError
 from lib.method import Prepared, Request
 from lib.runtime import copies_in_background
 from lib.transforms.draws import Draws, draw, resized
@@ -108,7 +109,7 @@ class PILViews:
             num_workers=min(workers, os.cpu_count() or 1),
             persistent_workers=workers > 0,
             pin_memory=copies_in_background(device),
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_ignore_signals,
             # Of its own: a loader draws from it each time it starts, which a resumed run does more often.
             generator=torch.Generator(),
         )
@@ -172,15 +173,14 @@ class _Prepare(Dataset[_Outcome | UserError]):
             except UserError as error:
                 if not self._skip:
                     raise
-                skipped[position] = str(error)
-        if not images:
-            raise UserError(
-                f"none of the {len(index)} pictures of a batch can be read; the last: {list(skipped.values())[-1]}"
-            )
+                skipped[position] = str(error).removesuffix(ADVICE)
         return images, skipped
 
     def _prepare(self, request: Request) -> _Outcome:
         loaded, skipped = self._load_all(request.index)
+        if not loaded:
+            shapes = [(0, self._channels, recipe.size, recipe.size) for recipe in request.recipes]
+            return _Outcome(request.index[:0], [torch.empty(s, dtype=torch.uint8) for s in shapes], skipped)
         positions, images = np.array(list(loaded), dtype=np.int64), list(loaded.values())
         sizes = np.array([(image.height, image.width) for image in images], dtype=np.int64)
         views = []
@@ -191,6 +191,8 @@ class _Prepare(Dataset[_Outcome | UserError]):
         return _Outcome(torch.from_numpy(positions), views, skipped)
 
 
-def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal; the training process alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:
+    # Ctrl-C, and a SIGTERM to the process group, reach every process; the training process alone
+    # decides what they mean, and ends the others.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -72,7 +72,7 @@ def test_outputs_equal_the_authors() -> None:
         np.testing.assert_allclose(scores, golden["prototype_scores"], rtol=1e-9)
 
 
-@pytest.mark.parametrize("stop_after", [None, 1, 2])
+@pytest.mark.parametrize("stop_after", [None, 1])
 def test_training_steps_equal_the_authors_also_across_a_stop(stop_after: int | None, tmp_path: Path) -> None:
     def optimizer_of(method: IMCSwAV) -> torch.optim.Optimizer:
         return torch.optim.Adam(method.parameters(), lr=float(golden["lr"]), betas=(0.8, 0.999), weight_decay=1e-5)
