@@ -59,7 +59,7 @@ def run(settings: Config, log: Session, start: resume.Start = resume.AFRESH) -> 
     if training and start.stored and start.folder:
         training.load_state_dict(start.stored)
     elif start.stored:
-        checkpoint.load_weights(task.method, start.stored["method"], "the checkpoint")
+        checkpoint.load_weights(task.method, checkpoint.weights_of(start.stored), "the checkpoint")
     with log, closing(task.views):
         predictions, scores = training.run(log) if training else evaluation.evaluate(task, settings)
         report.finish(log, task, settings, predictions, scores)

@@ -71,9 +71,6 @@ class IMCSource:
         batch_size: pictures per step.
         channels: of the pictures.
         seed: of the order.
-
-    Raises:
-        UserError: there is no full batch.
     """
 
     def __init__(
@@ -87,13 +84,30 @@ class IMCSource:
         channels: int,
         seed: int,
     ) -> None:
-        if len(chosen) < batch_size:
-            raise UserError(
-                f"{len(chosen)} training pictures do not fill a batch of {batch_size}, and an incomplete one is dropped; "
-                "give a smaller --batch-size"
-            )
         self._views, self._chosen, self._classified = views, chosen, torch.from_numpy(classified)
         self._recipes, self._batch_size, self._channels, self._seed = recipes, batch_size, channels, seed
+
+    def check(self) -> None:
+        """See that there is something to train on.
+
+        Raises:
+            UserError: there is no full batch, or none for the classifier, or a batch is a single picture.
+        """
+        size, learned = self._batch_size, int(self._classified[self._chosen].sum())
+        if size < 2:
+            raise UserError(
+                "a batch of one picture leaves BatchNorm nothing to normalise by; give a larger --batch-size"
+            )
+        if len(self._chosen) < size:
+            raise UserError(
+                f"{len(self._chosen)} training pictures do not fill a batch of {size}, and an incomplete one is dropped; "
+                "give a smaller --batch-size"
+            )
+        if learned < size:
+            raise UserError(
+                f"the classifier would learn from {learned} of the training pictures, and waits for a batch of {size}; "
+                "give other --classifier-splits, or a smaller --batch-size"
+            )
 
     def __len__(self) -> int:
         return len(self._chosen) // self._batch_size

@@ -21,7 +21,7 @@ def sinkhorn(scores: Tensor, eps: float = 0.05, iterations: int = 3) -> Tensor:
     """Soft assignments that use all prototypes alike (Caron et al., 2020, section 3.1).
 
     exp(scores / eps) is scaled in turn so that every prototype gets 1/P of the mass and every image 1/N.
-    With logarithms throughout, so it is finite for every finite input, and a constant added to all
+    With logarithms throughout, so it is finite as long as scores / eps is, and a constant added to all
     scores changes nothing.
 
     Args:

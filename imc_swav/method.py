@@ -14,7 +14,7 @@ from imc_swav.data import Batch, IMCSource, recipes
 from imc_swav.heads import Classifier, Projection, Prototypes
 from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
 from lib import datasets, networks, runtime
-from lib.config import Config
+from lib.config import Command, Config
 from lib.errors import UserError
 from lib.method import Entry, Method, MethodSettings, Split, Task, register
 from lib.runtime import DeviceSettings, SeedSettings
@@ -159,6 +159,8 @@ def build(config: Config) -> Task:
     if settings.classifier_splits is not None:
         classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
     source = IMCSource(views, chosen, classified, crops, batch_size=data.batch_size, channels=channels, seed=seed)
+    if not config.of(Command).evaluate:
+        source.check()
     method = IMCSwAV(networks.build(config, channels), clusters, data.batch_size, settings)
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}

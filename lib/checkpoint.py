@@ -137,6 +137,11 @@ def load_archive(content: bytes) -> Any:
         return None
 
 
+def weights_of(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights alone, without what belongs to the run that they come from."""
+    return {name: value for name, value in stored["method"].items() if not name.endswith("_extra_state")}
+
+
 def load_weights(module: nn.Module, state: Mapping[str, Any], origin: str) -> None:
     """Load a state dict, strictly. What a foreign file cannot hold, the `_extra_state`, may be missing.
 

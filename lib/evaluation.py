@@ -158,16 +158,23 @@ def _treat(task: Task, config: Config, treatment: str, tick: Callable[[], None])
         return
     own, size = treatment == "train_bn", config.of(DataSettings).batch_size
     index = task.trained.index if own else _scored(task)
-    drawn = np.random.default_rng(config.of(SeedSettings).seed or 0).permutation(index)[: batchnorm.BATCHES * size]
+    # Full batches alone, where there is one: each has the same weight.
+    count = min(batchnorm.BATCHES, max(1, len(index) // size)) * size
+    drawn = np.random.default_rng(config.of(SeedSettings).seed or 0).permutation(index)[:count]
+    seen = 0
 
     def run() -> Iterator[Tensor]:
+        nonlocal seen
         for prepared in task.views.plain(_batches(drawn, size)):
             if len(prepared.index) > 1:  # a single picture has no variance
+                seen += 1
                 yield task.method.predict(prepared.views[0])
             tick()
 
     with evaluating(task.method):
         batchnorm.reestimate(task.method, run(), afresh=own)
+    if not seen:
+        raise UserError(f"{treatment} needs batches of two pictures or more; give a larger --batch-size")
 
 
 def kmeans(task: Task, batch_size: int, seed: int) -> Scores:

@@ -87,7 +87,7 @@ class Trainer:
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; latest.ckpt has the state of that very step.
-            RunStopped: the loss or a gradient is not finite; fault.ckpt has the state before that step.
+            RunStopped: the loss or a gradient is not finite; fault.ckpt has the weights before that step.
             UserError: a picture cannot be read, or the disk is full.
         """
         self.session = session
@@ -215,7 +215,8 @@ class Trainer:
         self.session.scalars(
             {**points, "Train/Learning_Rate": rate, "Train/Pictures_per_second": self._means.rate()}, self.step
         )
-        parts = ", ".join(f"{name} {value:.3f}" for name, value in means.items() if name.endswith("/loss"))
+        shown = [name for name in means if name.endswith("/loss") or ("/" not in name and name != "loss")]
+        parts = ", ".join(f"{name} {means[name]:.3f}" for name in shown)
         self.session.info(
             f"epoch {self.epoch + 1}/{self.settings.max_epochs}: loss {means['loss']:.4f} ({parts}), "
             f"rate {rate:g}, {self._means.rate():,.0f} pictures/s"

@@ -124,9 +124,6 @@ def test_mistakes_in_checkpoints(cli: Cli, tmp_path: Path, capsys: pytest.Captur
     state["method"]["heads.0.bias"][0] = float("nan")
     checkpoint.save(state, bad)
     refused(cli("--evaluate", bad), "not finite", "heads.0.bias")
-    state["method"] = {**checkpoint.load(path)["method"], "_extra_state": {}}
-    checkpoint.save(state, bad)
-    refused(cli("--evaluate", bad), "does not fit this network")
     checkpoint.save({"weights": 1}, bad)
     refused(cli("--evaluate", bad), "bad.ckpt")
 

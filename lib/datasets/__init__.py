@@ -139,7 +139,7 @@ def choose_splits(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], Map
             if known.sizes and name not in known.sizes:
                 raise UserError(
                     f"the data set {settings.dataset} has no split {name!r}: it has "
-                    f"{', '.join(known.sizes)}{nearest(name, known.sizes)}"
+                    f"{', '.join(known.sizes)}{nearest(name, known.sizes)}; see --train-splits and --test-splits"
                 )
         if len(set(used)) < len(used):
             raise UserError(f"the split {expression!r} names a part twice")

@@ -210,6 +210,10 @@ def test_a_run_is_scored_under_each_treatment(cli: Cli, tmp_path: Path) -> None:
     assert status == 0, err
     other = json.loads((tmp_path / "sessions" / "b" / "scores.json").read_text())
     assert {name: other[name] for name in names[:3]} == {name: scores[name] for name in names[:3]}
+    status, _, err = cli("--evaluate", path / "checkpoint" / "latest.ckpt", "--batch-size", 2000)
+    assert status == 0, "the rules of training are not those of scoring"
+    status, _, err = cli("--evaluate", path / "checkpoint" / "latest.ckpt", "--batch-size", 1)
+    assert status == 2 and "train_bn needs batches of two pictures or more" in err
 
 
 def task_of(settings: Config) -> Any:
@@ -256,7 +260,7 @@ def test_their_checkpoints_evaluate_to_the_recorded_outputs(model_type: str, tmp
     stored = checkpoint.load(tmp_path / "theirs.pth")
     raw = main.DEFAULTS | config.collect(
         ["--cfgs", str(ROOT / "configs/imc_swav/base.yaml"), str(ROOT / "configs/imc_swav/cifar10.yaml"), "--dataset", "digits",
-         "--train-splits", "train", "--batch-size", "64"],
+         "--train-splits", "train", "--batch-size", "64", "--evaluate", "theirs"],
         main.SECTIONS,
     )  # fmt: skip
     settings = config.resolve(raw, main.SECTIONS, stored["config"])
@@ -282,6 +286,8 @@ def test_their_checkpoints_evaluate_to_the_recorded_outputs(model_type: str, tmp
     ("words", "message"),
     [
         (("--batch-size", 900), "899 training pictures do not fill a batch of 900"),
+        (("--batch-size", 1), "a batch of one picture"),
+        (("--classifier-splits", "test"), "would learn from 0 of the training pictures"),
         (("--nmb-crops", 1), "need as many values as each other"),
         (("--nmb-crops", 1, 0), "needs a large crop, and another crop"),
         (("--nmb-crops", 0, 4), "needs a large crop"),
