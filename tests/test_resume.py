@@ -196,7 +196,10 @@ def test_restart_takes_the_weights_into_a_new_session(cli: Cli, tmp_path: Path) 
     )
     assert status == 0, err
     second = checkpoint.load(tmp_path / "sessions" / "second" / "checkpoint" / "latest.ckpt")
-    assert same(second["method"], checkpoint.load(first)["method"]) and second["step"] == 0
+    assert same(checkpoint.weights_of(second), checkpoint.weights_of(checkpoint.load(first))) and second["step"] == 0
+    assert second["method"]["_extra_state"] == {"trained_heads": [False, False]}, (
+        "what belongs to the old run stays there"
+    )
 
 
 def refused(result: tuple[int, str, str], *parts: str) -> None:
