@@ -43,7 +43,7 @@ def reestimate(module: nn.Module, predict: Iterable[Tensor], afresh: bool) -> No
     for _ in predict:
         pass
     for part in norms:
-        part.eval()
+        part.train(False)
 
 
 def _norms(module: nn.Module) -> list[_BatchNorm]:

@@ -74,7 +74,7 @@ def _check_combination(command: Command, several: bool) -> None:
         raise UserError("--seeds trains anew, and --evaluate does not; leave one out")
     if command.resume and several:
         raise UserError("--resume goes on with one run; give its --seed instead of --seeds")
-    if command.restart and command.resume in (None, "", "auto"):
+    if command.restart and command.resume in (None, "auto"):
         raise UserError("--restart needs --resume CKPT, whose weights it takes")
     if command.export:
         safetensors.check_ending(command.export)

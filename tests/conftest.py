@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import main
@@ -64,3 +65,19 @@ def class_folders(tmp_path: Path) -> Path:
         for i in range(8):
             picture(tmp_path / "pictures" / label / f"{i}.png", seed=i)
     return tmp_path / "pictures"
+
+
+def fill(i: int, key: str, shape: list[int]) -> torch.Tensor:
+    """The formula by which the recorded networks were filled."""
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros((), dtype=torch.int64)
+    w = np.cos(0.7 * np.arange(int(np.prod(shape))) * (1 + i % 7) + i).reshape(shape)
+    if key.endswith("running_mean"):
+        w = 0.05 * w
+    elif key.endswith("running_var"):
+        w = 1 + 0.2 * w
+    elif len(shape) == 1:
+        w = 1 + 0.1 * w if key.endswith("weight") else 0.05 * w
+    else:
+        w = w * np.sqrt(2 / np.prod(shape[1:]))
+    return torch.from_numpy(w)

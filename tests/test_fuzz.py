@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import random
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -89,13 +88,12 @@ def test_a_damaged_export_is_always_refused(trained: Path, tmp_path: Path) -> No
 def test_a_checkpoint_that_was_altered_and_sealed_again(trained: Path, cli: Cli, tmp_path: Path) -> None:
     content = (trained / "a/checkpoint/latest.ckpt").read_bytes()
     body, bad = content[: -len(checkpoint.MAGIC) - 32], tmp_path / "bad.ckpt"
-    began = time.monotonic()
     for data in mutations(body, ROUNDS // 5, 2):
         bad.write_bytes(data + checkpoint.MAGIC + hashlib.sha256(data).digest())
         for use in (("--evaluate", bad), ("--resume", bad, "--restart")):
             status, _, err = cli(*use, "--dry-run")
             assert status in (0, 2) and "Traceback" not in err and (status == 0 or err.count("\n") == 1)
-    assert time.monotonic() - began < 250 and not (tmp_path / "sessions").exists()
+    assert not (tmp_path / "sessions").exists()
 
 
 def test_damaged_files_of_pytorchs_old_kind(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -34,10 +35,33 @@ def read(path: Path) -> Image.Image:
             image = ImageOps.exif_transpose(file)
             image.load()
     except READ_ERRORS as error:
-        raise UserError(
-            f"cannot read the picture {path}: {error}; mend or remove it, or --on-bad-image skip"
-        ) from error
+        raise UserError(f"cannot read the picture {path}: {error}{ADVICE}") from error
     return image
+
+
+class PictureFiles:
+    """The part of a data set that pictures in files have in common.
+
+    Args:
+        files: of the pictures.
+        targets: their labels.
+        transform: of each picture.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], targets: Sequence[int], transform: Callable[[Any], Any] | None = None
+    ) -> None:
+        self._files, self.targets, self._transform = files, targets, transform
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def path(self, i: int) -> Path:
+        return self._files[i]
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        image = read(self.path(i))
+        return (self._transform(image) if self._transform else image), int(self.targets[i])
 
 
 def is_picture(name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from lib.datasets import Splits, register
-from lib.datasets.files import READ_ERRORS, is_picture, read
+from lib.datasets.files import ADVICE, READ_ERRORS, PictureFiles, is_picture
 from lib.errors import UserError
 
 LAYOUTS = (
@@ -21,7 +21,7 @@ LAYOUTS = (
 
 
 @register("image_folder")
-class ImageFolder:
+class ImageFolder(PictureFiles):
     """Three layouts: `train/` and `test/` (either may be missing), class folders, or flat.
 
     `train/` and `test/` are splits of their own, and each is again class folders or flat. Otherwise
@@ -46,31 +46,18 @@ class ImageFolder:
         found = _index(Path(root).expanduser())
         if split not in found:
             raise UserError(f"{root} has no split {split!r}: it has {', '.join(found)}")
-        self._files, names = found[split]
+        files, names = found[split]
         # One numbering for all splits: a class may be missing from one of them.
         self.classes = tuple(sorted({name for _, given in found.values() for name in given if name is not None}))
         numbers = {name: i for i, name in enumerate(self.classes)}
-        self.targets = [-1 if name is None else numbers[name] for name in names]
-        self._transform = transform
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def path(self, i: int) -> Path:
-        return self._files[i]
+        super().__init__(files, [-1 if name is None else numbers[name] for name in names], transform)
 
     def check(self) -> None:
         """Open every header: better a word now than in the middle of the first epoch."""
         with ThreadPoolExecutor(8) as pool:
             for file, problem in zip(self._files, pool.map(_problem, self._files), strict=True):
                 if problem:
-                    raise UserError(
-                        f"cannot read the picture {file}: {problem}; mend or remove it, or --on-bad-image skip"
-                    )
-
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        image = read(self._files[i])
-        return (self._transform(image) if self._transform else image), self.targets[i]
+                    raise UserError(f"cannot read the picture {file}: {problem}{ADVICE}")
 
 
 Found = tuple[tuple[Path, ...], tuple[str | None, ...]]  # files, and the class of each

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lib.datasets import Splits, register
-from lib.datasets.files import Index, read
+from lib.datasets.files import Index, PictureFiles
 from lib.errors import MissingData, UserError
 from lib.settings import Section, setting
 
@@ -57,7 +56,7 @@ class IndexSettings(Section):
     )
 
 
-class Subset:
+class Subset(PictureFiles):
     """The training pictures of some classes, one folder of `root` each; nothing is copied.
 
     Raises:
@@ -65,6 +64,7 @@ class Subset:
     """
 
     Settings: ClassVar[type[IndexSettings]] = IndexSettings
+    listed: ClassVar[str]  # its classes, a line each
     size: ClassVar[int]
 
     @classmethod
@@ -93,42 +93,31 @@ class Subset:
         if empty is not None:
             raise UserError(f"the class folder {base / empty} holds no picture; unpack {empty}.tar into it")
         self.classes = tuple(wanted.values())
-        self.targets = np.repeat(np.arange(len(names)), [len(files) for files in names])
-        self._files = [os.path.join(wnid, file) for wnid, files in zip(wanted, names, strict=True) for file in files]
-        self._base, self._transform = base, transform
+        targets = np.repeat(np.arange(len(names)), [len(files) for files in names])
+        inside = [Path(wnid, file) for wnid, files in zip(wanted, names, strict=True) for file in files]
+        super().__init__(inside, targets.tolist(), transform)
+        self._base = base
 
     def _chosen(self, base: Path, settings: Any) -> dict[str, str]:
-        raise NotImplementedError
-
-    def __len__(self) -> int:
-        return len(self._files)
+        """WordNet number → name of the classes wanted."""
+        return _parse(self.listed.splitlines())
 
     def path(self, i: int) -> Path:
-        return self._base / self._files[i]
-
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        image = read(self.path(i))
-        return (self._transform(image) if self._transform else image), int(self.targets[i])
+        return self._base / super().path(i)
 
 
 @register("imagenet10")
 class ImageNet10(Subset):
     """ImageNet-10: 13,000 training pictures of 10 classes of ImageNet."""
 
-    size = 13_000
-
-    def _chosen(self, base: Path, settings: Any) -> dict[str, str]:
-        return _parse(IMAGENET10.splitlines())
+    listed, size = IMAGENET10, 13_000
 
 
 @register("imagenet_dogs")
 class ImageNetDogs(Subset):
     """ImageNet-Dogs: 19,500 training pictures of 15 breeds."""
 
-    size = 19_500
-
-    def _chosen(self, base: Path, settings: Any) -> dict[str, str]:
-        return _parse(IMAGENET_DOGS.splitlines())
+    listed, size = IMAGENET_DOGS, 19_500
 
 
 @register("imagenet")

@@ -9,7 +9,7 @@ from typing import Any
 from torchvision.datasets.utils import download_and_extract_archive
 
 from lib.datasets import Splits, register
-from lib.datasets.files import is_picture, read
+from lib.datasets.files import PictureFiles, is_picture
 from lib.datasets.official import Archive, fetch, find
 from lib.errors import UserError
 
@@ -18,7 +18,7 @@ ARCHIVE = Archive("tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", "
 
 
 @register("tiny_imagenet")
-class TinyImageNet:
+class TinyImageNet(PictureFiles):
     """Tiny-ImageNet: 100,000 and 10,000 pictures of 64×64 in 200 classes, in the order of wnids.txt.
 
     Splits `train` and `val`; the labels of the official test split were never published. `root` is
@@ -48,18 +48,7 @@ class TinyImageNet:
         self.classes = tuple(words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids)
         numbers = {wnid: i for i, wnid in enumerate(wnids)}
         found = (_train if split == "train" else _val)(folder, numbers)
-        self._files, self.targets = [file for file, _ in found], [label for _, label in found]
-        self._transform = transform
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def path(self, i: int) -> Path:
-        return self._files[i]
-
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        image = read(self._files[i])
-        return (self._transform(image) if self._transform else image), self.targets[i]
+        super().__init__([file for file, _ in found], [label for _, label in found], transform)
 
 
 def _train(folder: Path, numbers: dict[str, int]) -> list[tuple[Path, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, picture, resolve, shared
+from conftest import ROOT, fill, picture, resolve, shared
 from torch import nn
 
 import main
@@ -22,22 +22,6 @@ from lib.errors import UserError
 from lib.networks.resnet import ResNet18
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-def fill(i: int, key: str, shape: list[int]) -> torch.Tensor:
-    """The formula by which the recorded networks were filled."""
-    if key.endswith("num_batches_tracked"):
-        return torch.zeros((), dtype=torch.int64)
-    w = np.cos(0.7 * np.arange(int(np.prod(shape))) * (1 + i % 7) + i).reshape(shape)
-    if key.endswith("running_mean"):
-        w = 0.05 * w
-    elif key.endswith("running_var"):
-        w = 1 + 0.2 * w
-    elif len(shape) == 1:
-        w = 1 + 0.1 * w if key.endswith("weight") else 0.05 * w
-    else:
-        w = w * np.sqrt(2 / np.prod(shape[1:]))
-    return torch.from_numpy(w)
 
 
 def authors_model() -> OrderedDict[str, torch.Tensor]:

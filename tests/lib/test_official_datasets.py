@@ -20,6 +20,7 @@ from conftest import picture, resolve, shared
 from torchvision import datasets as torchvision_datasets
 
 from lib import datasets
+from lib.datasets import cifar
 from lib.datasets.files import Index
 from lib.datasets.imagenet import IMAGENET10, IMAGENET_DOGS, ImageNet10
 from lib.errors import MissingData, UserError
@@ -185,13 +186,19 @@ def test_mistakes_with_cifar(
 ) -> None:  # fmt: skip
     official_files.cifar(tmp_path / "data", "cifar10", monkeypatch)
     break_it(tmp_path / "data")
-    opened, load = [], pickle.load
-    monkeypatch.setattr(pickle, "load", lambda file, **more: opened.append(Path(file.name).name) or load(file, **more))  # type: ignore[func-returns-value]
+    opened, unpickle = [], cifar._unpickle
+    monkeypatch.setattr(cifar, "_unpickle", lambda path: opened.append(path.name) or unpickle(path))
     with pytest.raises(UserError, match=message):
         open_pictures("cifar10", tmp_path / "data" / root, "--test-splits", "test", "--train-splits", "train+test")
     assert not {"data_batch_2", "test_batch", "batches.meta"} & set(opened) or "test_batch" in message, "unverified"
     status, _, err = cli("--dataset", "cifar10", "--data-root", tmp_path / "data" / root, "--num-clusters", 10)
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_foreign_name_in_a_file_of_cifar_is_not_executed(tmp_path: Path) -> None:
+    (tmp_path / "train").write_bytes(pickle.dumps({"data": Path}))
+    with pytest.raises(UserError, match=r"names pathlib\.Path, which it does not need"):
+        cifar._unpickle(tmp_path / "train")
 
 
 def test_an_archive_that_was_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

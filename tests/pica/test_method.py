@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import shared
+from conftest import fill, shared
 from torch import nn
 
 from lib import checkpoint
@@ -20,24 +20,6 @@ from pica.method import PICA, head_sizes
 from lib.errors import UserError  # isort: skip
 
 
-def fill(i: int, key: str, shape: list[int]) -> torch.Tensor | None:
-    """The formula by which the recorded networks were filled; None: as constructed."""
-    if key.startswith("sobel"):
-        return None
-    if key.endswith("num_batches_tracked"):
-        return torch.zeros((), dtype=torch.int64)
-    w = np.cos(0.7 * np.arange(int(np.prod(shape))) * (1 + i % 7) + i).reshape(shape)
-    if key.endswith("running_mean"):
-        w = 0.05 * w
-    elif key.endswith("running_var"):
-        w = 1 + 0.2 * w
-    elif len(shape) == 1:
-        w = 1 + 0.1 * w if key.endswith("weight") else 0.05 * w
-    else:
-        w = w * np.sqrt(2 / np.prod(shape[1:]))
-    return torch.from_numpy(w)
-
-
 def recorded(idle_heads: str = "zeros") -> tuple[PICA, Any]:
     golden = np.load(shared("golden/pica_resnet34_cifar.npz"), allow_pickle=False)
     keys = json.loads(shared("golden/pica_state_dict_keys.json").read_text())["cifar"]
@@ -47,7 +29,9 @@ def recorded(idle_heads: str = "zeros") -> tuple[PICA, Any]:
     method = PICA(network, tuple(golden["heads"].tolist()), float(golden["lamda"]), idle_heads).double()
     own = method.state_dict()
     extra = {key: value for key, value in own.items() if key.endswith("_extra_state")}
-    filled = {our_name(key): fill(i, key, shape) for i, (key, shape) in enumerate(keys)}
+    filled = {
+        our_name(key): None if key.startswith("sobel") else fill(i, key, shape) for i, (key, shape) in enumerate(keys)
+    }
     state = {name: own[name] if value is None else value for name, value in filled.items()}
     checkpoint.load_weights(method, state | extra, "the recorded network")
     return method, golden
