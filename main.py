@@ -21,7 +21,7 @@ from lib.session import Session
 SECTIONS = (
     Command, method.MethodSettings, datasets.DataSettings, transforms.TransformSettings, networks.NetworkSettings,
     optimizers.OptimizerSettings, schedules.ScheduleSettings, trainer.TrainerSettings, evaluation.EvaluationSettings,
-    runtime.SeedSettings, session.SessionSettings, runtime.DeviceSettings, transforms.LoaderSettings,
+    session.SessionSettings, *runtime.SECTIONS, transforms.LoaderSettings,
 )  # fmt: skip
 
 # The PICA authors' files name no method.
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def build(settings: Config) -> method.Task:  # its weights are drawn from the seed
-    runtime.seed_everything(runtime.seed_of(settings.of(runtime.SeedSettings)))
+    runtime.configure(*(settings.of(section) for section in runtime.SECTIONS))
     return method.get(settings.of(method.MethodSettings).method).build(settings)  # type: ignore[no-any-return]
 
 

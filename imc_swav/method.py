@@ -17,10 +17,10 @@ from lib import datasets, networks, runtime
 from lib.config import Command, Config
 from lib.errors import UserError
 from lib.method import Entry, Method, MethodSettings, Split, Task, register
-from lib.runtime import DeviceSettings, SeedSettings
+from lib.runtime import SeedSettings
 from lib.settings import Section, setting
-from lib.transforms import LoaderSettings, TransformSettings, normalisation
-from lib.transforms.pil import PILViews
+from lib.transforms import TransformSettings
+from lib.transforms.backend import open_views
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ class IMCSwAV(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         s = self.settings
-        # One view at a time: each is a BatchNorm batch of its own.
-        features = [self.network(view) for view in batch.views]
+        features = self.encode(batch.views)
         scores = [self.prototypes(self.projection(feature)) for feature in features]
         swapped = swapped_prediction_loss(scores, s.nmb_crops[0], s.tau, s.eps, s.sinkhorn_iterations)
         learned = self._classified(batch, features, scores)
@@ -104,11 +103,11 @@ class IMCSwAV(Method):
         if bool(batch.classified.all()) and not len(self.bank):
             return Banked(batch.index, *held)
         chosen = batch.classified.nonzero()[:, 0]
-        on_device = chosen.to(held[0].device)
+        on_device = runtime.send(chosen, held[0].device)
         return self.bank.add(Banked(batch.index[chosen], *(part[:, on_device] for part in held)))
 
     def predict(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.network(images))
+        logits: Tensor = self.classifier(self.features(images))
         return logits.softmax(dim=1)
 
     def start_epoch(self, epoch: int) -> None:
@@ -147,24 +146,19 @@ def build(config: Config) -> Task:
     crops, test = recipes(
         transforms, settings.nmb_crops, settings.size_crops, settings.min_scale_crops, settings.max_scale_crops
     )
-    means, stds = normalisation(transforms, channels)
     train, scored, _ = datasets.choose_splits(config)
     pictures = datasets.open_pictures(config)
-    device, seed = runtime.device(config.of(DeviceSettings).gpus), config.of(SeedSettings).seed or 0
-    views = PILViews(
-        pictures, test, means, stds, working_size=transforms.tfm_working_size, seed=seed,
-        workers=config.of(LoaderSettings).num_workers, skip=data.on_bad_image == "skip", device=device,
-    )  # fmt: skip
     chosen, classified = pictures.index(train[-1]), np.ones(len(pictures), dtype=np.bool_)
     if settings.classifier_splits is not None:
         classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
+    method = IMCSwAV(networks.build(config, channels), clusters, data.batch_size, settings)
+    views, seed = open_views(config, pictures, test), config.of(SeedSettings).seed or 0
     source = IMCSource(views, chosen, classified, crops, batch_size=data.batch_size, channels=channels, seed=seed)
     if not config.of(Command).evaluate:
         source.check()
-    method = IMCSwAV(networks.build(config, channels), clusters, data.batch_size, settings)
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
-    return Task(method.to(device), source, views, splits, pictures, train[-1], Split(chosen, labels[chosen]))
+    return Task(method.place(config), source, views, splits, pictures, train[-1], Split(chosen, labels[chosen]))
 
 
 register("imc_swav", Entry(build, IMCSwAVSettings))

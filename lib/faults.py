@@ -19,16 +19,15 @@ RECENT = 8  # batches whose pictures are told after a fault
 class Guard:
     """Takes the optimiser's step unless the loss or a gradient is not finite.
 
-    Where the optimiser is fused, the device itself skips the step, and a flag waits for `check()`, so
-    that nothing waits for the device in between; elsewhere the step raises at once.
-
     Args:
         optimizer: whose steps are guarded.
+        defers: a fused optimiser's step is skipped by the device itself, and a flag waits for `check()`, so
+            that nothing waits for the device in between. Otherwise the step raises at once.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, defers: bool) -> None:
         self._optimizer = optimizer
-        self._deferred = bool(optimizer.defaults.get("fused"))
+        self._deferred = defers and bool(optimizer.defaults.get("fused"))
         self._names: list[str] = []
         self._faults: Tensor | None = None  # for each name, whether it was ever not finite
         self._buffers: list[tuple[Tensor, Tensor]] = []
@@ -47,7 +46,7 @@ class Guard:
             index: positions of the batch's pictures.
 
         Raises:
-            RunStopped: something is not finite, and the optimiser is not fused.
+            RunStopped: something is not finite, and nothing is deferred.
         """
         self.recent.append(index)
         weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]

@@ -7,17 +7,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lib.config import Config
+from lib import runtime
+from lib.config import Command, Config
 from lib.datasets import Pictures
 from lib.registry import Registry
+from lib.runtime import DeviceSettings, PrecisionSettings
 from lib.settings import Section, setting
 from lib.transforms.recipe import Recipe
 
@@ -31,6 +34,9 @@ class MethodSettings(Section):
     bound = True
     method: str = setting("", "which one", component=_registry)
     num_clusters: int | None = setting(None, "groups to find; none: as the method's own settings say", low=2)
+    group_crops: bool = setting(
+        False, "pass views of one size through the network together, as one BatchNorm batch; theirs are apart"
+    )
 
 
 @dataclass(frozen=True)
@@ -118,14 +124,49 @@ class Method(nn.Module, ABC):
     treatments: tuple[str, ...] = ("plain",)
     """BatchNorm statistics under which the method is scored (`lib.evaluation`); the first gives the result."""
 
+    precision: str = "fp32"
+    """Of the network (`lib.runtime.PrecisionSettings`)."""
+
+    group_crops: bool = False
+    """Whether views of one size are one BatchNorm batch."""
+
     @abstractmethod
     def predict(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → (N, K) cluster probabilities."""
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, feature_dim)."""
-        features: Tensor = self.network(images)
-        return features
+        """(N, C, H, W) → (N, feature_dim); not below float32, whatever the network computes in."""
+        with runtime.lowered(images.device, self.precision):
+            features: Tensor = self.network(images)
+        return features.float() if features.dtype == torch.bfloat16 else features
+
+    def encode(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """The features of each view, each a BatchNorm batch of its own unless `group_crops`."""
+        if not self.group_crops:
+            return [self.features(view) for view in views]
+        found: dict[int, Tensor] = {}
+        for size in dict.fromkeys(view.shape[-1] for view in views):
+            own = [v for v, view in enumerate(views) if view.shape[-1] == size]
+            together = self.features(torch.cat([views[v] for v in own]))
+            parts = torch.split(together, [len(views[v]) for v in own])
+            found |= dict(zip(own, parts, strict=True))
+        return [found[v] for v in range(len(views))]
+
+    def place(self, config: Config) -> Self:
+        """To the device, in the layout and the precision that the settings ask for.
+
+        Raises:
+            UserError: no such device, or `--compile` lacks what it needs.
+        """
+        settings = config.of(DeviceSettings)
+        device = runtime.device(settings.gpus)
+        self.precision, self.group_crops = config.of(PrecisionSettings).precision, config.of(MethodSettings).group_crops
+        # Pixels outermost and channels together: what convolutions are fastest in, on either kind of device.
+        self.network.to(memory_format=torch.channels_last)
+        if settings.compile and not config.of(Command).dry_run:
+            runtime.check_compiler(device)
+            self.network.compile()
+        return self.to(device)
 
     def uninformative(self) -> dict[str, float]:
         """For parts of the loss: the value at which a part says nothing, such as log K."""

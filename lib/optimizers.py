@@ -45,7 +45,10 @@ class Adam:
 
 @register("sgd")
 class SGD:
-    """Stochastic gradient descent."""
+    """Stochastic gradient descent.
+
+    Not fused: PyTorch's fused step fails on weights whose first gradient comes later, such as a second head's.
+    """
 
     @dataclass(frozen=True)
     class Settings(Section):
@@ -56,10 +59,9 @@ class SGD:
 
     @staticmethod
     def build(groups: Iterable[Any], lr: float, weight_decay: float, s: SGD.Settings) -> Optimizer:
-        groups = list(groups)
         return torch.optim.SGD(
             groups, lr=lr, momentum=s.optim_momentum, dampening=s.optim_dampening,
-            weight_decay=weight_decay, nesterov=s.optim_nesterov, fused=runtime.fuses(groups),
+            weight_decay=weight_decay, nesterov=s.optim_nesterov,
         )  # fmt: skip
 
 

@@ -5,15 +5,22 @@ The only file that names a kind of device.
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import os
 import random
 import secrets
+import shutil
 import signal
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lib.errors import SIGNALS, Interrupted, UserError
 from lib.settings import Section, setting
@@ -41,6 +48,19 @@ class DeviceSettings(Section):
     title = "device"
     local = True
     gpus: str = setting("", "the GPU to use, such as 0; empty: the CPU")
+    threads: int | None = setting(
+        None, "that compute on a CPU; none: OMP_NUM_THREADS, or one for each core that may be used", low=1
+    )
+    compile: bool = setting(False, "compile the network (torch.compile); the first steps take minutes")
+
+
+@dataclass(frozen=True)
+class PrecisionSettings(Section):
+    title = "precision"
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "of the network; bf16: autocast to bfloat16, while heads, losses and statistics stay in float32"
+    )
+    tf32: bool = setting(False, "on a GPU, round the inputs of float32 convolutions and products to TF32")
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,9 @@ class SeedSettings(Section):
     seeds: tuple[str, ...] | None = setting(None, "one run for each of these, such as 0-4", convert=seeds)
 
 
+SECTIONS = (SeedSettings, PrecisionSettings, DeviceSettings)
 CPU = torch.device("cpu")
+MOST_WORKERS = 8  # more of them wait for the disk, not for cores
 
 
 def device(gpus: str) -> torch.device:
@@ -73,14 +95,75 @@ def device(gpus: str) -> torch.device:
     return torch.device("cuda", int(gpus))
 
 
+def cores() -> int:
+    """Cores that this process may use, by its affinity and by its container's quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        allowed = min(allowed, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no container, or one without a quota
+        pass
+    return allowed
+
+
+def workers(asked: int | None, where: torch.device) -> int:
+    """Loader processes: as asked for, else one per core beside a GPU; a CPU's cores have the network to compute."""
+    if asked is None:
+        return min(cores(), MOST_WORKERS) if where.type == "cuda" else min(cores() - 1, 1)
+    return min(asked, cores())
+
+
+def configure(seed: SeedSettings, precision: PrecisionSettings, settings: DeviceSettings) -> None:
+    """Set seeds, threads and TF32 for the whole process."""
+    seed_everything(seed_of(seed))
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores())
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision.tf32
+
+
+def lowered(where: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The arithmetic of a network: nothing changes under fp32, and under bf16 the products take bfloat16."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(where.type, torch.bfloat16)
+
+
+def check_compiler(where: torch.device) -> None:
+    """See that `--compile` finds what it needs.
+
+    Raises:
+        UserError: there is no C++ compiler, or on a GPU no Triton.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise UserError(
+            f"--compile needs a C++ compiler, and there is no {compiler}; install one, or leave --compile out"
+        )
+    if where.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError("--compile needs Triton on a GPU; pip install triton, or leave --compile out")
+
+
 def copies_in_background(where: torch.device) -> bool:
     """Whether pinned memory lets a copy to the device go on beside its work."""
     return where.type == "cuda"
 
 
+def send(values: Tensor, where: torch.device) -> Tensor:
+    """Values on the device; a copy to a GPU is not waited for."""
+    return values.pin_memory().to(where, non_blocking=True) if copies_in_background(where) else values.to(where)
+
+
 def fuses(groups: Sequence[Any]) -> bool | None:
     """Whether an optimiser of these parameter groups does its step in one kernel, which can also skip it."""
-    return True if groups and all(weight.is_cuda for group in groups for weight in group["params"]) else None
+    kinds = {weight.device.type for group in groups for weight in group["params"]}
+    return True if kinds in ({"cuda"}, {"cpu"}) else None
+
+
+def defers(where: torch.device) -> bool:
+    """Whether looking at a number means to wait for the device."""
+    return where.type == "cuda"
 
 
 def describe(where: torch.device) -> str:

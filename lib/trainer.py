@@ -22,7 +22,7 @@ from lib.evaluation import Predictions, Scores
 from lib.faults import Guard
 from lib.method import Method, Task
 from lib.optimizers import OptimizerSettings
-from lib.runtime import Interrupts
+from lib.runtime import DeviceSettings, Interrupts
 from lib.schedules import ScheduleSettings
 from lib.session import Session
 from lib.settings import Section, setting
@@ -67,7 +67,8 @@ class Trainer:
         self.step = 0  # finished steps in all
         self.best = math.inf
         self._scored_step = -1  # at which scores were last recorded
-        self._guard = Guard(self.optimizer)
+        device = runtime.device(config.of(DeviceSettings).gpus)
+        self._guard = Guard(self.optimizer, runtime.defers(device))
         self._warmup = config.of(ScheduleSettings).warmup_steps
         # For every picture, the cluster that it was last assigned to in training; −1: to none in this epoch.
         self._assigned = torch.full((len(task.pictures),), -1)
@@ -165,7 +166,7 @@ class Trainer:
 
     def _note(self, index: Tensor, cluster: Tensor) -> None:
         self._assigned = self._assigned.to(cluster.device)  # where it stays, so that nothing waits
-        self._assigned[index.to(cluster.device, non_blocking=True)] = cluster
+        self._assigned[runtime.send(index, cluster.device)] = cluster
 
     def _finish_epoch(self) -> None:
         self._guard.check()

@@ -10,15 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lib import datasets, networks, runtime
+from lib import datasets, networks
 from lib.config import Config
 from lib.errors import UserError
 from lib.method import Entry, Method, MethodSettings, Split, Task, register
 from lib.networks.sobel import Sobel
-from lib.runtime import DeviceSettings, SeedSettings
+from lib.runtime import SeedSettings
 from lib.settings import Section, setting
-from lib.transforms import LoaderSettings, TransformSettings, normalisation
-from lib.transforms.pil import PILViews
+from lib.transforms import TransformSettings
+from lib.transforms.backend import open_views
 from pica.data import Batch, PICASource, recipes
 from pica.losses import PUILoss
 
@@ -85,13 +85,15 @@ class PICA(Method):
 
     def assign(self, images: Tensor, head: int) -> Tensor:
         """(N, C, H, W) → (N, K) assignments by one head."""
-        logits: Tensor = self.heads[head](self.network(images))
+        return self._assign(self.features(images), head)
+
+    def _assign(self, features: Tensor, head: int) -> Tensor:
+        logits: Tensor = self.heads[head](features)
         return logits.softmax(dim=1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        # Apart, and in this order: each is a BatchNorm batch of its own.
-        p = self.assign(batch.original, batch.head)
-        q = self.assign(batch.perturbed, batch.head)
+        # In this order, which is that of BatchNorm's running statistics.
+        p, q = (self._assign(features, batch.head) for features in self.encode([batch.original, batch.perturbed]))
         p = p.repeat(len(q) // len(p), 1)
         name, parts = self._name(batch.head), self.objective.parts(p, q)
         return {"loss": parts["loss"], **{f"{name}/{part}": value.detach() for part, value in parts.items()}}
@@ -154,30 +156,25 @@ def build(config: Config) -> Task:
     transforms, channels = config.of(TransformSettings), config.of(networks.NetworkSettings).net_cin
     heads = head_sizes(settings.net_heads, config.of(MethodSettings).num_clusters)
     original, perturbed, test = recipes(transforms)
-    means, stds = normalisation(transforms, channels)
     train, scored, _ = datasets.choose_splits(config)
     if len(train) > len(heads):
         raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
     method = PICA(build_network(config), heads, settings.pica_lamda, settings.pica_idle_heads)
-    device, seed = runtime.device(config.of(DeviceSettings).gpus), config.of(SeedSettings).seed or 0
-    pictures, workers = datasets.open_pictures(config), config.of(LoaderSettings).num_workers
+    pictures = datasets.open_pictures(config)
     if len(pictures) < heads[-1]:
         raise UserError(f"{len(pictures)} pictures do not make {heads[-1]} clusters; give a smaller --num-clusters")
-    views = PILViews(
-        pictures, test, means, stds, working_size=transforms.tfm_working_size, seed=seed, workers=workers,
-        skip=data.on_bad_image == "skip", device=device,
-    )  # fmt: skip
     sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
     if any(len(chosen) % data.batch_size == 1 or data.batch_size == 1 for chosen in sets):
         check_single(method.network, (channels, transforms.tfm_size, transforms.tfm_size))
+    views = open_views(config, pictures, test)
     source = PICASource(
-        views, sets, original, perturbed,
-        repeat=settings.data_nrepeat, batch_size=data.batch_size, channels=channels, seed=seed,
+        views, sets, original, perturbed, repeat=settings.data_nrepeat, batch_size=data.batch_size,
+        channels=channels, seed=config.of(SeedSettings).seed or 0,
     )  # fmt: skip
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
     trained = Split(sets[-1], labels[sets[-1]])
-    return Task(method.to(device), source, views, splits, pictures, train[-1], trained)
+    return Task(method.place(config), source, views, splits, pictures, train[-1], trained)
 
 
 register("pica", Entry(build, PICASettings))

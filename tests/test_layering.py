@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = (
-    {"errors", "registry", "settings", "yamlfile"},
+    {"errors", "registry", "settings", "yamlfile", "progress"},
     {"runtime", "metrics", "schedules", "checkpoint", "safetensors", "faults", "batchnorm"},
     {"config", "session", "resume", "optimizers", "networks", "datasets", "transforms", "method"},
     {"evaluation", "report"},

@@ -5,6 +5,7 @@ A data set is a class that takes `(root, split, transform=None, download=False)`
 
 - `Settings`: a settings dataclass, which is then the last argument,
 - `targets`: all labels, which spares a reading of every picture,
+- `array`: all pictures, (N, H, W, C) 8-bit, where they have one size,
 - `classes`: the names of the classes,
 - `path(i)`: the file of picture i,
 - `check()`, which raises a UserError for files that cannot be read, before anything is trained,
@@ -14,7 +15,7 @@ A data set is a class that takes `(root, split, transform=None, download=False)`
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +81,11 @@ class Pictures:
         name, i = self.locate(position)
         image, label = self._parts[name][i]
         return image, int(label)
+
+    def parts(self) -> Iterator[tuple[range, Any]]:
+        """The positions of each split's pictures, and its data set."""
+        for part, end in zip(self._parts.values(), self._ends, strict=True):
+            yield range(end - len(part), end), part
 
     def path(self, position: int) -> Path | None:
         """The file of a picture, where it has one."""

@@ -46,8 +46,14 @@ class TransformSettings(Section):
 class LoaderSettings(Section):
     title = "loading"
     local = True
-    num_workers: int = setting(
-        4, "processes that prepare pictures, at most one per core; 0: the training process does", low=0
+    tfm_backend: Literal["auto", "batched", "pil"] = setting(
+        "auto",
+        "what makes the views; batched: whole batches on the device, for pictures of one size that fit into "
+        "memory_budget; pil: Pillow, one at a time, in loader processes; auto: batched where it can",
+    )
+    memory_budget: float = setting(4.0, "memory, on the device, that pictures may take", unit="GiB", low=0)
+    num_workers: int | None = setting(
+        None, "loader processes of `pil`, at most one per core; 0: the training process; none: as many as suit", low=0
     )
 
 

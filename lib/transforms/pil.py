@@ -5,7 +5,6 @@ It takes pictures of any size and mode, and sets that do not fit into memory.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -45,6 +44,16 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
+def load(pictures: Pictures, position: int, channels: int, working_size: int | None) -> Image.Image:
+    """A picture as every recipe begins with it: 8-bit, and of the working size if there is one.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    image = to_channels(pictures[position][0], channels)
+    return image if working_size is None else _to_side(image, working_size)
+
+
 def view(image: Image.Image, recipe: Recipe, draws: Draws, n: int) -> Image.Image:
     """The view of picture number n of the draws: 8-bit, `recipe.size` wide and high."""
     top, left, height, width = draws.box[n].tolist()
@@ -79,7 +88,7 @@ class PILViews:
         means, stds: one per channel, on the scale [0, 1].
         working_size: px, the shorter side of every picture before anything else; none: as it is.
         seed: of the draws.
-        workers: loader processes, at most one per core; 0 prepares pictures in this process.
+        workers: loader processes; 0 prepares pictures in this process.
         skip: leave out pictures that cannot be read.
         device: where the views are handed over.
     """
@@ -106,7 +115,7 @@ class PILViews:
             _Prepare(pictures, len(means), working_size, seed, skip),
             sampler=self._plan,
             batch_size=None,
-            num_workers=min(workers, os.cpu_count() or 1),
+            num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=copies_in_background(device),
             worker_init_fn=_ignore_signals,
@@ -161,15 +170,11 @@ class _Prepare(Dataset[_Outcome | UserError]):
         except UserError as error:
             return error
 
-    def _load(self, position: int) -> Image.Image:
-        image = to_channels(self._pictures[position][0], self._channels)
-        return image if self._working_size is None else _to_side(image, self._working_size)
-
     def _load_all(self, index: Tensor) -> tuple[dict[int, Image.Image], dict[int, str]]:
         images, skipped = {}, {}
         for position in index.tolist():
             try:
-                images[position] = self._load(position)
+                images[position] = load(self._pictures, position, self._channels, self._working_size)
             except UserError as error:
                 if not self._skip:
                     raise

@@ -75,7 +75,7 @@ def test_where_the_optimizer_is_fused_the_device_skips_the_step() -> None:
     torch.manual_seed(0)
     module = nn.Linear(3, 2)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.1, fused=True)
-    guard = Guard(optimizer)
+    guard = Guard(optimizer, defers=True)
 
     def step(factor: float, n: int) -> None:
         loss = module(torch.ones(4, 3)).square().sum() * factor
