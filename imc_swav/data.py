@@ -22,7 +22,7 @@ class Batch:
 
     index: Tensor  # (N,) positions among the run's pictures
     views: list[Tensor]  # V of (N, C, H, W)
-    classified: Tensor  # (N,) whether the classifier learns from the picture, on the CPU
+    classified: NDArray[np.bool_]  # (N,) whether the classifier learns from the picture
 
 
 def recipes(
@@ -84,7 +84,7 @@ class IMCSource:
         channels: int,
         seed: int,
     ) -> None:
-        self._views, self._chosen, self._classified = views, chosen, torch.from_numpy(classified)
+        self._views, self._chosen, self._classified = views, chosen, classified
         self._recipes, self._batch_size, self._channels, self._seed = recipes, batch_size, channels, seed
 
     def check(self) -> None:
@@ -117,12 +117,12 @@ class IMCSource:
         batches = [order[i * self._batch_size :][: self._batch_size] for i in range(start, len(self))]
         plan = (Request(torch.from_numpy(batch), self._recipes, index) for batch in batches)
         for prepared in self._views.stream(plan):
-            yield Batch(prepared.index, prepared.views, self._classified[prepared.index])
+            yield Batch(prepared.index, prepared.views, self._classified[prepared.index.numpy()])
 
     def blank(self, device: str) -> Batch:
         n, c = self._batch_size, self._channels
         views = [torch.empty(n, c, recipe.size, recipe.size, device=device) for recipe in self._recipes]
-        return Batch(torch.arange(n), views, torch.ones(n, dtype=torch.bool))
+        return Batch(torch.arange(n), views, np.ones(n, dtype=np.bool_))
 
     def describe(self) -> list[str]:
         sizes = "+".join(f"{recipe.size}" for recipe in self._recipes)

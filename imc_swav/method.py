@@ -100,9 +100,9 @@ class IMCSwAV(Method):
     def _classified(self, batch: Batch, features: list[Tensor], scores: list[Tensor]) -> Banked | None:
         """What the classifier learns from in this step, if anything."""
         held = [torch.stack(parts).detach() for parts in (features, scores)]
-        if bool(batch.classified.all()) and not len(self.bank):
+        if batch.classified.all() and not len(self.bank):
             return Banked(batch.index, *held)
-        chosen = batch.classified.nonzero()[:, 0]
+        chosen = torch.from_numpy(np.flatnonzero(batch.classified))
         on_device = runtime.send(chosen, held[0].device)
         return self.bank.add(Banked(batch.index[chosen], *(part[:, on_device] for part in held)))
 

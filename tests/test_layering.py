@@ -68,7 +68,10 @@ def test_files_fit_one_idea() -> None:
 
 
 def test_device_kinds_are_named_in_one_file() -> None:
-    for path in FILES:
-        literals = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
-        if path.name != "runtime.py":
-            assert not {"cuda", "cpu", "mps"} & {str(value) for value in literals}, path
+    for path in [*FILES, ROOT / "main.py"]:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        literals = {str(node.value).split(":")[0] for node in nodes if isinstance(node, ast.Constant)}
+        attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        if path != ROOT / "lib/runtime.py":
+            assert not {"cuda", "cpu", "mps"} & literals, path
+            assert not {"cuda", "is_cuda"} & attributes, path

@@ -59,7 +59,9 @@ def plan(recipe: Recipe, draws: Draws, height: int, width: int, device: torch.de
             (start * scale, np.full_like(start, scale), np.zeros_like(start), np.full_like(start, length))
             for start, scale, length in zip((top, left), scales, (height, width), strict=True)
         ]
-    numbers = _send(np.concatenate([*axes, [draws.flip], draws.jitter.T]).astype(np.float32), device)  # (13, N)
+    jitter = draws.jitter.T.copy()
+    jitter[3] = np.trunc(jitter[3] * 255) / 255  # torchvision turns Pillow pictures by whole steps
+    numbers = _send(np.concatenate([*axes, [draws.flip], jitter]).astype(np.float32), device)  # (13, N)
     chosen = [(which, np.flatnonzero(draws.jittered & (draws.order[:, place] == which))) for place in range(4)
               for which in range(4) if recipe.jitter is not None and recipe.jitter[which]]  # fmt: skip
     rows = [*(rows for _, rows in chosen), np.flatnonzero(draws.grayscale)]

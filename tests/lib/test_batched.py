@@ -1,0 +1,232 @@
+"""The `batched` back end against torchvision, on real photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as F
+from conftest import picture, resolve
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+
+from lib import datasets, runtime
+from lib.errors import UserError
+from lib.method import Request, Views
+from lib.transforms import batched, colour
+from lib.transforms.backend import open_views
+from lib.transforms.batched import BatchedViews
+from lib.transforms.draws import Draws, draw
+from lib.transforms.pil import PILViews
+from lib.transforms.pil import view as pil_view
+from lib.transforms.recipe import Recipe
+
+JITTER = (0.4, 0.4, 0.4, 0.1)
+STRONG = (0.8, 0.8, 0.8, 0.5)
+
+
+def photographs(n: int, height: int, width: int) -> NDArray[np.uint8]:
+    """(n, height, width, 3) pieces of scikit-learn's two photographs."""
+    random, found = np.random.default_rng(0), []
+    for i in range(n):
+        whole = load_sample_images().images[i % 2]
+        side = random.integers(2 * max(height, width), min(whole.shape[:2]))
+        top, left = random.integers(0, whole.shape[0] - side + 1), random.integers(0, whole.shape[1] - side + 1)
+        part = Image.fromarray(whole[top : top + side, left : left + side])
+        found.append(np.asarray(part.resize((width, height), Image.Resampling.BOX)))
+    return np.stack(found)
+
+
+def both(pictures: NDArray[np.uint8], recipe: Recipe, copy: int = 0) -> tuple[Tensor, Tensor]:
+    """(N, C, size, size) of the same draws: by whole batches, and by torchvision on Pillow pictures, on the scale 255."""
+    n, height, width, channels = pictures.shape
+    sizes = np.tile([[height, width]], (n, 1))
+    draws = draw(recipe, sizes, 3, 1, np.arange(n), copy)
+    plan = batched.plan(recipe, draws, height, width, runtime.CPU)
+    ours = batched.view(torch.from_numpy(pictures).permute(0, 1, 3, 2) / 255, plan).transpose(0, 1) * 255
+    images = [Image.fromarray(part if channels == 3 else part[..., 0]) for part in pictures]
+    theirs = np.stack([np.asarray(pil_view(image, recipe, draws, i)) for i, image in enumerate(images)])
+    return ours, torch.from_numpy(theirs.reshape(*ours.shape[:1], *ours.shape[2:], -1)).permute(0, 3, 1, 2).float()
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (96, 96), (40, 70)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(32, "resized", scale=(0.2, 1.0), flip=0.5),
+        Recipe(18, "resized", scale=(0.08, 0.4), flip=0.5),
+        Recipe(64, "resized", scale=(0.02, 0.1), ratio=(0.3, 3.0), flip=0.5),
+        Recipe(32, "random", 40, flip=0.5),
+        Recipe(32, "center", 40),
+        Recipe(28, "center", 28),
+    ],
+    ids=lambda recipe: f"{recipe.crop}-{recipe.size}",
+)
+def test_crop_resize_and_flip_are_pillows(height: int, width: int, recipe: Recipe) -> None:
+    ours, theirs = both(photographs(60, height, width), recipe)
+    assert (ours - theirs).abs().max() <= 2  # Pillow rounds after each axis
+    assert (ours - theirs).abs().mean() < 0.5
+
+
+def floats(n: int = 12) -> Tensor:
+    """(N, 3, H, W) in [0, 1], some pixels grey, black, white or of two equal channels."""
+    pictures = torch.from_numpy(photographs(n, 24, 20)).permute(0, 3, 1, 2) / 255
+    pictures[:, :, 0] = pictures[:, :1, 0]
+    pictures[:, :, 1], pictures[:, :, 2] = 0, 1
+    pictures[:, 1, 3] = pictures[:, 0, 3]
+    pictures[:, 2, 4] = pictures[:, 1, 4]
+    return pictures
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "low", "high"),
+    [
+        (colour.brightness, F.adjust_brightness, 0.0, 2.0),
+        (colour.contrast, F.adjust_contrast, 0.0, 2.0),
+        (colour.saturation, F.adjust_saturation, 0.0, 2.0),
+        (colour.hue, F.adjust_hue, -0.5, 0.5),
+    ],
+    ids=["brightness", "contrast", "saturation", "hue"],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_are_those_of_torchvisions_float_tensors(
+    ours: Callable[..., None], theirs: Callable[..., Tensor], low: float, high: float, channels: int
+) -> None:
+    pictures = floats()[:, :channels]
+    factors = torch.linspace(low, high, len(pictures))
+    planes = pictures.transpose(0, 1).contiguous()
+    ours(planes, factors)
+    expected = torch.stack([theirs(one, float(factor)) for one, factor in zip(pictures, factors, strict=True)])
+    assert (planes.transpose(0, 1) - expected).abs().max() < 1e-5
+
+
+def test_grayscale_is_that_of_torchvisions_float_tensors() -> None:
+    pictures = floats()
+    planes = pictures.transpose(0, 1).contiguous()
+    colour.grayscale(planes)
+    assert (planes.transpose(0, 1) - F.rgb_to_grayscale(pictures, 3)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("side", [32, 96])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(32, "resized", scale=(0.2, 1.0), jitter=(0.4,) * 4, grayscale=0.2, flip=0.5),
+        Recipe(28, "resized", scale=(0.2, 1.0), jitter=JITTER, jitter_probability=0.8, grayscale=0.25, flip=0.5),
+        Recipe(18, "resized", scale=(0.08, 0.4), jitter=JITTER, jitter_probability=0.8, grayscale=0.25, flip=0.5),
+    ],
+    ids=["pica", "imc-large", "imc-small"],
+)
+def test_the_whole_chain_is_torchvisions_on_pillow_pictures(side: int, recipe: Recipe) -> None:
+    ours, theirs = both(photographs(200, side, side), recipe)
+    apart = (ours - theirs).abs().numpy()
+    assert (
+        apart.mean() <= 1.5 and np.quantile(apart, 0.999) <= 8
+    )  # Pillow has 256 steps of hue, and cuts off after each operation
+
+
+def test_grey_pictures_and_strong_jitter() -> None:
+    grey = photographs(50, 32, 32)[..., :1].copy()
+    ours, theirs = both(grey, Recipe(24, "resized", jitter=STRONG, grayscale=0.5, flip=0.5))
+    assert (ours - theirs).abs().mean() <= 1.5
+
+
+def test_a_view_does_not_depend_on_its_batch() -> None:
+    views = held(photographs(40, 32, 32))
+    recipe = Recipe(20, "resized", scale=(0.2, 1.0), jitter=JITTER, jitter_probability=0.8, grayscale=0.25, flip=0.5)
+    (whole,) = views.stream([Request(torch.arange(40), (recipe,) * 3, 4)])
+    (part,) = views.stream([Request(torch.tensor([31, 2, 17]), (recipe,) * 3, 4)])
+    for one, other in zip(whole.views, part.views, strict=True):
+        torch.testing.assert_close(one[[31, 2, 17]], other, rtol=0, atol=1e-5)
+    assert not torch.allclose(whole.views[0], whole.views[1])
+
+
+def held(*arrays: NDArray[np.uint8], skipped: dict[int, str] | None = None) -> BatchedViews:
+    return BatchedViews(list(arrays), skipped or {}, Recipe(32, "center", 32), (0.5,) * 3, (0.25,) * 3,
+                        seed=0, device=runtime.CPU)  # fmt: skip
+
+
+def test_several_parts_are_one_numbering_and_unreadable_pictures_are_left_out() -> None:
+    pictures = photographs(30, 32, 32)
+    views = held(pictures[:12], pictures[12:], skipped={20: "broken"})
+    (prepared,) = views.plain([torch.tensor([25, 3, 20, 12, 11])])
+    assert prepared.index.tolist() == [25, 3, 12, 11]
+    expected = (torch.from_numpy(pictures[[25, 3, 12, 11]]).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(prepared.views[0], expected)
+    (empty,) = views.plain([torch.tensor([20])])
+    assert len(empty.index) == 0 and empty.views[0].shape == (0, 3, 32, 32)
+
+
+@pytest.mark.parametrize("layout", [(0, 1, 2, 3), (0, 3, 1, 2)])
+def test_an_array_of_any_layout_is_used_without_a_copy(layout: tuple[int, ...]) -> None:
+    pictures = photographs(6, 32, 32)
+    stored = np.ascontiguousarray(pictures.transpose(layout))
+    views = held(stored.transpose(np.argsort(layout)))
+    before = next(iter(views.plain([torch.arange(6)]))).views[0]
+    stored[:] = 0
+    after = next(iter(views.plain([torch.arange(6)]))).views[0]
+    assert before.mean() != after.mean() and (after == -2).all()
+
+
+def folder_views(root: Path, *words: object) -> Views:
+    settings = resolve("--cfgs", "configs/base.yaml", "configs/image_folder.yaml", "--data-root", root,
+                       "--num-clusters", 3, "--tfm-working-size", "none", *words)  # fmt: skip
+    return open_views(settings, datasets.open_pictures(settings), Recipe(8, "center", 9))
+
+
+def test_pictures_of_one_size_are_held_and_others_are_not(class_folders: Path) -> None:
+    assert isinstance(folder_views(class_folders), BatchedViews)
+    assert isinstance(folder_views(class_folders, "--tfm-backend", "pil"), PILViews)
+    assert isinstance(folder_views(class_folders, "--memory-budget", 1e-9), PILViews)
+    with pytest.raises(UserError, match="batched: the pictures take .* GiB; give a larger --memory-budget"):
+        folder_views(class_folders, "--tfm-backend", "batched", "--memory-budget", 1e-9)
+    picture(class_folders / "cat" / "tall.png", (12, 30))
+    assert isinstance(folder_views(class_folders), PILViews)
+    with pytest.raises(UserError, match="differ in size, such as 12×10 and 12×30 px; .* --tfm-backend pil"):
+        folder_views(class_folders, "--tfm-backend", "batched")
+
+
+def test_both_back_ends_show_the_same_pictures(class_folders: Path) -> None:
+    recipe = Recipe(8, "resized", scale=(0.5, 1.0), jitter=JITTER, flip=0.5)
+    (class_folders / "bee" / "3.png").write_bytes(b"no picture")
+    for words in ((), ("--net-cin", 1, "--tfm-means", 0.5, "--tfm-stds", 0.2), ("--tfm-working-size", 16)):
+        found = []
+        for backend in ("batched", "pil"):
+            views = folder_views(class_folders, "--tfm-backend", backend, "--on-bad-image", "skip", *words)
+            plan = [Request(torch.tensor([4, 23, 11, 0]), (recipe,), 2), Request(torch.arange(5), (recipe,) * 2, 3)]
+            found.append([*views.stream(plan), *views.plain([torch.arange(12, 20)])])
+            assert list(views.skipped) == [11]
+            views.close()
+        for one, other in zip(*found, strict=True):
+            assert torch.equal(one.index, other.index)
+            for ours, theirs in zip(one.views, other.views, strict=True):
+                assert (ours - theirs).abs().mean() < 1.5 / 255 / 0.2 and ours.is_contiguous()
+
+
+def test_an_unreadable_picture_is_an_error(class_folders: Path) -> None:
+    (class_folders / "bee" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="3.png"):
+        folder_views(class_folders)
+
+
+def test_no_step_means_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that draw no jitter stay as they are; the others go through each operation once."""
+    calls: list[tuple[int, int]] = []
+
+    def note(which: int) -> Callable[[Tensor, Tensor], None]:
+        return lambda planes, factor: calls.append((which, planes.shape[1]))
+
+    monkeypatch.setattr(colour, "JITTER", tuple(map(note, range(4))))
+    n = 400
+    recipe = Recipe(8, "resized", jitter=(0.4, 0.4, 0.0, 0.1), jitter_probability=0.5)
+    draws: Draws = draw(recipe, np.tile([[16, 16]], (n, 1)), 0, 0, np.arange(n), 0)
+    pictures: Any = torch.rand(n, 16, 3, 16)
+    batched.view(pictures, batched.plan(recipe, draws, 16, 16, runtime.CPU))
+    counts = {which: sum(count for w, count in calls if w == which) for which in range(4)}
+    assert counts == {0: draws.jittered.sum(), 1: draws.jittered.sum(), 2: 0, 3: draws.jittered.sum()}

@@ -1,0 +1,86 @@
+"""The CUDA path without a GPU: views, forward pass and loss on tensors that have a device and no content.
+
+An operation on tensors of two devices fails, and so does one that would have to wait for a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+import imc_swav.data
+import imc_swav.method
+import pica.data
+import pica.method
+from lib import runtime
+from lib.method import Method, Request
+from lib.networks.resnet import ResNet18, ResNet34
+from lib.networks.sobel import Sobel
+from lib.transforms.batched import BatchedViews
+from lib.transforms.recipe import Recipe
+
+N, CUDA = 8, torch.device("cuda")
+INDEX = torch.arange(N)  # made here, so that it has content
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(runtime, "copies_in_background", lambda where: False)  # pinning needs a real GPU
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def views(recipe: Recipe) -> Tensor:
+    arrays = [np.zeros((n, 32, 32, 3), dtype=np.uint8) for n in (5, N)]
+    held = BatchedViews(arrays, {}, recipe, (0.5,) * 3, (0.2,) * 3, seed=0, device=CUDA)
+    (prepared,) = held.stream([Request(INDEX, (recipe,))])
+    return prepared.views[0]
+
+
+RANDOM = Recipe(32, "resized", jitter=(0.4,) * 4, jitter_probability=0.8, grayscale=0.5, flip=0.5)
+
+
+def pica_method() -> tuple[Method, Any]:
+    with CUDA:
+        backbone = ResNet34(2)
+        network = nn.Sequential(Sobel(), backbone)
+        network.feature_dim = backbone.feature_dim
+        method = pica.method.PICA(network, (70, 10))
+    perturbed = torch.cat([views(RANDOM) for _ in range(3)])
+    batch = pica.data.Batch(0, INDEX, views(Recipe(32, "random", 40)), perturbed)
+    return method, batch
+
+
+def imc_method(classified: int = N) -> tuple[Method, Any]:
+    large = [views(Recipe(28, "resized", jitter=(0.4,) * 4)) for _ in range(2)]
+    batch = imc_swav.data.Batch(INDEX, [*large, *[views(Recipe(18, "center", 20))] * 4],
+                                np.arange(N) < classified)  # fmt: skip
+    with CUDA:
+        return imc_swav.method.IMCSwAV(ResNet18(3), 10, N), batch
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("build", [pica_method, imc_method, lambda: imc_method(3)], ids=["pica", "imc", "imc-bank"])
+def test_everything_of_a_step_stays_on_the_gpu(cuda: None, build: Any, grouped: bool) -> None:
+    method, batch = build()
+    method.group_crops = grouped
+    method.before_forward(0)
+    parts = method(batch)
+    assert parts["loss"].device.type == "cuda" and parts["loss"].dtype == torch.float32 and parts["loss"].requires_grad
+    assert method.predict(views(Recipe(32, "center", 32))).device.type == "cuda"
+
+
+def test_a_tensor_on_the_wrong_device_and_a_wait_are_noticed(cuda: None) -> None:
+    method, batch = pica_method()
+    batch = dataclasses.replace(batch, original=torch.empty(N, 3, 32, 32))
+    with pytest.raises(RuntimeError, match="device"):
+        method(batch)
+    with pytest.raises(DataDependentOutputException):
+        float(torch.ones((), device=CUDA))
