@@ -27,7 +27,6 @@ from lib.transforms.batched import BatchedViews
 from lib.transforms.recipe import Recipe
 
 N, CUDA = 8, torch.device("cuda")
-INDEX = torch.arange(N)  # made here, so that it has content
 
 
 @pytest.fixture
@@ -40,8 +39,10 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def views(recipe: Recipe) -> Tensor:
     arrays = [np.zeros((n, 32, 32, 3), dtype=np.uint8) for n in (5, N)]
     held = BatchedViews(arrays, {}, recipe, (0.5,) * 3, (0.2,) * 3, seed=0, device=CUDA)
-    (prepared,) = held.stream([Request(INDEX, (recipe,))])
-    return prepared.views[0]
+    (made,) = held._views(
+        np.arange(N), Request(torch.arange(N), (recipe,))
+    )  # `stream` reads the index, which has no content
+    return made
 
 
 RANDOM = Recipe(32, "resized", jitter=(0.4,) * 4, jitter_probability=0.8, grayscale=0.5, flip=0.5)
@@ -54,13 +55,13 @@ def pica_method() -> tuple[Method, Any]:
         network.feature_dim = backbone.feature_dim
         method = pica.method.PICA(network, (70, 10))
     perturbed = torch.cat([views(RANDOM) for _ in range(3)])
-    batch = pica.data.Batch(0, INDEX, views(Recipe(32, "random", 40)), perturbed)
+    batch = pica.data.Batch(0, torch.arange(N), views(Recipe(32, "random", 40)), perturbed)
     return method, batch
 
 
 def imc_method(classified: int = N) -> tuple[Method, Any]:
     large = [views(Recipe(28, "resized", jitter=(0.4,) * 4)) for _ in range(2)]
-    batch = imc_swav.data.Batch(INDEX, [*large, *[views(Recipe(18, "center", 20))] * 4],
+    batch = imc_swav.data.Batch(torch.arange(N), [*large, *[views(Recipe(18, "center", 20))] * 4],
                                 np.arange(N) < classified)  # fmt: skip
     with CUDA:
         return imc_swav.method.IMCSwAV(ResNet18(3), 10, N), batch

@@ -153,8 +153,9 @@ class BatchedViews:
 
     def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
         for request in plan:
-            index = request.index[~torch.from_numpy(np.isin(request.index.numpy(), self._unreadable))]
-            yield Prepared(index, list(self._views(index.numpy(), request)))
+            index = request.index.numpy()
+            index = index[~np.isin(index, self._unreadable)]
+            yield Prepared(torch.from_numpy(index), list(self._views(index, request)))
 
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
         return self.stream(Request(index, (self._test,)) for index in batches)
