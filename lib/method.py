@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lib import runtime
 from lib.config import Command, Config
 from lib.datasets import Pictures
+from lib.networks import convolution
 from lib.registry import Registry
 from lib.runtime import DeviceSettings, PrecisionSettings
 from lib.settings import Section, setting
@@ -73,6 +74,9 @@ class Views(Protocol):
 
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
         """One view, under the test transform, for each (N,) of positions; prepared ahead."""
+
+    def describe(self) -> str:
+        """What makes the views, in a line."""
 
     def close(self) -> None:
         """End whatever prepares pictures in the background."""
@@ -163,6 +167,8 @@ class Method(nn.Module, ABC):
         self.precision, self.group_crops = config.of(PrecisionSettings).precision, config.of(MethodSettings).group_crops
         # Pixels outermost and channels together: what convolutions are fastest in, on either kind of device.
         self.network.to(memory_format=torch.channels_last)
+        if not runtime.defers(device):
+            convolution.adapt(self.network)
         if settings.compile and not config.of(Command).dry_run:
             runtime.check_compiler(device)
             self.network.compile()

@@ -42,11 +42,15 @@ def matching(labels: IntArray, clusters: IntArray) -> dict[int, int]:
 
     Where one side has more members, some of it stays unmatched.
     """
+    table, rows, columns = contingency(labels, clusters)
+    return {int(columns[column]): int(rows[row]) for row, column in zip(*_pairs(table), strict=True)}
+
+
+def _pairs(table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     from scipy.optimize import linear_sum_assignment
 
-    table, rows, columns = contingency(labels, clusters)
-    pairs = zip(*linear_sum_assignment(table, maximize=True), strict=True)
-    return {int(columns[column]): int(rows[row]) for row, column in pairs}
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return rows, columns
 
 
 def scores(labels: IntArray, clusters: IntArray) -> dict[str, float | None]:
@@ -71,10 +75,8 @@ def scores(labels: IntArray, clusters: IntArray) -> dict[str, float | None]:
         return dict.fromkeys(NAMES)
     known = labels >= 0
     truth, found = labels[known], clusters[known]
-    match = matching(labels, clusters)
-    agree = sum(int(np.sum((found == cluster) & (truth == label))) for cluster, label in match.items())
     return {
-        "acc": agree / len(truth),
+        "acc": float(table[_pairs(table)].sum() / table.sum()),
         "nmi": float(metrics.normalized_mutual_info_score(truth, found, average_method="arithmetic")),
         "nmi_geometric": float(metrics.normalized_mutual_info_score(truth, found, average_method="geometric")),
         "ari": float(metrics.adjusted_rand_score(truth, found)),

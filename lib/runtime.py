@@ -130,6 +130,24 @@ def lowered(where: torch.device, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(where.type, torch.bfloat16)
 
 
+def computes_in_bf16(where: torch.device) -> bool:
+    """Whether the processor has instructions for bfloat16; without them it is emulated, many times slower."""
+    if where.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return True  # not known
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def remarks(where: torch.device, precision: str) -> list[str]:
+    """What a user may not know of the choice."""
+    if precision == "bf16" and not computes_in_bf16(where):
+        return ["--precision bf16: this processor has no bfloat16 arithmetic and emulates it; fp32 is much faster"]
+    return []
+
+
 def check_compiler(where: torch.device) -> None:
     """See that `--compile` finds what it needs.
 

@@ -72,7 +72,7 @@ class Trainer:
         self._warmup = config.of(ScheduleSettings).warmup_steps
         # For every picture, the cluster that it was last assigned to in training; −1: to none in this epoch.
         self._assigned = torch.full((len(task.pictures),), -1)
-        self._notes: list[str] = []
+        self._notes = runtime.remarks(device, task.method.precision)
         self._resumed: dict[str, int] | None = None
         self._fingerprint = fingerprint(task.pictures, config.of(DataSettings).data_root)
         self._means = Means()
@@ -97,6 +97,7 @@ class Trainer:
             self._save("latest", mark=self._resumed)
             session.rewind(self._resumed)
             session.info(f"goes on after step {self.step:,}, with {self.epoch} epochs finished")
+        session.info(f"views: {self.task.views.describe()}")
         for note in self._notes:
             session.warn(note)
         with self._interrupts:
@@ -287,7 +288,7 @@ class Trainer:
             self._means.load_state_dict(state["means"])
             runtime.set_random_state(state["random"])
             self._resumed = dict(state.get("mark", {}))
-            self._notes = self.config.changes(state["config"])
+            self._notes += self.config.changes(state["config"])
             # Another criterion has another scale.
             self.best = state["best"] if state["config"]["best_by"] == self.settings.best_by else math.inf
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:

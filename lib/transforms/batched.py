@@ -160,6 +160,10 @@ class BatchedViews:
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
         return self.stream(Request(index, (self._test,)) for index in batches)
 
+    def describe(self) -> str:
+        count, (height, _, width) = int(self._ends[-1]), self._parts[0].shape[1:]
+        return f"batched, {count:,} pictures of {width}×{height} px in memory"
+
     def close(self) -> None:
         pass
 

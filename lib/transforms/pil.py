@@ -134,6 +134,9 @@ class PILViews:
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
         return self.stream(Request(index, (self._test,)) for index in batches)
 
+    def describe(self) -> str:
+        return f"pil, {self._loader.num_workers or 'no'} loader processes"
+
     def close(self) -> None:
         self._loader._iterator = None
 

@@ -1,0 +1,86 @@
+"""What the benchmarks share: interleaved timing, real pictures, and the table that they leave.
+
+Each script measures one claim as a ratio within one run: what is compared is timed in turn, so that a
+slow moment of the machine meets all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+sys.path.insert(0, str(ROOT))
+
+
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="fewer rounds on less, as `make bench` runs it")
+    return parser
+
+
+def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each function, in each of so many rounds after a first one that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for i in range(rounds + 1):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            if i:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(of: Sequence[float], to: Sequence[float]) -> float:
+    """The median over the rounds of the quotient within a round."""
+    return statistics.median(a / b for a, b in zip(of, to, strict=True))
+
+
+def photographs(n: int, side: int) -> NDArray[np.uint8]:
+    """(n, side, side, 3) pieces of scikit-learn's two photographs."""
+    from sklearn.datasets import load_sample_images
+
+    wholes, random = load_sample_images().images, np.random.default_rng(0)
+    found = np.empty((n, side, side, 3), dtype=np.uint8)
+    for i in range(n):
+        whole = wholes[i % 2]
+        size = random.integers(2 * side, min(whole.shape[:2]) + 1)
+        top, left = random.integers(0, whole.shape[0] - size + 1), random.integers(0, whole.shape[1] - size + 1)
+        part = Image.fromarray(whole[top : top + size, left : left + size])
+        found[i] = np.asarray(part.resize((side, side), Image.Resampling.BOX))
+    return found
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def publish(
+    theme: str, about: str, columns: Sequence[str], rows: Sequence[Sequence[str]], data: Mapping[str, Any]
+) -> None:
+    """Print a table, and leave it as benchmarks/results/<theme>.md, with all numbers in <theme>.json."""
+    machine = f"{processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+    command = f"python benchmarks/{theme}.py {' '.join(sys.argv[1:])}".strip()
+    when = f"{datetime.now(UTC):%Y-%m-%d}"
+    lines = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
+    text = "\n".join([f"# {theme}", "", about, "", *lines, "", f"`{command}`, {when}, {machine}.", ""])
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{theme}.md").write_text(text, encoding="utf-8")
+    content = {"command": command, "date": when, "machine": machine, **data}
+    (RESULTS / f"{theme}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(text)

@@ -1,0 +1,180 @@
+"""A training step at the authors' settings: plain float32 against the tuned settings.
+
+Plain: PyTorch as it comes, one pass per view, the optimiser's loop over weights. Tuned: channels-last, a fused
+optimiser, compiled, views of one size in one pass, and bfloat16 where the processor computes in it. Also
+the operations per second, as a share of the best matrix product and of the best 3×3 convolution of the same
+run, and the share of the tuned step that the network's convolutions take by themselves.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from common import arguments, interleaved, publish, ratio
+from torch import Tensor, nn
+
+from imc_swav.data import Batch as IMCBatch
+from imc_swav.method import IMCSwAV
+from lib import runtime
+from lib.forecast import estimate
+from lib.method import Method
+from lib.networks import convolution, draw_he_weights
+from lib.networks.resnet import ResNet18, ResNet34
+from lib.networks.sobel import Sobel
+from pica.data import Batch as PICABatch
+from pica.method import PICA
+
+
+def imc_swav(n: int, device: str = "cpu") -> tuple[Method, Any]:
+    """ResNet-18 without pooling in its stem, 2×28 + 4×18 px, 1,000 prototypes."""
+    network = ResNet18(3, ResNet18.Settings(net_stem="small"))
+    draw_he_weights(network)
+    views = [torch.randn(n, 3, side, side, device=device) for side in (28, 28, 18, 18, 18, 18)]
+    return IMCSwAV(network, 10, n), IMCBatch(torch.arange(n), views, np.ones(n, dtype=np.bool_))
+
+
+def pica(n: int, device: str = "cpu") -> tuple[Method, Any]:
+    """Sobel and ResNet-34, n originals and 3n perturbed copies of 32 px, the head of 70."""
+    backbone = ResNet34(2)
+    network = nn.Sequential(Sobel(), backbone)
+    network.feature_dim = backbone.feature_dim
+    original, perturbed = (torch.randn(count, 3, 32, 32, device=device) for count in (n, 3 * n))
+    return PICA(network, (70, 10)), PICABatch(0, torch.arange(n), original, perturbed)
+
+
+def stepper(build: Callable[[int], tuple[Method, Any]], n: int, tuned: bool, **kinds: bool) -> Callable[[], None]:
+    """A function that takes one training step."""
+    torch.manual_seed(0)
+    method, batch = build(n)
+    method.train()
+    optimizer = torch.optim.Adam(method.parameters(), lr=1e-4, fused=tuned, foreach=False if not tuned else None)
+    if tuned:
+        method.network.to(memory_format=torch.channels_last)
+        convolution.adapt(method.network)
+        method.group_crops = kinds.get("group", True)
+        method.precision = "bf16" if kinds.get("bf16") else "fp32"
+        if kinds.get("compile", True):
+            method.network.compile()
+
+    def step() -> None:
+        method.before_forward(0)
+        optimizer.zero_grad(set_to_none=True)
+        method(batch)["loss"].backward()
+        optimizer.step()
+
+    return step
+
+
+def best_rate(operations: float, function: Callable[[], object], rounds: int = 5) -> float:
+    """Operations per second in the best round."""
+    function()
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - began)
+    return operations / min(seconds)
+
+
+def best_product() -> float:
+    return max(
+        best_rate(2 * n**3, partial(torch.mm, square, square))
+        for n in (512, 1024, 2048)
+        for square in (torch.randn(n, n),)
+    )
+
+
+def best_convolution() -> float:
+    found = []
+    for channels, side in ((64, 28), (128, 14), (256, 7)):
+        images = torch.randn(64, channels, side, side).to(memory_format=torch.channels_last)
+        layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            found.append(best_rate(2 * 64 * side**2 * channels**2 * 9, partial(layer, images)))
+    return max(found)
+
+
+def convolutions(build: Callable[[int], tuple[Method, Any]], n: int, group: bool) -> float:
+    """Seconds that the convolutions of one step take by themselves, forward and backward."""
+    method, batch = build(n)
+    method.network.to(memory_format=torch.channels_last)
+    convolution.adapt(method.network)
+    method.group_crops = group
+    calls: dict[tuple[Any, ...], tuple[nn.Conv2d, int]] = {}
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        key = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, inputs[0].shape,
+               inputs[0].requires_grad, layer.weight.requires_grad)  # fmt: skip
+        calls[key] = (layer, calls.get(key, (layer, 0))[1] + 1)
+
+    hooks = [m.register_forward_pre_hook(note) for m in method.network.modules() if isinstance(m, nn.Conv2d)]
+    method(batch)
+    for hook in hooks:
+        hook.remove()
+    total = 0.0
+    for (*_, shape, needs_gradient, _), (layer, count) in calls.items():
+        images = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_(needs_gradient)
+        gradient = torch.randn_like(layer(images))
+
+        def both(layer: Any = layer, images: Tensor = images, gradient: Tensor = gradient) -> None:
+            made = layer(images)
+            if made.requires_grad:
+                made.backward(gradient)
+
+        total += count / best_rate(1, both, rounds=3)
+    return total
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--batch", type=int, default=256, help="pictures per step")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
+    parser.add_argument("--no-compile", action="store_true")
+    options = parser.parse_args()
+    n, rounds = (16, 3) if options.short else (options.batch, options.rounds)
+    kinds = {"compile": not options.no_compile, "bf16": runtime.computes_in_bf16(runtime.CPU)}
+    product, convolution = best_product(), best_convolution()
+    rows, data = [], []
+    for name, build, goal in (("imc_swav", imc_swav, 0.55), ("pica", pica, 0.62)):
+        meta, batch = build(n, "meta")
+        operations, _ = estimate(meta.to("meta").train(), batch)
+        steps = {"plain": stepper(build, n, tuned=False), "tuned": stepper(build, n, tuned=True, **kinds)}
+        seconds = interleaved(steps, rounds)
+        median = {how: statistics.median(values) for how, values in seconds.items()}
+        rate = operations / median["tuned"]
+        share = convolutions(build, n, group=True) / median["tuned"]
+        quotient = ratio(seconds["tuned"], seconds["plain"])
+        rows.append([name, f"{median['plain']:.2f} s", f"{median['tuned']:.2f} s", f"{quotient:.2f}", f"{goal}",
+                     f"{rate / 1e9:,.0f}", f"{rate / product:.0%}", f"{rate / convolution:.0%}", f"{share:.0%}"])  # fmt: skip
+        data.append({"method": name, "batch": n, "seconds": seconds, "ratio": quotient, "operations": operations,
+                     "convolutions": share})  # fmt: skip
+    publish(
+        "step",
+        f"One training step on {n} pictures. bfloat16: {'yes' if kinds['bf16'] else 'no, this processor has none'}; "
+        f"compiled: {'yes' if kinds['compile'] else 'no'}. Best matrix product {product / 1e9:,.0f} GFLOP/s, best 3×3 "
+        f"convolution {convolution / 1e9:,.0f} GFLOP/s in the same run.",
+        (
+            "method",
+            "plain",
+            "tuned",
+            "ratio",
+            "aim",
+            "GFLOP/s",
+            "of the product",
+            "of the convolution",
+            "convolutions' share",
+        ),
+        rows,
+        {"product": product, "convolution": convolution, "kinds": kinds, "rows": data},
+    )
+
+
+if __name__ == "__main__":
+    main()
