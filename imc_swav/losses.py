@@ -35,9 +35,9 @@ def sinkhorn(scores: Tensor, eps: float = 0.05, iterations: int = 3) -> Tensor:
     # Autocast leaves these operations in float32: none of them is a matrix product.
     log_q = (scores if scores.dtype == torch.float64 else scores.float()) / eps
     for _ in range(iterations):
-        log_q = log_q - log_q.logsumexp(dim=0, keepdim=True)
-        log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
-    return log_q.exp()
+        log_q.sub_(log_q.logsumexp(dim=0, keepdim=True))
+        log_q.sub_(log_q.logsumexp(dim=1, keepdim=True))
+    return log_q.exp_()
 
 
 def swapped_prediction_loss(

@@ -1,0 +1,192 @@
+"""How a method computes: precision, layout, and which views share a pass."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, resolve
+from torch import Tensor, nn
+
+import main
+from imc_swav.data import Batch as IMCBatch
+from imc_swav.losses import sinkhorn
+from imc_swav.method import IMCSwAV
+from lib import checkpoint, runtime
+from lib.errors import UserError
+from lib.networks.convnet import ConvNet
+from lib.runtime import DeviceSettings, PrecisionSettings, SeedSettings
+from pica.data import Batch as PICABatch
+from pica.method import PICA
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def network() -> ConvNet:
+    torch.manual_seed(0)
+    return ConvNet(3, ConvNet.Settings(net_width=4))
+
+
+class Recorder(nn.Module):
+    """Notes the batches that pass."""
+
+    feature_dim = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(tuple(images.shape))
+        return images.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_views_of_one_size_share_a_pass_only_if_asked_to(grouped: bool) -> None:
+    method = PICA(Recorder(), (4,))  # type: ignore[arg-type]
+    method.group_crops = grouped
+    views = [torch.full((n, 3, side, side), float(i)) for i, (n, side) in enumerate(((4, 8), (4, 6), (12, 8), (4, 6)))]
+    features = method.encode(views)
+    assert [feature.shape for feature in features] == [(4, 3), (4, 3), (12, 3), (4, 3)]
+    assert [float(feature.mean()) for feature in features] == [0, 1, 2, 3]
+    assert isinstance(method.network, Recorder)
+    apart = [(4, 3, 8, 8), (4, 3, 6, 6), (12, 3, 8, 8), (4, 3, 6, 6)]
+    assert method.network.seen == ([(16, 3, 8, 8), (8, 3, 6, 6)] if grouped else apart)
+
+
+def batches() -> tuple[PICABatch, IMCBatch]:
+    torch.manual_seed(1)
+    index = torch.arange(16)
+    views = [torch.randn(16, 3, side, side) for side in (12, 12, 8)]
+    return PICABatch(0, index, views[0], views[1]), IMCBatch(index, views, np.ones(16, dtype=np.bool_))
+
+
+@pytest.mark.parametrize("build", [lambda: PICA(network(), (8, 4)), lambda: IMCSwAV(network(), 4, 16)])
+def test_under_bf16_the_network_alone_computes_in_bfloat16(build: Callable[[], Any]) -> None:
+    method = build()
+    batch = batches()[isinstance(method, IMCSwAV)]
+    seen: dict[str, torch.dtype] = {}
+
+    def note(name: str, part: nn.Module, inputs: Any, output: Any) -> None:
+        if torch.is_tensor(output):
+            seen[name] = output.dtype
+
+    for name, part in method.named_modules():
+        if not list(part.children()) and not isinstance(part, nn.ReLU | nn.Identity):
+            part.register_forward_hook(partial(note, name))
+    method.precision = "bf16"
+    parts = method(batch)
+    assert parts["loss"].dtype == torch.float32 and math.isfinite(float(parts["loss"]))
+    own = {name for name in seen if name.startswith("network")}
+    assert own and all(seen[name] == torch.bfloat16 for name in own)
+    assert all(seen[name] == torch.float32 for name in seen.keys() - own - {"objective"})
+    parts["loss"].backward()
+    assert all(weight.grad is None or weight.grad.dtype == torch.float32 for weight in method.parameters())
+    assert method.predict(batches()[0].original).dtype == torch.float32
+    precise = build()
+    assert abs(float(precise(batch)["loss"]) - float(parts["loss"])) < 0.05 * abs(float(parts["loss"]))
+
+
+def test_sinkhorn_under_autocast_is_that_of_float32() -> None:
+    scores = torch.randn(32, 50)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sinkhorn(scores)
+    assert found.dtype == torch.float32 and torch.equal(found, sinkhorn(scores))
+
+
+def test_the_network_is_laid_out_channels_last_and_says_so_to_nobody() -> None:
+    settings = resolve(*QUICK)
+    method = main.build(settings).method
+    weights = [weight for weight in method.network.parameters() if weight.dim() == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
+@pytest.mark.parametrize(
+    "words", [("--precision", "bf16", "fp32"), ("--group-crops", "true", "false"), ("--tf32", "true", "false")]
+)
+def test_a_run_goes_on_as_it_computed_before(cli: Cli, tmp_path: Path, words: tuple[str, str, str]) -> None:
+    flag, value, other = words
+    status, _, err = cli(*QUICK, flag, value, "--session", "one", "--max-steps", 2)
+    assert status == 0, err
+    name = flag[2:].replace("-", "_")
+    assert f"{name}: {value}" in (tmp_path / "sessions/one/config.yaml").read_text()
+    last = tmp_path / "sessions/one/checkpoint/latest.ckpt"
+    status, out, err = cli(*QUICK, "--resume", last, "--max-steps", 3)
+    assert (
+        status == 0
+        and f"{name}: " not in out + err
+        and checkpoint.load(last)["config"][name] in (value, value == "true")
+    )
+    status, out, err = cli(*QUICK, "--resume", last, "--max-steps", 4, flag, other)
+    assert name in out + err, "what differs is shown, or refused"
+
+
+def test_bf16_without_the_arithmetic_is_remarked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "computes_in_bf16", lambda where: False)
+    (remark,) = runtime.remarks(runtime.CPU, "bf16")
+    assert "bfloat16" in remark and runtime.remarks(runtime.CPU, "fp32") == []
+    monkeypatch.setattr(runtime, "computes_in_bf16", lambda where: True)
+    assert runtime.remarks(runtime.CPU, "bf16") == []
+
+
+def test_compiling_without_a_compiler_is_an_error(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    status, _, err = cli(*QUICK, "--compile", "true", "--debug")
+    assert status == 2 and "no no-such-compiler" in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_compiled_run_learns_what_a_plain_one_does(cli: Cli, tmp_path: Path) -> None:
+    for name in ("false", "true"):
+        status, _, err = cli(*QUICK, "--compile", name, "--session", name, "--max-epochs", 2)
+        assert status == 0, err
+    plain, compiled = (
+        checkpoint.load(tmp_path / "sessions" / name / "checkpoint/latest.ckpt")["method"] for name in ("false", "true")
+    )
+    assert plain.keys() == compiled.keys(), "the names of the weights do not tell of the compiler"
+    for name, value in plain.items():
+        if torch.is_tensor(value) and value.is_floating_point():
+            assert (value - compiled[name]).norm() <= 0.02 * value.norm() + 1e-3, name
+
+
+def test_threads_and_workers_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        runtime.configure(SeedSettings(seed=1), PrecisionSettings(), DeviceSettings(threads=3))
+        assert torch.get_num_threads() == 3
+        monkeypatch.setattr(runtime, "cores", lambda: 2)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        runtime.configure(SeedSettings(seed=1), PrecisionSettings(), DeviceSettings())
+        assert torch.get_num_threads() == 2
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        runtime.configure(SeedSettings(seed=1), PrecisionSettings(), DeviceSettings())
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    gpu = torch.device("cuda")
+    for cores, beside_cpu, beside_gpu in ((1, 0, 1), (2, 1, 2), (64, 1, 8)):
+        monkeypatch.setattr(runtime, "cores", lambda cores=cores: cores)
+        assert runtime.workers(None, runtime.CPU) == beside_cpu and runtime.workers(None, gpu) == beside_gpu
+        assert runtime.workers(100, gpu) == cores and runtime.workers(0, gpu) == 0
+
+
+def test_cores_are_those_that_this_process_may_use() -> None:
+    assert 1 <= runtime.cores() <= len(os.sched_getaffinity(0))
+
+
+def test_a_gpu_that_is_not_there_is_an_error(cli: Cli) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    status, _, err = cli(*QUICK, "--gpus", "0", "--tfm-backend", "batched", "--debug")
+    assert status == 2 and "--gpus 0" in err
+    with pytest.raises(UserError):
+        runtime.device("0")
