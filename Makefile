@@ -19,6 +19,9 @@ test-slow: .venv/test  ## the tests that take minutes
 torture: .venv/test  ## runs killed fifty times and resumed; half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture -s
 
+bench: .venv/main  ## the claims of speed, in short; benchmarks/results/ gets the tables
+	for theme in augment step epoch scale startup; do $(BIN)/python benchmarks/$$theme.py --short || exit 1; done
+
 .venv/main: requirements.txt
 	$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("error: Python 3.11 or newer is needed: make PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -29,4 +32,4 @@ torture: .venv/test  ## runs killed fifty times and resumed; half an hour
 	$(BIN)/python -m pip install --quiet -r requirements-test.txt
 	touch $@
 
-.PHONY: demo test test-slow torture
+.PHONY: demo test test-slow torture bench

@@ -147,7 +147,7 @@ def test_help_and_list(cli: Cli) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_saves_its_state(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    words = [*map(str, QUICK), "--max-epochs", "1000", "--num-workers", "1", "--display-freq", "1",
+    words = [*map(str, QUICK), "--max-epochs", "1000", "--tfm-backend", "pil", "--num-workers", "1", "--display-freq", "1",
              "--session-root", str(tmp_path / "kept"), "--session", "a"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "main.py", *words], cwd=ROOT, env=environment,

@@ -28,10 +28,15 @@ IMC = ("--cfgs", ROOT / "configs/imc_swav/base.yaml", ROOT / "configs/imc_swav/d
        "--batch-size", 256, "--prototypes", 20, "--classifier-dim", 16, "--size-crops", 12, 8, "--nmb-crops", 2, 1,
        "--baseline", "none", "--warmup-steps", 5, "--frozen-prototype-steps", 5)  # fmt: skip
 METHODS = {
-    "pica": (*QUICK, "--max-epochs", 15),
-    "imc_swav": (*IMC, "--max-epochs", 20),
+    "pica": (*QUICK, "--max-epochs", 20),
+    "imc_swav": (*IMC, "--max-epochs", 30),
 }  # what is trained and killed; half of IMC-SwAV's pictures fill its bank
 RUN = ("--save-every-steps", 3, "--eval-every", 2, "--display-freq", 1)
+
+
+def loaders(workers: int) -> tuple[object, ...]:
+    """Views by loader processes; without any, by whole batches."""
+    return ("--tfm-backend", "pil", "--num-workers", workers) if workers else ()
 
 
 def launch(words: tuple[object, ...], root: Path, threads: int = 1) -> subprocess.Popen[str]:
@@ -106,9 +111,9 @@ def kill_and_resume(
     return done
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_killed_three_times_and_resumed(method: str, tmp_path: Path) -> None:
-    words = (*METHODS[method], *RUN, "--num-workers", 1)
+@pytest.mark.parametrize(("method", "workers"), [("pica", 1), ("imc_swav", 0)])
+def test_killed_three_times_and_resumed(method: str, workers: int, tmp_path: Path) -> None:
+    words = (*METHODS[method], *RUN, *loaders(workers))
     straight = launch(words, tmp_path / "straight")
     assert straight.wait() == 0
     assert kill_and_resume(words, tmp_path / "killed", 3, random.Random(0), longest=2.5) == 3
@@ -121,7 +126,7 @@ def test_killed_three_times_and_resumed(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("threads", "workers"), [(1, 0), (2, 0), (1, 2)])
 def test_killed_fifty_times_and_resumed(method: str, threads: int, workers: int, tmp_path: Path) -> None:
-    words = (*METHODS[method], *RUN, "--num-workers", workers, "--max-epochs", 60, "--save-every-steps", 2)
+    words = (*METHODS[method], *RUN, *loaders(workers), "--max-epochs", 150, "--save-every-steps", 2)
     straight = launch(words, tmp_path / "straight", threads)
     assert straight.wait() == 0
     chance, kills = random.Random(threads + 10 * workers), 0
@@ -137,7 +142,7 @@ def test_signals_at_random_moments(number: signal.Signals, tmp_path: Path) -> No
     chance = random.Random(int(number))
     for attempt in range(12):
         root = tmp_path / str(attempt)
-        process = launch((*QUICK, *RUN, "--num-workers", 2, "--max-epochs", 1000), root)
+        process = launch((*QUICK, *RUN, *loaders(2), "--max-epochs", 1000), root)
         time.sleep(chance.uniform(0, 12))
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
@@ -381,7 +386,7 @@ def test_a_name_that_is_no_unicode(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wait", [0.3, 3.0, None])
 def test_a_signal_to_the_whole_process_group(wait: float | None, tmp_path: Path) -> None:
-    command = [sys.executable, "main.py", *map(str, QUICK), "--max-epochs", "1000", "--num-workers", "2",
+    command = [sys.executable, "main.py", *map(str, QUICK), "--max-epochs", "1000", *map(str, loaders(2)),
                "--session-root", str(tmp_path / "sessions")]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip

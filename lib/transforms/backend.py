@@ -84,11 +84,13 @@ class _Held:
         self.arrays = [self._array(positions, part) for positions, part in pictures.parts()]
 
     def _array(self, positions: range, part: Any) -> NDArray[np.uint8]:
-        array: NDArray[np.uint8] | None = getattr(part, "array", None)
-        if array is None or array.shape[3] != self._channels or self._working_size not in (None, min(array.shape[1:3])):
-            return self._decode(positions, part)
-        self._admit(array.shape[1:])
-        return array
+        array = getattr(part, "array", None)
+        if isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 4 and len(array) == len(part):
+            height, width, channels = array.shape[1:]
+            if channels == self._channels and self._working_size in (None, min(height, width)):
+                self._admit(array.shape[1:])
+                return array
+        return self._decode(positions, part)
 
     def _decode(self, positions: range, part: Any) -> NDArray[np.uint8]:
         array: NDArray[np.uint8] | None = None
