@@ -165,8 +165,8 @@ class Method(nn.Module, ABC):
         settings = config.of(DeviceSettings)
         device = runtime.device(settings.gpus)
         self.precision, self.group_crops = config.of(PrecisionSettings).precision, config.of(MethodSettings).group_crops
-        # Pixels outermost and channels together: what convolutions are fastest in, on either kind of device.
-        self.network.to(memory_format=torch.channels_last)
+        if runtime.channels_last(device, config.of(PrecisionSettings)):
+            self.network.to(memory_format=torch.channels_last)
         if not runtime.defers(device):
             convolution.adapt(self.network)
         if settings.compile and not config.of(Command).dry_run:

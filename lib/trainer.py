@@ -345,11 +345,16 @@ def build_optimizer(method: Method, config: Config) -> Optimizer:
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Take the state of every weight, and keep the settings that the optimiser was built with."""
+    """Take the state of every weight, and keep the settings and the layout that the optimiser was built with."""
     built = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, built, strict=True):
         group.update(own)
+    for weight, held in optimizer.state.items():
+        for name, value in held.items():
+            if torch.is_tensor(value) and value.shape == weight.shape:
+                # A fused step walks through memory: what belongs together must lie alike.
+                held[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def build_schedule(config: Config) -> schedules.Schedule:

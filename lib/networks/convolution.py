@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-SMALL = 25  # cells of a map, up to which our way is the faster (benchmarks/step.py)
+SMALL, WIDE = 16, 256  # cells of a map at most, and channels at least, where our way is the faster (benchmarks/step.py)
 
 
 class _Convolve(torch.autograd.Function):
@@ -38,7 +38,8 @@ class SmallMapConv2d(nn.Conv2d):
     """`nn.Conv2d`, 3×3, stride 1, padding 1, no bias; see `_Convolve`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or input.shape[2] * input.shape[3] > SMALL or input.dtype != self.weight.dtype:
+        small = input.dim() == 4 and input.shape[2] * input.shape[3] <= SMALL
+        if not self.training or not small or torch.is_autocast_enabled(input.device.type):
             return super().forward(input)
         convolved: Tensor = _Convolve.apply(input, self.weight)
         return convolved
@@ -52,7 +53,9 @@ def adapt(network: nn.Module) -> None:
             and part.kernel_size == (3, 3)
             and part.stride == part.dilation == (1, 1)
             and part.padding == (1, 1)
+            and part.padding_mode == "zeros"
             and part.groups == 1
+            and part.in_channels >= WIDE
             and part.bias is None
         ):
             part.__class__ = SmallMapConv2d

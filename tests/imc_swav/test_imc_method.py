@@ -221,7 +221,6 @@ def test_evaluation_leaves_every_buffer_as_it_found_it() -> None:
 def test_train_bn_is_the_average_over_training_pictures() -> None:
     settings = resolve(*QUICK, "--batch-size", 899)
     task = task_of(settings)
-    task.method.network.to(memory_format=torch.contiguous_format)  # in channels_last PyTorch's sums are coarser
     seen = []
     hook = task.method.network.layers[0].register_forward_hook(lambda m, i, o: seen.append(o.detach().clone()))
     found = []
