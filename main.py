@@ -21,7 +21,7 @@ from lib.session import Session
 SECTIONS = (
     Command, method.MethodSettings, datasets.DataSettings, transforms.TransformSettings, networks.NetworkSettings,
     optimizers.OptimizerSettings, schedules.ScheduleSettings, trainer.TrainerSettings, evaluation.EvaluationSettings,
-    session.SessionSettings, *runtime.SECTIONS, transforms.LoaderSettings,
+    transforms.ViewSettings, session.SessionSettings, *runtime.SECTIONS, transforms.LoaderSettings,
 )  # fmt: skip
 
 # The PICA authors' files name no method.

@@ -55,7 +55,7 @@ def main() -> None:
     rows, data = [], []
     for method in ("imc_swav", "pica"):
         for side in CROPS:
-            pictures, wanted = photographs(n, side), recipes(method, side)
+            pictures, wanted = photographs(n, side, side), recipes(method, side)
             held = BatchedViews([pictures], {}, Recipe(side, "center", side), MEANS, STDS, seed=0, device=runtime.CPU)
             request = Request(torch.arange(n), tuple(wanted))
             images, pipelines = [Image.fromarray(picture) for picture in pictures], [torchvisions(r) for r in wanted]

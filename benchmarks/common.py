@@ -50,24 +50,32 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(of, to, strict=True))
 
 
-def photographs(n: int, side: int) -> NDArray[np.uint8]:
-    """(n, side, side, 3) pieces of scikit-learn's two photographs."""
+def photographs(n: int, height: int, width: int) -> NDArray[np.uint8]:
+    """(n, height, width, 3) pieces of scikit-learn's two photographs."""
     from sklearn.datasets import load_sample_images
 
     wholes, random = load_sample_images().images, np.random.default_rng(0)
-    found = np.empty((n, side, side, 3), dtype=np.uint8)
+    found = np.empty((n, height, width, 3), dtype=np.uint8)
     for i in range(n):
         whole = wholes[i % 2]
-        size = random.integers(2 * side, min(whole.shape[:2]) + 1)
+        size = random.integers(2 * max(height, width), min(whole.shape[:2]) + 1)
         top, left = random.integers(0, whole.shape[0] - size + 1), random.integers(0, whole.shape[1] - size + 1)
         part = Image.fromarray(whole[top : top + size, left : left + size])
-        found[i] = np.asarray(part.resize((side, side), Image.Resampling.BOX))
+        found[i] = np.asarray(part.resize((width, height), Image.Resampling.BOX))
     return found
 
 
 def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def settings(*words: object) -> Any:
+    """The configuration of a command line."""
+    import main
+    from lib import config
+
+    return config.resolve(main.DEFAULTS | config.collect([str(word) for word in words], main.SECTIONS), main.SECTIONS)
 
 
 def publish(

@@ -12,12 +12,10 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from common import ROOT, arguments, photographs, publish, ratio
+from common import ROOT, arguments, photographs, publish, ratio, settings
 from PIL import Image
 
 import main as program
-from lib import config
-from lib.session import Session
 from lib.trainer import Trainer
 
 CONFIGS = {"pica": ROOT / "configs", "imc_swav": ROOT / "configs/imc_swav"}
@@ -26,13 +24,11 @@ CONFIGS = {"pica": ROOT / "configs", "imc_swav": ROOT / "configs/imc_swav"}
 def epoch(method: str, folder: Path, backend: str, steps: int, width: int) -> float:
     """Seconds of so many steps, views included; reading the pictures and the scores are not."""
     files = [str(CONFIGS[method] / name) for name in ("base.yaml", "image_folder.yaml")]
-    words = ["--cfgs", *files, "--data-root", str(folder), "--num-clusters", "10", "--network", "convnet",
-             "--net-width", str(width), "--batch-size", "128", "--tfm-backend", backend, "--max-steps", str(steps),
-             "--eval-every", "0", "--debug", "--brief", "--seed", "0"]  # fmt: skip
-    settings = config.resolve(program.DEFAULTS | config.collect(words, program.SECTIONS), program.SECTIONS)
-    task = program.build(settings)
-    with Session(settings), closing(task.views):
-        trainer = Trainer(task, settings)
+    chosen = settings("--cfgs", *files, "--data-root", folder, "--num-clusters", 10, "--network", "convnet",
+                      "--net-width", width, "--batch-size", 128, "--tfm-backend", backend, "--debug", "--seed", 0)  # fmt: skip
+    task = program.build(chosen)
+    with closing(task.views):
+        trainer = Trainer(task, chosen)
         batches = task.source.epoch(0)
         trainer.method.train()
         first = next(batches)  # loader processes start
@@ -52,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = options.data_root or Path(made)
         if options.data_root is None:
-            for i, picture in enumerate(photographs(n, 32)):
+            for i, picture in enumerate(photographs(n, 32, 32)):
                 Image.fromarray(picture).save(folder / f"{i:05}.png")
         for method in CONFIGS:
             for width in (8, 32):

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import arguments, photographs, publish
+from common import arguments, photographs, publish, settings
 from PIL import Image
 from torch import Tensor
 
 import main as program
 from imc_swav.losses import sinkhorn
-from lib import config, datasets
+from lib import datasets
 from lib.datasets import Splits
 from lib.session import Session
 from lib.trainer import Trainer
@@ -42,7 +42,7 @@ class Pieces:
         return Splits({"train": int(root)}, train=("train",), test=("train",))
 
     def __init__(self, root: str, split: str, transform: Any = None, download: bool = False) -> None:
-        few = photographs(500, SIDE)
+        few = photographs(500, SIDE, SIDE)
         self.array = np.concatenate([few] * (int(root) // len(few)))
         self.targets = np.zeros(len(self.array), dtype=np.int64)
 
@@ -56,16 +56,15 @@ class Pieces:
 def train(pictures: int) -> None:
     """Train and score; print seconds and bytes."""
     datasets.register("pieces", Pieces)
-    words = ["--dataset", "pieces", "--data-root", str(pictures), "--net-heads", "10", "--network", "convnet",
-             "--net-width", "4", "--batch-size", str(BATCH), "--tfm-size", str(SIDE), "--tfm-resize", "18",
-             "--tfm-scale", "0.2", "1", "--tfm-colorjitter", "0.4", "0.4", "0.4", "0.4", "--max-epochs", "1",
-             "--optimizer", "adam", "--base-lr", "1e-3", "--debug", "--brief", "--seed", "0"]  # fmt: skip
-    settings = config.resolve(program.DEFAULTS | config.collect(words, program.SECTIONS), program.SECTIONS)
+    chosen = settings("--dataset", "pieces", "--data-root", pictures, "--net-heads", 10, "--network", "convnet",
+                      "--net-width", 4, "--batch-size", BATCH, "--tfm-size", SIDE, "--tfm-resize", 18, "--tfm-scale", 0.2, 1,
+                      "--tfm-colorjitter", 0.4, 0.4, 0.4, 0.4, "--max-epochs", 1, "--optimizer", "adam",
+                      "--base-lr", 1e-3, "--debug", "--brief", "--seed", 0)  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    task = program.build(settings)
+    task = program.build(chosen)
     began = time.perf_counter()
-    with Session(settings) as session, closing(task.views):
-        Trainer(task, settings).run(session)
+    with Session(chosen) as session, closing(task.views):
+        Trainer(task, chosen).run(session)
     seconds = time.perf_counter() - began
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     print(json.dumps({"seconds": seconds, "bytes": grown, "pictures": pictures * SIDE * SIDE * 3}))

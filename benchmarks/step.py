@@ -16,51 +16,51 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import arguments, interleaved, publish, ratio
+from common import ROOT, arguments, interleaved, publish, ratio, settings
 from torch import Tensor, nn
 
 from imc_swav.data import Batch as IMCBatch
-from imc_swav.method import IMCSwAV
-from lib import runtime
+from imc_swav.method import IMCSwAV, IMCSwAVSettings
+from lib import networks, runtime
 from lib.forecast import estimate
 from lib.method import Method
-from lib.networks import convolution, draw_he_weights
-from lib.networks.resnet import ResNet18, ResNet34
-from lib.networks.sobel import Sobel
+from lib.trainer import build_optimizer
 from pica.data import Batch as PICABatch
-from pica.method import PICA
+from pica.method import PICA, build_network
 
 
-def imc_swav(n: int, device: str = "cpu") -> tuple[Method, Any]:
-    """ResNet-18 without pooling in its stem, 2×28 + 4×18 px, 1,000 prototypes."""
-    network = ResNet18(3, ResNet18.Settings(net_stem="small"))
-    draw_he_weights(network)
+def imc_swav(n: int, chosen: Any, device: str = "cpu") -> tuple[Method, Any]:
+    """ResNet-18, 2×28 + 4×18 px, 1,000 prototypes."""
+    method = IMCSwAV(networks.build(chosen, 3), 10, n, chosen.of(IMCSwAVSettings))
     views = [torch.randn(n, 3, side, side, device=device) for side in (28, 28, 18, 18, 18, 18)]
-    return IMCSwAV(network, 10, n), IMCBatch(torch.arange(n), views, np.ones(n, dtype=np.bool_))
+    return method, IMCBatch(torch.arange(n), views, np.ones(n, dtype=np.bool_))
 
 
-def pica(n: int, device: str = "cpu") -> tuple[Method, Any]:
+def pica(n: int, chosen: Any, device: str = "cpu") -> tuple[Method, Any]:
     """Sobel and ResNet-34, n originals and 3n perturbed copies of 32 px, the head of 70."""
-    backbone = ResNet34(2)
-    network = nn.Sequential(Sobel(), backbone)
-    network.feature_dim = backbone.feature_dim
     original, perturbed = (torch.randn(count, 3, 32, 32, device=device) for count in (n, 3 * n))
-    return PICA(network, (70, 10)), PICABatch(0, torch.arange(n), original, perturbed)
+    return PICA(build_network(chosen), (70, 10)), PICABatch(0, torch.arange(n), original, perturbed)
 
 
-def stepper(build: Callable[[int], tuple[Method, Any]], n: int, tuned: bool, **kinds: bool) -> Callable[[], None]:
+METHODS = {"imc_swav": (imc_swav, "configs/imc_swav", 0.55), "pica": (pica, "configs", 0.62)}
+
+
+def chosen_for(name: str, *words: object) -> Any:
+    folder = ROOT / METHODS[name][1]
+    return settings("--cfgs", folder / "base.yaml", folder / "cifar10.yaml", *words)
+
+
+def stepper(name: str, n: int, plain: bool, *words: object) -> Callable[[], None]:
     """A function that takes one training step."""
     torch.manual_seed(0)
-    method, batch = build(n)
+    chosen = chosen_for(name, *words)
+    method, batch = METHODS[name][0](n, chosen)
     method.train()
-    optimizer = torch.optim.Adam(method.parameters(), lr=1e-4, fused=tuned, foreach=False if not tuned else None)
-    if tuned:
-        method.network.to(memory_format=torch.channels_last)
-        convolution.adapt(method.network)
-        method.group_crops = kinds.get("group", True)
-        method.precision = "bf16" if kinds.get("bf16") else "fp32"
-        if kinds.get("compile", True):
-            method.network.compile()
+    if plain:
+        optimizer: Any = torch.optim.Adam(method.parameters(), lr=1e-4, foreach=False)
+    else:
+        method.place(chosen)
+        optimizer = build_optimizer(method, chosen)
 
     def step() -> None:
         method.before_forward(0)
@@ -100,12 +100,11 @@ def best_convolution() -> float:
     return max(found)
 
 
-def convolutions(build: Callable[[int], tuple[Method, Any]], n: int, group: bool) -> float:
-    """Seconds that the convolutions of one step take by themselves, forward and backward."""
-    method, batch = build(n)
-    method.network.to(memory_format=torch.channels_last)
-    convolution.adapt(method.network)
-    method.group_crops = group
+def convolutions(name: str, n: int, *words: object) -> float:
+    """Seconds that the convolutions of one tuned step take by themselves, forward and backward."""
+    chosen = chosen_for(name, *words, "--compile", "false")
+    method, batch = METHODS[name][0](n, chosen)
+    method.place(chosen).train()
     calls: dict[tuple[Any, ...], tuple[nn.Conv2d, int]] = {}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -136,20 +135,20 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--batch", type=int, default=256, help="pictures per step")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
-    parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
     n, rounds = (16, 3) if options.short else (options.batch, options.rounds)
-    kinds = {"compile": not options.no_compile, "bf16": runtime.computes_in_bf16(runtime.CPU)}
+    precision = "bf16" if runtime.computes_in_bf16(runtime.CPU) else "fp32"
+    words = ("--precision", precision, "--channels-last", "true", "--group-crops", "true", "--compile", "true")
     product, convolution = best_product(), best_convolution()
     rows, data = [], []
-    for name, build, goal in (("imc_swav", imc_swav, 0.55), ("pica", pica, 0.62)):
-        meta, batch = build(n, "meta")
-        operations, _ = estimate(meta.to("meta").train(), batch)
-        steps = {"plain": stepper(build, n, tuned=False), "tuned": stepper(build, n, tuned=True, **kinds)}
+    for name, (build, _, goal) in METHODS.items():
+        method, batch = build(n, chosen_for(name), "meta")
+        operations, _ = estimate(method.to("meta").train(), batch)
+        steps = {"plain": stepper(name, n, True), "tuned": stepper(name, n, False, *words)}
         seconds = interleaved(steps, rounds)
         median = {how: statistics.median(values) for how, values in seconds.items()}
         rate = operations / median["tuned"]
-        share = convolutions(build, n, group=True) / median["tuned"]
+        share = convolutions(name, n, *words) / median["tuned"]
         quotient = ratio(seconds["tuned"], seconds["plain"])
         rows.append([name, f"{median['plain']:.2f} s", f"{median['tuned']:.2f} s", f"{quotient:.2f}", f"{goal}",
                      f"{rate / 1e9:,.0f}", f"{rate / product:.0%}", f"{rate / convolution:.0%}", f"{share:.0%}"])  # fmt: skip
@@ -157,9 +156,9 @@ def main() -> None:
                      "convolutions": share})  # fmt: skip
     publish(
         "step",
-        f"One training step on {n} pictures. bfloat16: {'yes' if kinds['bf16'] else 'no, this processor has none'}; "
-        f"compiled: {'yes' if kinds['compile'] else 'no'}. Best matrix product {product / 1e9:,.0f} GFLOP/s, best 3×3 "
-        f"convolution {convolution / 1e9:,.0f} GFLOP/s in the same run.",
+        f"One training step on {n} pictures; tuned: `{' '.join(words)}`"
+        f"{'' if precision == 'bf16' else ' (this processor has no bfloat16)'}. Best matrix product "
+        f"{product / 1e9:,.0f} GFLOP/s, best 3×3 convolution {convolution / 1e9:,.0f} GFLOP/s in the same run.",
         (
             "method",
             "plain",
@@ -172,7 +171,7 @@ def main() -> None:
             "convolutions' share",
         ),
         rows,
-        {"product": product, "convolution": convolution, "kinds": kinds, "rows": data},
+        {"product": product, "convolution": convolution, "tuned": words, "rows": data},
     )
 
 

@@ -181,9 +181,10 @@ def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
     """k-means on the pixels of the same pictures under the test transform, scored in the same way."""
     from sklearn.cluster import KMeans
 
-    prepared = list(task.views.plain(_batches(_scored(task), batch_size)))
-    index = torch.cat([part.index for part in prepared]).numpy()
-    pixels = torch.cat([part.views[0].flatten(1).cpu() for part in prepared]).numpy()
+    prepared = [
+        (part.index, part.views[0].flatten(1).cpu()) for part in task.views.plain(_batches(_scored(task), batch_size))
+    ]
+    index, pixels = (torch.cat(parts).numpy() for parts in zip(*prepared, strict=True))
     clusters = KMeans(task.method.num_clusters, n_init=10, random_state=seed).fit_predict(pixels)
     found = {}
     for name, split in task.splits.items():

@@ -65,15 +65,18 @@ class Views(Protocol):
     skipped: dict[int, str]
     """Positions of pictures that were left out so far, and why (`on_bad_image skip`)."""
 
+    kind: str
+    """Which back end."""
+
     def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
-        """The views of each request; prepared ahead.
+        """The views of each request.
 
         Raises:
             UserError: a picture cannot be read; with `on_bad_image skip` it is left out, if need be all of a request.
         """
 
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
-        """One view, under the test transform, for each (N,) of positions; prepared ahead."""
+        """One view, under the test transform, for each (N,) of positions."""
 
     def describe(self) -> str:
         """What makes the views, in a line."""

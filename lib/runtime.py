@@ -10,6 +10,7 @@ import math
 import os
 import random
 import secrets
+import shlex
 import shutil
 import signal
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ class DeviceSettings(Section):
     local = True
     gpus: str = setting("", "the GPU to use, such as 0; empty: the CPU")
     threads: int | None = setting(
-        None, "that compute on a CPU; none: OMP_NUM_THREADS, or one for each core that may be used", low=1
+        None, "that compute on a CPU; none: OMP_NUM_THREADS, or one for each core that may be used", low=1, high=1024
     )
     compile: bool = setting(False, "compile the network (torch.compile); the first steps take minutes")
 
@@ -114,7 +115,8 @@ def cores() -> int:
 def workers(asked: int | None, where: torch.device) -> int:
     """Loader processes: as asked for, else one per core beside a GPU; a CPU's cores have the network to compute."""
     if asked is None:
-        return min(cores(), MOST_WORKERS) if where.type == "cuda" else min(cores() - 1, 1)
+        suits = cores() if where.type == "cuda" else min(max(cores() // 4, 1), cores() - 1)
+        return min(suits, MOST_WORKERS)
     return min(asked, cores())
 
 
@@ -165,7 +167,7 @@ def check_compiler(where: torch.device) -> None:
         UserError: there is no C++ compiler, or on a GPU no Triton.
     """
     compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
+    if shutil.which(shlex.split(compiler)[-1]) is None:
         raise UserError(
             f"--compile needs a C++ compiler, and there is no {compiler}; install one, or leave --compile out"
         )

@@ -172,6 +172,7 @@ class Trainer:
     def _finish_epoch(self) -> None:
         self._guard.check()
         means = self._means.values()
+        self._means.wait(time.perf_counter() - self._clock)
         every = self.settings.eval_every
         evaluated = every > 0 and (self.epoch + 1) % every == 0
         # Predicting takes long and may be interrupted; what follows is short, and is not.
@@ -270,6 +271,7 @@ class Trainer:
             "pictures": self._fingerprint.pictures,
             "stamps": self._fingerprint.stamps,
             "assigned": self._assigned.cpu(),
+            "views": self.task.views.kind,
             "random": runtime.random_state(),
         }
 
@@ -289,6 +291,11 @@ class Trainer:
             runtime.set_random_state(state["random"])
             self._resumed = dict(state.get("mark", {}))
             self._notes += self.config.changes(state["config"])
+            before, now = state.get("views", "pil"), self.task.views.kind
+            if before != now:
+                self._notes.append(
+                    f"views: {before} before, {now} now; they differ by rounding (--tfm-backend {before})"
+                )
             # Another criterion has another scale.
             self.best = state["best"] if state["config"]["best_by"] == self.settings.best_by else math.inf
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -312,6 +319,10 @@ class Means:
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value.detach().double(), count + 1)
         self._pictures += pictures
+        self._seconds += seconds
+
+    def wait(self, seconds: float) -> None:
+        """Count time in which the device caught up with its work."""
         self._seconds += seconds
 
     def values(self) -> dict[str, float]:

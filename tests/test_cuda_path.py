@@ -69,7 +69,7 @@ def imc_method(classified: int = N) -> tuple[Method, Any]:
 
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("build", [pica_method, imc_method, lambda: imc_method(3)], ids=["pica", "imc", "imc-bank"])
-def test_everything_of_a_step_stays_on_the_gpu(cuda: None, build: Any, grouped: bool) -> None:
+def test_views_forward_pass_and_loss_stay_on_the_gpu(cuda: None, build: Any, grouped: bool) -> None:
     method, batch = build()
     method.group_crops = grouped
     method.before_forward(0)

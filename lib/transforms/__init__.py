@@ -43,17 +43,25 @@ class TransformSettings(Section):
 
 
 @dataclass(frozen=True)
-class LoaderSettings(Section):
-    title = "loading"
-    local = True
+class ViewSettings(Section):
+    title = "views"
     tfm_backend: Literal["auto", "batched", "pil"] = setting(
         "auto",
         "what makes the views; batched: whole batches on the device, for pictures of one size that fit into "
         "memory_budget; pil: Pillow, one at a time, in loader processes; auto: batched where it can",
     )
+
+
+@dataclass(frozen=True)
+class LoaderSettings(Section):
+    title = "loading"
+    local = True
     memory_budget: float = setting(4.0, "memory, on the device, that pictures may take", unit="GiB", low=0)
     num_workers: int | None = setting(
-        None, "loader processes of `pil`, at most one per core; 0: the training process; none: as many as suit", low=0
+        None,
+        "loader processes of `pil`, at most one per core; 0: the training process; none: one per core beside a GPU, "
+        "one per four cores on a CPU, 8 at most",
+        low=0,
     )
 
 

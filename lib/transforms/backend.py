@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lib import runtime
@@ -19,12 +20,13 @@ from lib.method import Views
 from lib.networks import NetworkSettings
 from lib.progress import progress
 from lib.runtime import DeviceSettings, SeedSettings
-from lib.transforms import LoaderSettings, TransformSettings, normalisation
+from lib.transforms import LoaderSettings, TransformSettings, ViewSettings, normalisation
 from lib.transforms.batched import BatchedViews
 from lib.transforms.pil import PILViews, load
 from lib.transforms.recipe import Recipe
 
 READ_AHEAD = 256  # files that are decoded beside each other
+SPREAD = 64  # pictures, from all over a split, that are looked at before all are decoded
 GIB = 2**30
 
 
@@ -47,22 +49,25 @@ def open_views(config: Config, pictures: Pictures, test: Recipe) -> Views:
     channels, size = config.of(NetworkSettings).net_cin, transforms.tfm_working_size
     means, stds = normalisation(transforms, channels)
     device, seed = runtime.device(config.of(DeviceSettings).gpus), config.of(SeedSettings).seed or 0
-    skip = config.of(DataSettings).on_bad_image == "skip"
-    if loading.tfm_backend != "pil" and not config.of(Command).dry_run:
+    skip, wanted = config.of(DataSettings).on_bad_image == "skip", config.of(ViewSettings).tfm_backend
+    why = ""
+    if wanted != "pil" and not config.of(Command).dry_run:
         try:
-            held = _Held(pictures, channels, size, loading.memory_budget, skip)
-            return BatchedViews(held.arrays, held.skipped, test, means, stds, seed=seed, device=device)
+            held = _Held(pictures, channels, size, loading.memory_budget, skip, fixed=wanted == "batched")
+            arrays = [held.array(positions, part) for positions, part in pictures.parts()]
+            return BatchedViews(arrays, held.skipped, test, means, stds, seed=seed, device=device)
         except _Unfit as reason:
-            if loading.tfm_backend == "batched":
+            if wanted == "batched":
                 raise UserError(f"--tfm-backend batched: {reason}; or take --tfm-backend pil") from None
+            why = str(reason)
     workers = runtime.workers(loading.num_workers, device)
     return PILViews(
-        pictures, test, means, stds, working_size=size, seed=seed, workers=workers, skip=skip, device=device
+        pictures, test, means, stds, working_size=size, seed=seed, workers=workers, skip=skip, device=device, why=why
     )
 
 
 class _Held:
-    """All pictures of a run as bytes.
+    """Brings the pictures of a run into memory.
 
     Args:
         pictures: the pictures.
@@ -70,62 +75,76 @@ class _Held:
         working_size: px, to which their shorter side is brought; none: as it is.
         budget: GiB that they may take.
         skip: note unreadable pictures, and leave them black.
-
-    Raises:
-        _Unfit: they differ in size, or are more than the budget.
-        UserError: one cannot be read.
+        fixed: the user vouches that every access to a picture gives the same.
     """
 
-    def __init__(self, pictures: Pictures, channels: int, working_size: int | None, budget: float, skip: bool) -> None:
+    def __init__(
+        self, pictures: Pictures, channels: int, working_size: int | None, budget: float, skip: bool, fixed: bool
+    ) -> None:
         self._pictures, self._channels, self._working_size = pictures, channels, working_size
-        self._budget, self._skip = budget, skip
-        self._shape: tuple[int, ...] | None = None  # of each picture: height, width, channels
+        self._budget, self._skip, self._fixed = budget, skip, fixed
+        self._first: tuple[int, tuple[int, ...]] | None = None  # position and shape (height, width, channels)
         self.skipped: dict[int, str] = {}
-        self.arrays = [self._array(positions, part) for positions, part in pictures.parts()]
 
-    def _array(self, positions: range, part: Any) -> NDArray[np.uint8]:
-        array = getattr(part, "array", None)
-        if isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 4 and len(array) == len(part):
-            height, width, channels = array.shape[1:]
+    def array(self, positions: range, part: Any) -> NDArray[np.uint8]:
+        """(n, H, W, C) of the pictures of a split; its own array where that will do.
+
+        Raises:
+            _Unfit: they differ in size, or all pictures are more than the budget.
+            UserError: one cannot be read, or the split's array is not of its pictures.
+        """
+        own = _own_array(part)
+        if own is not None:
+            height, width, channels = own.shape[1:]
             if channels == self._channels and self._working_size in (None, min(height, width)):
-                self._admit(array.shape[1:])
-                return array
+                self._admit(positions[0], own.shape[1:])
+                return own
+        elif not self._fixed and not isinstance(part, PictureFiles):
+            raise _Unfit("the data set has no `array`, and may draw its pictures anew each time")
         return self._decode(positions, part)
 
     def _decode(self, positions: range, part: Any) -> NDArray[np.uint8]:
+        for position in positions[:: max(1, len(positions) // SPREAD)]:
+            sample = self._read(position)
+            if isinstance(sample, np.ndarray):
+                self._admit(position, sample.shape)
         array: NDArray[np.uint8] | None = None
         found = progress(self._read_all(positions, part), "reading pictures", len(positions))
-        for i, picture in enumerate(found):
+        for position, picture in zip(positions, found, strict=True):
             if isinstance(picture, UserError):
                 if not self._skip:
                     raise picture
-                self.skipped[positions[i]] = str(picture).removesuffix(ADVICE)
+                self.skipped[position] = str(picture).removesuffix(ADVICE)
                 continue
-            self._admit(picture.shape)
+            self._admit(position, picture.shape)
             if array is None:
                 array = np.zeros((len(positions), *picture.shape), dtype=np.uint8)
-            array[i] = picture
+            array[position - positions[0]] = picture
         if array is None:
-            raise UserError("none of the pictures of a split can be read; mend or remove them")
+            raise UserError(f"none of the {len(positions)} pictures from {self._name(positions[0])} on can be read")
         return array
 
-    def _admit(self, shape: tuple[int, ...]) -> None:
-        if self._shape is None:
-            self._shape = shape
+    def _admit(self, position: int, shape: tuple[int, ...]) -> None:
+        if self._first is None:
+            self._first = position, shape
             size = len(self._pictures) * math.prod(shape) / GIB
             if size > self._budget:
-                raise _Unfit(f"the pictures take {size:.1f} GiB; give a larger --memory-budget than {self._budget:g}")
-        if shape != self._shape:
-            (h, w, _), (height, width, _) = self._shape, shape
-            raise _Unfit(
-                f"the pictures differ in size, such as {w}×{h} and {width}×{height} px; bring them to one size"
+                raise _Unfit(f"the pictures take {size:.3g} GiB, and --memory-budget is {self._budget:g}")
+        if shape != self._first[1]:
+            names = (
+                f"{self._name(at)} ({width}×{height} px)" for at, (height, width, _) in (self._first, (position, shape))
             )
+            raise _Unfit(f"the pictures differ in size, such as {' and '.join(names)}")
+
+    def _name(self, position: int) -> str:
+        split, i = self._pictures.locate(position)
+        return str(self._pictures.path(position) or f"number {i} of {split}")
 
     def _read_all(self, positions: range, part: Any) -> Iterator[NDArray[np.uint8] | UserError]:
         if not isinstance(part, PictureFiles):  # a user's data set may not bear threads
             yield from map(self._read, positions)
             return
-        with ThreadPoolExecutor(runtime.cores()) as pool:
+        with ThreadPoolExecutor(min(runtime.cores(), torch.get_num_threads())) as pool:
             for start in range(0, len(positions), READ_AHEAD):
                 yield from pool.map(self._read, positions[start : start + READ_AHEAD])
 
@@ -135,3 +154,19 @@ class _Held:
         except UserError as error:
             return error
         return np.asarray(image).reshape(image.height, image.width, self._channels)
+
+
+def _own_array(part: Any) -> NDArray[np.uint8] | None:
+    """The array that a data set offers, checked on its first picture."""
+    array = getattr(part, "array", None)
+    if array is None:
+        return None
+    name = type(part).__name__
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 4 or len(array) != len(part):
+        shape = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}".strip()
+        raise UserError(f"the `array` of the data set {name} is {shape}; (N, H, W, C) uint8, N its length, is wanted")
+    if not array.size or not np.array_equal(
+        np.asarray(part[0][0]), array[0].squeeze() if array.shape[3] == 1 else array[0]
+    ):
+        raise UserError(f"the `array` of the data set {name} does not show its first picture; mend it, or leave it out")
+    return array

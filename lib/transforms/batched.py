@@ -7,6 +7,7 @@ the device but the draws.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from lib.method import Prepared, Request
 from lib.transforms import colour
 from lib.transforms.draws import Draws, draw, resized
 from lib.transforms.recipe import Recipe
+
+WORK = 2**28  # bytes, which may be at work at a time
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,13 @@ def plan(recipe: Recipe, draws: Draws, height: int, width: int, device: torch.de
     jitter = draws.jitter.T.copy()
     jitter[3] = np.trunc(jitter[3] * 255) / 255  # torchvision turns Pillow pictures by whole steps
     numbers = _send(np.concatenate([*axes, [draws.flip], jitter]).astype(np.float32), device)  # (13, N)
-    chosen = [(which, np.flatnonzero(draws.jittered & (draws.order[:, place] == which))) for place in range(4)
-              for which in range(4) if recipe.jitter is not None and recipe.jitter[which]]  # fmt: skip
-    rows = [*(rows for _, rows in chosen), np.flatnonzero(draws.grayscale)]
-    sent = torch.split(_send(np.concatenate(rows), device), [len(part) for part in rows])
-    steps = [(which, part) for (which, _), part in zip(chosen, sent, strict=False) if len(part)]
-    return Plan(recipe, Axis(*numbers[:4]), Axis(*numbers[4:8]), numbers[8] > 0, numbers[9:], steps, sent[-1])
+    kinds = [which for which, strength in enumerate(recipe.jitter or ()) if strength]
+    steps = [(which, draws.jittered & (draws.order[:, place] == which)) for place in range(4) for which in kinds]
+    steps = [(which, chosen) for which, chosen in steps if chosen.any()]
+    rows = [np.flatnonzero(chosen) for chosen in (*(chosen for _, chosen in steps), draws.grayscale)]
+    *parts, grey = torch.split(_send(np.concatenate(rows), device), [len(part) for part in rows])
+    named = [(which, part) for (which, _), part in zip(steps, parts, strict=True)]
+    return Plan(recipe, Axis(*numbers[:4]), Axis(*numbers[4:8]), numbers[8] > 0, numbers[9:], named, grey)
 
 
 def _send(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -132,6 +136,8 @@ class BatchedViews:
         device: where the pictures lie, and the views are made.
     """
 
+    kind = "batched"
+
     def __init__(
         self,
         arrays: list[NDArray[np.uint8]],
@@ -145,7 +151,7 @@ class BatchedViews:
     ) -> None:
         self.skipped = skipped
         # (n, H, C, W), whatever the order in memory.
-        self._parts = [torch.from_numpy(array).permute(0, 1, 3, 2).to(device) for array in arrays]
+        self._parts = [_tensor(array).permute(0, 1, 3, 2).to(device) for array in arrays]
         self._ends = np.cumsum([len(part) for part in self._parts])
         self._unreadable = np.array(sorted(skipped), dtype=np.int64)
         self._test, self._seed, self._device = test, seed, device
@@ -155,19 +161,24 @@ class BatchedViews:
         for request in plan:
             index = request.index.numpy()
             index = index[~np.isin(index, self._unreadable)]
-            yield Prepared(torch.from_numpy(index), list(self._views(index, request)))
+            yield Prepared(torch.from_numpy(index), self._views(index, request))
 
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
         return self.stream(Request(index, (self._test,)) for index in batches)
 
     def describe(self) -> str:
         count, (height, _, width) = int(self._ends[-1]), self._parts[0].shape[1:]
-        return f"batched, {count:,} pictures of {width}×{height} px in memory"
+        return f"batched, {count - len(self.skipped):,} pictures of {width}×{height} px in memory"
 
     def close(self) -> None:
         pass
 
-    def _views(self, index: NDArray[np.int64], request: Request) -> Iterator[Tensor]:
+    def _views(self, index: NDArray[np.int64], request: Request) -> list[Tensor]:
+        each = max(1, WORK // (32 * self._parts[0][0].numel()))  # pictures; about 8 float copies of one are alive
+        parts = [list(self._some_views(index[i : i + each], request)) for i in range(0, max(1, len(index)), each)]
+        return parts[0] if len(parts) == 1 else [torch.cat(views) for views in zip(*parts, strict=True)]
+
+    def _some_views(self, index: NDArray[np.int64], request: Request) -> Iterator[Tensor]:
         height, _, width = self._parts[0].shape[1:]
         sizes = np.array([[height, width]]).repeat(len(index), axis=0)
         pictures = self._gather(index)
@@ -190,3 +201,12 @@ class BatchedViews:
             else:
                 pictures[_send(own, self._device)] = chosen.float()
         return pictures.div_(255)
+
+
+def _tensor(array: NDArray[np.uint8]) -> Tensor:
+    """The array itself, unless PyTorch cannot hold its order."""
+    if min(array.strides) < 0:
+        array = np.ascontiguousarray(array)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # read-only memory: nothing here writes to it
+        return torch.from_numpy(array)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lib.datasets import Pictures
-from lib.datasets.files import ADVICE
+from lib.datasets.files import ADVICE, READ_ERRORS
 from lib.errors import SIGNALS, UserError
 from lib.method import Prepared, Request
 from lib.runtime import copies_in_background
@@ -50,7 +50,13 @@ def load(pictures: Pictures, position: int, channels: int, working_size: int | N
     Raises:
         UserError: it cannot be read.
     """
-    image = to_channels(pictures[position][0], channels)
+    try:
+        found = pictures[position][0]
+    except READ_ERRORS as error:  # of a user's own data set; those of the house tell which file it was
+        raise UserError(f"cannot read picture {position} of the run: {error}{ADVICE}") from error
+    if not isinstance(found, Image.Image):
+        raise UserError(f"the data set gives {type(found).__name__}, where a Pillow image is wanted")
+    image = to_channels(found, channels)
     return image if working_size is None else _to_side(image, working_size)
 
 
@@ -91,7 +97,10 @@ class PILViews:
         workers: loader processes; 0 prepares pictures in this process.
         skip: leave out pictures that cannot be read.
         device: where the views are handed over.
+        why: not another back end.
     """
+
+    kind = "pil"
 
     def __init__(
         self,
@@ -105,8 +114,10 @@ class PILViews:
         workers: int,
         skip: bool,
         device: torch.device,
+        why: str = "",
     ) -> None:
         self.skipped: dict[int, str] = {}
+        self._why = why
         self._test, self._device = test, device
         self._means = torch.tensor(means, device=device)[:, None, None]
         self._stds = torch.tensor(stds, device=device)[:, None, None]
@@ -135,7 +146,8 @@ class PILViews:
         return self.stream(Request(index, (self._test,)) for index in batches)
 
     def describe(self) -> str:
-        return f"pil, {self._loader.num_workers or 'no'} loader processes"
+        because = f", because {self._why}" if self._why else ""
+        return f"pil, {self._loader.num_workers or 'no'} loader processes{because}"
 
     def close(self) -> None:
         self._loader._iterator = None

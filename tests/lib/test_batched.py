@@ -13,9 +13,9 @@ import torchvision.transforms.functional as F
 from conftest import picture, resolve
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from benchmarks.common import photographs
 from lib import datasets, runtime
 from lib.errors import UserError
 from lib.method import Request, Views
@@ -29,18 +29,6 @@ from lib.transforms.recipe import Recipe
 
 JITTER = (0.4, 0.4, 0.4, 0.1)
 STRONG = (0.8, 0.8, 0.8, 0.5)
-
-
-def photographs(n: int, height: int, width: int) -> NDArray[np.uint8]:
-    """(n, height, width, 3) pieces of scikit-learn's two photographs."""
-    random, found = np.random.default_rng(0), []
-    for i in range(n):
-        whole = load_sample_images().images[i % 2]
-        side = random.integers(2 * max(height, width), min(whole.shape[:2]))
-        top, left = random.integers(0, whole.shape[0] - side + 1), random.integers(0, whole.shape[1] - side + 1)
-        part = Image.fromarray(whole[top : top + side, left : left + side])
-        found.append(np.asarray(part.resize((width, height), Image.Resampling.BOX)))
-    return np.stack(found)
 
 
 def both(pictures: NDArray[np.uint8], recipe: Recipe, copy: int = 0) -> tuple[Tensor, Tensor]:
@@ -184,12 +172,117 @@ def test_pictures_of_one_size_are_held_and_others_are_not(class_folders: Path) -
     assert isinstance(folder_views(class_folders), BatchedViews)
     assert isinstance(folder_views(class_folders, "--tfm-backend", "pil"), PILViews)
     assert isinstance(folder_views(class_folders, "--memory-budget", 1e-9), PILViews)
-    with pytest.raises(UserError, match="batched: the pictures take .* GiB; give a larger --memory-budget"):
+    with pytest.raises(UserError, match="batched: the pictures take .* GiB, and --memory-budget is 1e-09"):
         folder_views(class_folders, "--tfm-backend", "batched", "--memory-budget", 1e-9)
     picture(class_folders / "cat" / "tall.png", (12, 30))
     assert isinstance(folder_views(class_folders), PILViews)
-    with pytest.raises(UserError, match="differ in size, such as 12×10 and 12×30 px; .* --tfm-backend pil"):
+    with pytest.raises(
+        UserError, match=r"such as .*0.png \(12×10 px\) and .*tall.png \(12×30 px\); or take --tfm-backend pil"
+    ):
         folder_views(class_folders, "--tfm-backend", "batched")
+
+
+def test_the_log_says_why_pillow_serves(class_folders: Path) -> None:
+    picture(class_folders / "cat" / "tall.png", (12, 30))
+    views = folder_views(class_folders, "--num-workers", 0)
+    assert views.describe().startswith("pil, no loader processes, because the pictures differ in size, such as ")
+    assert "because" not in folder_views(class_folders, "--tfm-backend", "pil").describe()
+
+
+class Own:
+    """A data set of a user's, without an array unless one is set."""
+
+    array: Any
+
+    def __init__(self, root: str, split: str, transform: Any = None, download: bool = False) -> None:
+        self.pictures, self.reads = photographs(20, 16, 16), 0
+        if offered is not None:
+            self.array = offered(self.pictures)
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        self.reads += 1
+        return answer(self.pictures[i]), i % 3
+
+
+offered: Callable[[NDArray[np.uint8]], Any] | None = None
+answer: Callable[[NDArray[np.uint8]], Any] = Image.fromarray
+
+
+def own_views(monkeypatch: pytest.MonkeyPatch, *words: object, **globals_: Any) -> Views:
+    for name, value in globals_.items():
+        monkeypatch.setitem(globals(), name, value)
+    monkeypatch.setitem(datasets._registry._components, "own", Own)
+    settings = resolve("--dataset", "own", "--num-clusters", 3, *words)
+    return open_views(settings, datasets.open_pictures(settings), Recipe(16, "center", 16))
+
+
+def test_pictures_that_may_be_drawn_anew_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_views(monkeypatch).kind == "pil"
+    assert own_views(monkeypatch, "--tfm-backend", "batched").kind == "batched", "the user vouches for them"
+    assert own_views(monkeypatch, offered=lambda pictures: pictures).kind == "batched"
+    assert own_views(monkeypatch, "--tfm-working-size", 20, offered=lambda pictures: pictures).kind == "batched"
+
+
+def test_arrays_in_odd_orders_are_taken(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    def turned(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(pictures[:, ::-1])[:, ::-1]  # negative strides
+
+    def fixed(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.frombuffer(pictures.tobytes(), dtype=np.uint8).reshape(pictures.shape)  # read-only
+
+    found = [
+        next(iter(own_views(monkeypatch, offered=how).plain([torch.arange(5)]))).views[0] for how in (turned, fixed)
+    ]
+    expected = torch.from_numpy(photographs(5, 16, 16)).permute(0, 3, 1, 2) / 255
+    for views in found:
+        torch.testing.assert_close(views, expected, rtol=0, atol=1e-6)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (lambda p: p[:, 0], r"`array` of the data set Own is uint8 \(20, 16, 3\); \(N, H, W, C\) uint8"),
+        (lambda p: p / 255, "is float64"),
+        (lambda p: p[:10], r"\(10, 16, 16, 3\)"),
+        (lambda p: list(p), "is list"),
+        (lambda p: p[:, :0, :0], "does not show its first picture"),
+        (lambda p: 255 - p, "does not show its first picture"),
+        (lambda p: p.transpose(0, 3, 1, 2), "does not show its first picture"),
+    ],
+)
+def test_an_array_of_something_else_is_refused(monkeypatch: pytest.MonkeyPatch, how: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        own_views(monkeypatch, offered=how)
+
+
+@pytest.mark.parametrize("backend", ["batched", "pil"])
+def test_a_data_set_that_fails_or_gives_no_picture(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    def fail(picture: NDArray[np.uint8]) -> Any:
+        raise OSError("gone")
+
+    for how, message in (
+        (fail, "cannot read picture 0 of the run: gone"),
+        (lambda p: p, "gives ndarray, where a Pillow"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(
+                own_views(monkeypatch, "--tfm-backend", backend, "--num-workers", 0, answer=how).plain(
+                    [torch.arange(5)]
+                )
+            )
+
+
+def test_large_pictures_are_transformed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    views, recipe = held(photographs(10, 32, 32)), Recipe(20, "resized", jitter=JITTER, flip=0.5)
+    (whole,) = views.stream([Request(torch.arange(10), (recipe,) * 2)])
+    monkeypatch.setattr(batched, "WORK", 32 * 32 * 32 * 3 * 4)  # four pictures
+    (parts,) = views.stream([Request(torch.arange(10), (recipe,) * 2)])
+    for one, other in zip(whole.views, parts.views, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_both_back_ends_show_the_same_pictures(class_folders: Path) -> None:

@@ -101,17 +101,60 @@ def test_sinkhorn_under_autocast_is_that_of_float32() -> None:
     assert found.dtype == torch.float32 and torch.equal(found, sinkhorn(scores))
 
 
-def test_the_network_is_laid_out_channels_last_and_says_so_to_nobody() -> None:
-    settings = resolve(*QUICK)
-    method = main.build(settings).method
-    weights = [weight for weight in method.network.parameters() if weight.dim() == 4]
-    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+@pytest.mark.parametrize(("words", "expected"), [((), False), (("--channels-last", "true"), True)])
+def test_the_layout_is_as_asked_for_and_contiguous_on_a_cpu(words: tuple[str, ...], expected: bool) -> None:
+    method = main.build(resolve(*QUICK, *words)).method
+    weights = [weight for weight in method.network.parameters() if weight.dim() == 4][1:]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) == expected for weight in weights)
+
+
+def test_a_layout_may_change_when_a_run_goes_on(cli: Cli, tmp_path: Path) -> None:
+    """The optimiser's moments are laid out like the weights; a fused step would mix them up."""
+    found = []
+    for name, words in (("same", ()), ("other", ("--channels-last", "true"))):
+        cli(*QUICK, "--session", name, "--max-steps", 5)
+        last = tmp_path / "sessions" / name / "checkpoint/latest.ckpt"
+        status, _, err = cli("--resume", last, "--max-steps", 8, *words)
+        assert status == 0 and ("channels_last" in err) == bool(words)
+        found.append(checkpoint.load(last)["method"])
+    for name, value in found[0].items():
+        if torch.is_tensor(value):
+            torch.testing.assert_close(value, found[1][name], rtol=1e-2, atol=1e-4)
+
+
+def test_going_on_with_another_back_end_is_said(cli: Cli, tmp_path: Path) -> None:
+    last = tmp_path / "sessions/a/checkpoint/latest.ckpt"
+    cli(*QUICK, "--session", "a", "--max-steps", 2, "--tfm-backend", "pil")
+    status, out, err = cli("--resume", last, "--max-steps", 3)
+    assert status == 0 and "views: pil" in out and "views: " not in err, "the setting is kept"
+    status, out, err = cli("--resume", last, "--max-steps", 4, "--tfm-backend", "batched")
+    assert status == 0 and "views: pil before, batched now" in err
+
+
+def test_values_are_sent_to_a_gpu_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    class Values:
+        def pin_memory(self) -> Values:
+            calls.append("pinned")
+            return self
+
+        def to(self, where: torch.device, **how: bool) -> None:
+            calls.append((where.type, how))
+
+    runtime.send(Values(), torch.device("cuda"))  # type: ignore[arg-type]
+    assert calls == ["pinned", ("cuda", {"non_blocking": True})]
 
 
 @pytest.mark.parametrize(
-    "words", [("--precision", "bf16", "fp32"), ("--group-crops", "true", "false"), ("--tf32", "true", "false")]
+    ("words", "again"),
+    [
+        (("--precision", "bf16", "fp32"), 0),
+        (("--tf32", "true", "false"), 0),
+        (("--group-crops", "true", "false"), 2),  # the trained network means nothing without it
+    ],
 )
-def test_a_run_goes_on_as_it_computed_before(cli: Cli, tmp_path: Path, words: tuple[str, str, str]) -> None:
+def test_a_run_goes_on_as_it_computed_before(cli: Cli, tmp_path: Path, words: tuple[str, str, str], again: int) -> None:
     flag, value, other = words
     status, _, err = cli(*QUICK, flag, value, "--session", "one", "--max-steps", 2)
     assert status == 0, err
@@ -125,7 +168,7 @@ def test_a_run_goes_on_as_it_computed_before(cli: Cli, tmp_path: Path, words: tu
         and checkpoint.load(last)["config"][name] in (value, value == "true")
     )
     status, out, err = cli(*QUICK, "--resume", last, "--max-steps", 4, flag, other)
-    assert name in out + err, "what differs is shown, or refused"
+    assert status == again and name in err and "Traceback" not in err, "what differs is shown, or refused"
 
 
 def test_bf16_without_the_arithmetic_is_remarked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +216,7 @@ def test_threads_and_workers_follow_the_machine(monkeypatch: pytest.MonkeyPatch)
     finally:
         torch.set_num_threads(before)
     gpu = torch.device("cuda")
-    for cores, beside_cpu, beside_gpu in ((1, 0, 1), (2, 1, 2), (64, 1, 8)):
+    for cores, beside_cpu, beside_gpu in ((1, 0, 1), (2, 1, 2), (16, 4, 8), (64, 8, 8)):
         monkeypatch.setattr(runtime, "cores", lambda cores=cores: cores)
         assert runtime.workers(None, runtime.CPU) == beside_cpu and runtime.workers(None, gpu) == beside_gpu
         assert runtime.workers(100, gpu) == cores and runtime.workers(0, gpu) == 0
