@@ -137,6 +137,11 @@ def lowered(where: torch.device, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(where.type, torch.bfloat16)
 
 
+def lowers(where: torch.device) -> bool:
+    """Whether `lowered` is in force there."""
+    return where.type in ("cpu", "cuda") and torch.is_autocast_enabled(where.type)
+
+
 def channels_last(where: torch.device, settings: PrecisionSettings) -> bool:
     """Whether a network is laid out so: as asked for, else on a GPU."""
     return where.type == "cuda" if settings.channels_last is None else settings.channels_last

@@ -372,7 +372,8 @@ def test_a_batch_of_unreadable_pictures_is_passed_over(cli: Cli, tmp_path: Path)
         file.write_text("text")
     refused(
         cli(*folder_run(tmp_path), "--on-bad-image", "skip", "--session", "b"),
-        "none of the scored pictures can be read",
+        "none of the 17 pictures from",
+        "00.png on can be read",
     )
 
 

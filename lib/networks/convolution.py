@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
+from lib import runtime
+
 SMALL, WIDE = 16, 256  # cells of a map at most, and channels at least, where our way is the faster (benchmarks/step.py)
 
 
@@ -39,7 +41,7 @@ class SmallMapConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         small = input.dim() == 4 and input.shape[2] * input.shape[3] <= SMALL
-        if not self.training or not small or torch.is_autocast_enabled(input.device.type):
+        if not self.training or not small or runtime.lowers(input.device):
             return super().forward(input)
         convolved: Tensor = _Convolve.apply(input, self.weight)
         return convolved

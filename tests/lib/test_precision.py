@@ -83,7 +83,7 @@ def test_under_bf16_the_network_alone_computes_in_bfloat16(build: Callable[[], A
             part.register_forward_hook(partial(note, name))
     method.precision = "bf16"
     parts = method(batch)
-    assert parts["loss"].dtype == torch.float32 and math.isfinite(float(parts["loss"]))
+    assert parts["loss"].dtype == torch.float32 and math.isfinite(parts["loss"].item())
     own = {name for name in seen if name.startswith("network")}
     assert own and all(seen[name] == torch.bfloat16 for name in own)
     assert all(seen[name] == torch.float32 for name in seen.keys() - own - {"objective"})
