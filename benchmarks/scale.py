@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import arguments, photographs, publish, settings
+from common import arguments, fastest, photographs, publish, settings
 from PIL import Image
 from torch import Tensor
 
@@ -76,16 +76,6 @@ def child(pictures: int) -> dict[str, float]:
     )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def fastest(function: Callable[[], Tensor], rounds: int) -> float:
-    function()
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
 
 
 def slope(sizes: list[int], seconds: list[float]) -> float:

@@ -9,14 +9,13 @@ run, and the share of the tuned step that the network's convolutions take by the
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, arguments, interleaved, publish, ratio, settings
+from common import ROOT, arguments, fastest, interleaved, publish, ratio, settings
 from torch import Tensor, nn
 
 from imc_swav.data import Batch as IMCBatch
@@ -71,32 +70,20 @@ def stepper(name: str, n: int, plain: bool, *words: object) -> Callable[[], None
     return step
 
 
-def best_rate(operations: float, function: Callable[[], object], rounds: int = 5) -> float:
-    """Operations per second in the best round."""
-    function()
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - began)
-    return operations / min(seconds)
-
-
 def best_product() -> float:
-    return max(
-        best_rate(2 * n**3, partial(torch.mm, square, square))
-        for n in (512, 1024, 2048)
-        for square in (torch.randn(n, n),)
-    )
+    """Operations per second."""
+    squares = [torch.randn(n, n) for n in (512, 1024, 2048)]
+    return max(2 * len(square) ** 3 / fastest(partial(torch.mm, square, square), 5) for square in squares)
 
 
 def best_convolution() -> float:
+    """Operations per second, of a forward pass."""
     found = []
     for channels, side in ((64, 28), (128, 14), (256, 7)):
         images = torch.randn(64, channels, side, side).to(memory_format=torch.channels_last)
         layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
         with torch.no_grad():
-            found.append(best_rate(2 * 64 * side**2 * channels**2 * 9, partial(layer, images)))
+            found.append(2 * 64 * side**2 * channels**2 * 9 / fastest(partial(layer, images), 5))
     return max(found)
 
 
@@ -127,7 +114,7 @@ def convolutions(name: str, n: int, *words: object) -> float:
             if made.requires_grad:
                 made.backward(gradient)
 
-        total += count / best_rate(1, both, rounds=3)
+        total += count * fastest(both, 3)
     return total
 
 

@@ -170,7 +170,7 @@ class Method(nn.Module, ABC):
         self.precision, self.group_crops = config.of(PrecisionSettings).precision, config.of(MethodSettings).group_crops
         if runtime.channels_last(device, config.of(PrecisionSettings)):
             self.network.to(memory_format=torch.channels_last)
-        if not runtime.defers(device):
+        if device == runtime.CPU:
             convolution.adapt(self.network)
         if settings.compile and not config.of(Command).dry_run:
             runtime.check_compiler(device)

@@ -85,15 +85,15 @@ class PICA(Method):
 
     def assign(self, images: Tensor, head: int) -> Tensor:
         """(N, C, H, W) → (N, K) assignments by one head."""
-        return self._assign(self.features(images), head)
+        return self._assigned(self.features(images), head)
 
-    def _assign(self, features: Tensor, head: int) -> Tensor:
+    def _assigned(self, features: Tensor, head: int) -> Tensor:
         logits: Tensor = self.heads[head](features)
         return logits.softmax(dim=1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         # In this order, which is that of BatchNorm's running statistics.
-        p, q = (self._assign(features, batch.head) for features in self.encode([batch.original, batch.perturbed]))
+        p, q = (self._assigned(features, batch.head) for features in self.encode([batch.original, batch.perturbed]))
         p = p.repeat(len(q) // len(p), 1)
         name, parts = self._name(batch.head), self.objective.parts(p, q)
         return {"loss": parts["loss"], **{f"{name}/{part}": value.detach() for part, value in parts.items()}}

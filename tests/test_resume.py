@@ -1,10 +1,9 @@
-"""A run that was killed ends with the same bits as one that was not."""
+"""A run that stops goes on where it was, and says what it will not do."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -12,146 +11,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from conftest import QUICK, ROOT, picture, resolve
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from runs import RUN, assert_same_run, launch, loaders, only, same
 
 import main
 from lib import checkpoint
 
 Cli = Callable[..., tuple[int, str, str]]
-IMC = ("--cfgs", ROOT / "configs/imc_swav/base.yaml", ROOT / "configs/imc_swav/digits.yaml", "--seed", 7,
-       "--train-splits", "train+test", "--classifier-splits", "test", "--test-splits", "test", "--net-width", 4,
-       "--batch-size", 256, "--prototypes", 20, "--classifier-dim", 16, "--size-crops", 12, 8, "--nmb-crops", 2, 1,
-       "--baseline", "none", "--warmup-steps", 5, "--frozen-prototype-steps", 5)  # fmt: skip
-METHODS = {
-    "pica": (*QUICK, "--max-epochs", 20),
-    "imc_swav": (*IMC, "--max-epochs", 30),
-}  # what is trained and killed; half of IMC-SwAV's pictures fill its bank
-RUN = ("--save-every-steps", 3, "--eval-every", 2, "--display-freq", 1)
-
-
-def loaders(workers: int) -> tuple[object, ...]:
-    """Views by loader processes; without any, by whole batches."""
-    return ("--tfm-backend", "pil", "--num-workers", workers) if workers else ()
-
-
-def launch(words: tuple[object, ...], root: Path, threads: int = 1) -> subprocess.Popen[str]:
-    command = [sys.executable, "main.py", *map(str, words), "--session-root", str(root)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def only(root: Path) -> Path:
-    (found,) = [path for path in root.iterdir() if path.is_dir()]
-    return found
-
-
-def finished(root: Path) -> Path:
-    """The session that came to its end; one that was killed before its first checkpoint had no successor."""
-    (found,) = [file.parent for file in root.glob("*/scores.json")]
-    return found
-
-
-def same(one: Any, other: Any) -> bool:
-    """Bitwise."""
-    if torch.is_tensor(one):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("latest", "best"):
-        ours, theirs = (checkpoint.load(path / "checkpoint" / f"{name}.ckpt") for path in (one, other))
-        for part in ("method", "optimizer", "epoch", "step", "position", "best", "scored_step", "assigned", "random"):
-            assert same(ours[part], theirs[part]), f"{name}.ckpt: {part}"
-    for name in ("metrics.jsonl", "scores.json"):
-        assert (one / name).read_text() == (other / name).read_text()
-    boards = [EventAccumulator(str(path / "tfboard")).Reload() for path in (one, other)]
-    assert boards[0].Tags()["scalars"] == boards[1].Tags()["scalars"]
-    for tag in boards[0].Tags()["scalars"]:
-        points = [[(point.step, point.value) for point in board.Scalars(tag)] for board in boards]
-        if tag == "Train/Pictures_per_second":
-            points = [[(step, 0.0) for step, _ in curve] for curve in points]
-        assert points[0] == points[1], f"a gap or a doubled point in {tag}"
-
-
-def kill_and_resume(
-    words: tuple[object, ...], root: Path, kills: int, chance: random.Random, threads: int = 1, longest: float = 1.5
-) -> int:
-    """Kill at random moments after the run has begun, and resume; returns how often it really was."""
-
-    def logged() -> int:
-        return sum(log.stat().st_size for log in root.glob("*/log.txt"))
-
-    done = 0
-    while done < kills:
-        before, process = logged(), launch((*words, "--resume", "auto"), root, threads)
-        while process.poll() is None and logged() == before:
-            time.sleep(0.02)
-        time.sleep(chance.uniform(0, longest))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if process.returncode == 0:
-            return done
-        assert process.returncode == -signal.SIGKILL
-        done += 1
-    process = launch((*words, "--resume", "auto"), root, threads)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    return done
-
-
-@pytest.mark.parametrize(("method", "workers"), [("pica", 1), ("imc_swav", 0)])
-def test_killed_three_times_and_resumed(method: str, workers: int, tmp_path: Path) -> None:
-    words = (*METHODS[method], *RUN, *loaders(workers))
-    straight = launch(words, tmp_path / "straight")
-    assert straight.wait() == 0
-    assert kill_and_resume(words, tmp_path / "killed", 3, random.Random(0), longest=2.5) == 3
-    assert_same_run(only(tmp_path / "straight"), finished(tmp_path / "killed"))
-    assert "goes on after step" in (finished(tmp_path / "killed") / "log.txt").read_text()
-
-
-@pytest.mark.torture
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (2, 0), (1, 2)])
-def test_killed_fifty_times_and_resumed(method: str, threads: int, workers: int, tmp_path: Path) -> None:
-    words = (*METHODS[method], *RUN, *loaders(workers), "--max-epochs", 150, "--save-every-steps", 2)
-    straight = launch(words, tmp_path / "straight", threads)
-    assert straight.wait() == 0
-    chance, kills = random.Random(threads + 10 * workers), 0
-    kills = kill_and_resume(words, tmp_path / "killed", 50, chance, threads)
-    assert kills == 50, f"the run was over after {kills} kills"
-    assert_same_run(only(tmp_path / "straight"), finished(tmp_path / "killed"))
-
-
-@pytest.mark.torture
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_at_random_moments(number: signal.Signals, tmp_path: Path) -> None:
-    chance = random.Random(int(number))
-    for attempt in range(12):
-        root = tmp_path / str(attempt)
-        process = launch((*QUICK, *RUN, *loaders(2), "--max-epochs", 1000), root)
-        time.sleep(chance.uniform(0, 12))
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 128 + number, err
-        assert err.splitlines()[-1].startswith(f"stopped by {number.name}; ") and "Traceback" not in err
-        if "the state is saved" in err:
-            state = checkpoint.load(only(root) / "checkpoint" / "latest.ckpt")
-            assert state["step"] == state["epoch"] * 8 + state["position"]
-        assert not [path for path in root.rglob(".latest*")], "nothing half-written"
 
 
 def steps(path: Path) -> list[tuple[int, int]]:

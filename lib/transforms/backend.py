@@ -165,8 +165,7 @@ def _own_array(part: Any) -> NDArray[np.uint8] | None:
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 4 or len(array) != len(part):
         shape = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}".strip()
         raise UserError(f"the `array` of the data set {name} is {shape}; (N, H, W, C) uint8, N its length, is wanted")
-    if not array.size or not np.array_equal(
-        np.asarray(part[0][0]), array[0].squeeze() if array.shape[3] == 1 else array[0]
-    ):
+    first = array[0, ..., 0] if array.shape[3] == 1 else array[0]
+    if not array.size or not np.array_equal(np.asarray(part[0][0]), first):
         raise UserError(f"the `array` of the data set {name} does not show its first picture; mend it, or leave it out")
     return array
