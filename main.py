@@ -13,15 +13,16 @@ if __name__ == "__main__":
     leave_on_signals()  # the imports below take seconds
 
 import imc_swav, pica  # noqa: E401, F401  (they register themselves)
-from lib import checkpoint, config, datasets, evaluation, forecast, method, networks, optimizers
-from lib import report, resume, runtime, schedules, session, trainer, transforms
+from lib import checkpoint, config, datasets, distributed, evaluation, forecast, launch, method, networks, optimizers
+from lib import report, resume, runtime, schedules, seeds, session, summary, trainer, transforms
 from lib.config import Command, Config
-from lib.session import Session
+from lib.runtime import DeviceSettings, SeedSettings
 
 SECTIONS = (
     Command, method.MethodSettings, datasets.DataSettings, transforms.TransformSettings, networks.NetworkSettings,
     optimizers.OptimizerSettings, schedules.ScheduleSettings, trainer.TrainerSettings, evaluation.EvaluationSettings,
     transforms.ViewSettings, session.SessionSettings, *runtime.SECTIONS, transforms.LoaderSettings,
+    summary.PublishedSettings,
 )  # fmt: skip
 
 # The PICA authors' files name no method.
@@ -29,22 +30,30 @@ DEFAULTS = {"method": config.Raw("pica", config.DEFAULT)}
 
 
 @exit_status
-def main(argv: Sequence[str]) -> None:
-    """Run one command line."""
+def main(argv: Sequence[str]) -> int | None:
+    """Run one command line, in one process or several."""
     raw = DEFAULTS | config.collect(argv, SECTIONS)
-    start = resume.start_of(raw, SECTIONS)
-    settings = config.resolve(raw, SECTIONS, start.stored and start.stored["config"], start.folder is not None)
-    kept = settings.of(Command).resume if settings.of(Command).restart else None
-    settings = settings.replace(seed=runtime.seed_of(settings.of(runtime.SeedSettings)), resume=kept)
-    command, seeds = settings.of(Command), settings.of(runtime.SeedSettings).seeds
-    if command.help or command.list or not argv:
-        print(config.component_list(SECTIONS) if command.list else config.help_text(settings))
-    elif command.dry_run:
-        print(forecast.forecast(build(settings), settings))
-    elif seeds is None:
-        run(settings, Session(settings, goes_on=start.folder), start)
-    else:
-        run_seeds(settings, seeds)
+    early = config.part(raw, (Command, SeedSettings, DeviceSettings))
+    command, device = early.of(Command), early.of(DeviceSettings)
+    shows = command.help or command.list or command.dry_run or not argv
+    count = 1 if shows or early.of(SeedSettings).seeds else launch.processes(device)
+    if count > 1:
+        return launch.launch(argv, count)
+    with distributed.joined(device):
+        start = distributed.from_first(lambda: resume.start_of(raw, SECTIONS))
+        settings = config.resolve(raw, SECTIONS, start.stored and start.stored["config"], start.folder is not None)
+        if command.help or command.list or not argv:
+            print(config.component_list(SECTIONS) if command.list else config.help_text(settings))
+        elif settings.of(SeedSettings).seeds and not command.dry_run:
+            seeds.run(settings.replace(seed=None, resume=None), start.folder)
+        else:
+            seed = distributed.from_first(lambda: runtime.seed_of(settings.of(SeedSettings)))
+            settings = settings.replace(seed=seed, resume=command.resume if command.restart else None)
+            if command.dry_run:
+                print(forecast.forecast(build(settings), settings))
+            else:
+                run(settings, start)
+    return 0
 
 
 def build(settings: Config) -> method.Task:  # its weights are drawn from the seed
@@ -52,9 +61,10 @@ def build(settings: Config) -> method.Task:  # its weights are drawn from the se
     return method.get(settings.of(method.MethodSettings).method).build(settings)  # type: ignore[no-any-return]
 
 
-def run(settings: Config, log: Session, start: resume.Start = resume.AFRESH) -> evaluation.Scores:
-    """Train, or score a checkpoint; returns the scores of each split."""
+def run(settings: Config, start: resume.Start) -> None:
+    """Train, or score a checkpoint."""
     task = build(settings)
+    log = session.Session(settings, start.folder, silent=not distributed.leads())
     training = None if settings.of(Command).evaluate else trainer.Trainer(task, settings)
     if training and start.stored and start.folder:
         training.load_state_dict(start.stored)
@@ -63,17 +73,6 @@ def run(settings: Config, log: Session, start: resume.Start = resume.AFRESH) -> 
     with log, closing(task.views):
         predictions, scores = training.run(log) if training else evaluation.evaluate(task, settings)
         report.finish(log, task, settings, predictions, scores)
-    return scores
-
-
-def run_seeds(settings: Config, seeds: Sequence[str]) -> None:
-    """One run for each seed, each in a folder of its own, and a summary over them."""
-    family, found = Session(settings), {}
-    for seed in seeds:
-        one = settings.replace(seed=int(seed), seeds=None)
-        found[seed] = run(one, family.child(f"seed-{seed}", one))
-    with family:
-        report.summarise(family, found)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def imc_swav(n: int, chosen: Any, device: str = "cpu") -> tuple[Method, Any]:
 
 def pica(n: int, chosen: Any, device: str = "cpu") -> tuple[Method, Any]:
     """Sobel and ResNet-34, n originals and 3n perturbed copies of 32 px, the head of 70."""
-    original, perturbed = (torch.randn(count, 3, 32, 32, device=device) for count in (n, 3 * n))
+    original, perturbed = (torch.randn(*shape, 3, 32, 32, device=device) for shape in ((n,), (3, n)))
     return PICA(build_network(chosen), (70, 10)), PICABatch(0, torch.arange(n), original, perturbed)
 
 

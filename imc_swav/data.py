@@ -10,18 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lib import distributed
 from lib.errors import UserError
-from lib.method import Request, Views
+from lib.method import Request, Shares, Views
 from lib.transforms import TransformSettings
 from lib.transforms.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Batch:
-    """N pictures in V views, the large ones first."""
+class Batch(Shares):
+    """N pictures in V views, the large ones first; the views are of this process's n of them."""
 
     index: Tensor  # (N,) positions among the run's pictures
-    views: list[Tensor]  # V of (N, C, H, W)
+    views: list[Tensor]  # V of (n, C, H, W)
     classified: NDArray[np.bool_]  # (N,) whether the classifier learns from the picture
 
 
@@ -115,9 +116,11 @@ class IMCSource:
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
         order = np.random.default_rng((self._seed, index)).permutation(self._chosen)
         batches = [order[i * self._batch_size :][: self._batch_size] for i in range(start, len(self))]
-        plan = (Request(torch.from_numpy(batch), self._recipes, index) for batch in batches)
+        plan = (Request(torch.from_numpy(distributed.share(batch)), self._recipes, index) for batch in batches)
         for prepared in self._views.stream(plan):
-            yield Batch(prepared.index, prepared.views, self._classified[prepared.index.numpy()])
+            whole, counts = distributed.exchange(prepared.index)
+            classified, left_out = self._classified[whole.numpy()], self._batch_size - len(whole)
+            yield Batch(whole, prepared.views, classified, counts=counts, left_out=left_out)
 
     def blank(self, device: str) -> Batch:
         n, c = self._batch_size, self._channels

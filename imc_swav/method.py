@@ -13,7 +13,7 @@ from imc_swav.bank import Bank, Banked
 from imc_swav.data import Batch, IMCSource, recipes
 from imc_swav.heads import Classifier, Projection, Prototypes
 from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
-from lib import datasets, networks, runtime
+from lib import datasets, distributed, networks, runtime
 from lib.config import Command, Config
 from lib.errors import UserError
 from lib.method import Entry, Method, MethodSettings, Split, Task, register
@@ -81,8 +81,9 @@ class IMCSwAV(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         s = self.settings
-        features = self.encode(batch.views)
-        scores = [self.prototypes(self.projection(feature)) for feature in features]
+        own = self.encode(batch.views)
+        scores = distributed.gather_views([self.prototypes(self.projection(f)) for f in own], batch.counts)
+        features = distributed.gather_views([feature.detach() for feature in own], batch.counts)
         swapped = swapped_prediction_loss(scores, s.nmb_crops[0], s.tau, s.eps, s.sinkhorn_iterations)
         learned = self._classified(batch, features, scores)
         if learned is None:
@@ -106,8 +107,8 @@ class IMCSwAV(Method):
         on_device = runtime.send(chosen, held[0].device)
         return self.bank.add(Banked(batch.index[chosen], *(part[:, on_device] for part in held)))
 
-    def predict(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.features(images))
+    def classify(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(features)
         return logits.softmax(dim=1)
 
     def start_epoch(self, epoch: int) -> None:
@@ -152,6 +153,7 @@ def build(config: Config) -> Task:
     if settings.classifier_splits is not None:
         classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
     method = IMCSwAV(networks.build(config, channels), clusters, data.batch_size, settings)
+    method.idles = not classified[chosen].all()
     views, seed = open_views(config, pictures, test), config.of(SeedSettings).seed or 0
     source = IMCSource(views, chosen, classified, crops, batch_size=data.batch_size, channels=channels, seed=seed)
     if not config.of(Command).evaluate:

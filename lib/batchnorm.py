@@ -1,12 +1,15 @@
-"""BatchNorm's statistics, re-estimated for a score and put back afterwards."""
+"""BatchNorm's statistics: of all processes' pictures; and re-estimated for a score, and put back afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lib import distributed, runtime
 
 BATCHES = 50  # at most, from which the statistics are estimated
 
@@ -48,3 +51,54 @@ def reestimate(module: nn.Module, predict: Iterable[Tensor], afresh: bool) -> No
 
 def _norms(module: nn.Module) -> list[_BatchNorm]:
     return [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+
+
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm over the pictures of all ranks, some of which may have none; PyTorch's own refuses CPU tensors.
+
+    Raises:
+        ValueError: in all there is a single value per channel.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        axes, shape = [0, *range(2, input.dim())], [1, -1] + [1] * (input.dim() - 2)
+        values = input if input.dtype == torch.float64 else input.float()
+        count = values.numel() // self.num_features
+        # The sum of nothing is zero, and stays in the graph: the backward pass meets the other ranks too.
+        own = torch.var_mean(values, axes, correction=0) if count else (values.sum(axes), values.sum(axes))
+        row = torch.cat([*own, values.new_tensor([count])])
+        every = distributed.gather(row[None], (1,) * distributed.world())
+        variances, means, counts = torch.split(every, [self.num_features, self.num_features, 1], dim=1)
+        total = counts.detach().sum()
+        if total <= 1:
+            raise ValueError("a single value per channel has no variance")
+        shares = counts.detach() / total
+        mean = (shares * means).sum(dim=0)
+        variance = (shares * (variances + (means - mean).square())).sum(dim=0)
+        self._follow(mean.detach(), variance.detach() * total / (total - 1))
+        scale = (variance + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
+        shift = (0 if self.bias is None else self.bias) - mean * scale
+        return torch.addcmul(shift.view(shape), values, scale.view(shape)).to(input.dtype)
+
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        weight = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
+
+
+def synchronise(network: nn.Module, where: torch.device) -> nn.Module:
+    """The network with BatchNorms whose batch is that of all ranks; weights and their names stay."""
+    if where != runtime.CPU:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call, no-any-return]
+    for part in network.modules():
+        if isinstance(part, _BatchNorm):
+            part.__class__ = SyncBatchNorm
+    return network

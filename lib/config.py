@@ -219,6 +219,12 @@ def resolve(
     return Config(found, notes + _strangers(strangers, registries, set(active)))
 
 
+def part(raw: Mapping[str, Raw], sections: Sequence[Kind]) -> Config:
+    """These sections alone, before a checkpoint is looked for."""
+    own = {name for section in sections for name in _fields(section)}
+    return resolve({name: given for name, given in raw.items() if name in own}, sections)
+
+
 def help_text(config: Config) -> str:
     """Every setting of the components in use, by component, with defaults, units and what is set here."""
     parser = argparse.ArgumentParser(

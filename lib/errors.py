@@ -48,6 +48,18 @@ class Interrupted(Exception):
         self.number, self.midway, self.status = number, midway, 128 + number
 
 
+class Echo(Exception):
+    """A rank's failure after another's, which has spoken; this one goes silently.
+
+    Args:
+        of: what it would have said.
+    """
+
+    def __init__(self, of: BaseException) -> None:
+        super().__init__(str(of))
+        self.of = of
+
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -59,42 +71,51 @@ def leave_on_signals() -> None:
 
     def leave(number: int, frame: object) -> None:
         error = Interrupted(number)
-        os._exit(_say(str(error), error.status))
+        os._exit(say(str(error), error.status))
 
     for number in SIGNALS:
         signal.signal(number, leave)
 
 
-def exit_status(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:
+def exit_status(main: Callable[[Sequence[str]], int | None]) -> Callable[[Sequence[str]], int]:
     """Wrap a program: it returns an exit status, and what a user can mend is one line on stderr."""
 
     def wrapped(argv: Sequence[str]) -> int:
         try:
-            main(argv)
-            return 0
-        except UserError as error:
-            return _say(f"error: {error}", 2)
-        except RunStopped as error:
-            return _say(f"error: the run stopped itself: {error}", 1)
-        except Interrupted as error:
-            return _say(str(error), error.status)
-        except RuntimeError as error:
-            # torch.OutOfMemoryError on a GPU, and a plain RuntimeError on the CPU.
-            if "allocate memory" not in str(error) and "out of memory" not in str(error):
-                raise
-            return _say("error: not enough memory; take a smaller --batch-size or network (--dry-run estimates)", 2)
+            return main(argv) or 0
+        except Echo as echo:
+            told = _told(echo.of)
+            return 1 if told is None else told[1]
         except BrokenPipeError:  # `main.py --help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except OSError as error:
-            if error.errno not in _OUTSIDE:
+        except Exception as error:
+            told = _told(error)
+            if told is None:
                 raise
-            place = error.filename or "while writing"
-            return _say(f"error: {error.strerror}: {place}; {_OUTSIDE[error.errno]}", 2)
+            return say(*told)
 
     return wrapped
 
 
-def _say(text: str, status: int) -> int:
+def _told(error: BaseException) -> tuple[str, int] | None:
+    """What to say, and the exit status; None: the program's mistake, which wants a traceback."""
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    if isinstance(error, RunStopped):
+        return f"error: the run stopped itself: {error}", 1
+    if isinstance(error, Interrupted):
+        return str(error), error.status
+    # torch.OutOfMemoryError on a GPU, and a plain RuntimeError on the CPU.
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in ("allocate memory", "out of memory")):
+        return "error: not enough memory; take a smaller --batch-size or network (--dry-run estimates)", 2
+    if isinstance(error, OSError) and error.errno in _OUTSIDE:
+        place = error.filename or "while writing"
+        return f"error: {error.strerror}: {place}; {_OUTSIDE[error.errno]}", 2
+    return None
+
+
+def say(text: str, status: int) -> int:
+    """A line on stderr; returns the status."""
     print(" ".join(text.splitlines()), file=sys.stderr)
     return status

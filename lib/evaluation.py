@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lib import batchnorm, metrics
+from lib import batchnorm, distributed, metrics, summary
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.errors import UserError
@@ -23,7 +24,6 @@ from lib.session import Session
 from lib.settings import Section, setting
 
 Scores = dict[str, dict[str, Any]]  # split → name → value
-COLUMNS = (("acc", "ACC"), ("nmi", "NMI"), ("ari", "ARI"))
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,13 @@ def _scored(task: Task) -> NDArray[np.int64]:
     return np.unique(np.concatenate([split.index for split in task.splits.values()]))
 
 
-def _batches(index: NDArray[np.int64], size: int) -> Iterator[Tensor]:
-    return (torch.from_numpy(index[i : i + size]) for i in range(0, len(index), size))
+def _batches(index: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    return (index[i : i + size] for i in range(0, len(index), size))
+
+
+def _shares(index: NDArray[np.int64], size: int) -> Iterator[Tensor]:
+    """Each rank's part of each batch, so that all ranks have equally many."""
+    return (torch.from_numpy(distributed.share(batch)) for batch in _batches(index, size))
 
 
 def predict(task: Task, batch_size: int, tick: Callable[[], None] = lambda: None) -> Predictions:
@@ -84,19 +89,22 @@ def predict(task: Task, batch_size: int, tick: Callable[[], None] = lambda: None
 
     Args:
         task: whose pictures, by whose method.
-        batch_size: pictures at a time.
+        batch_size: pictures at a time, of all processes.
         tick: called after each batch; what it raises ends the prediction.
     """
-    index, rows = [], []
+    index, rows = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, task.method.num_clusters)]
     with evaluating(task.method):
-        for prepared in task.views.plain(_batches(_scored(task), batch_size)):
+        for prepared in task.views.plain(_shares(_scored(task), batch_size)):
             if len(prepared.index):
                 index.append(prepared.index)
                 rows.append(task.method.predict(prepared.views[0]).float().cpu())
             tick()
-    if not rows:
+        whole, counts = distributed.exchange(torch.cat(index))
+        probability = distributed.gather(torch.cat(rows), counts)
+    if not len(whole):
         raise UserError("none of the scored pictures can be read; mend or remove them")
-    return Predictions(torch.cat(index).numpy(), torch.cat(rows).numpy())
+    order = whole.argsort()
+    return Predictions(whole[order].numpy(), probability[order].numpy())
 
 
 def score(task: Task, predictions: Predictions, top_k: int | None = None) -> Scores:
@@ -140,11 +148,13 @@ def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None
     IMC-SwAV authors do; its figures are comparable with theirs alone. Everything is put back.
     """
     settings, first, found = config.of(EvaluationSettings), None, {}
+    distributed.follow_first(task.method)
     for treatment in task.method.treatments:
         with batchnorm.restored(task.method):
             _treat(task, config, treatment, tick)
             predictions = predict(task, settings.eval_batch_size, tick)
-        for name, values in score(task, predictions, settings.top_k).items():
+        scores = distributed.from_first(partial(score, task, predictions, settings.top_k))
+        for name, values in scores.items():
             # The result goes by the split's own name, the others by what they are.
             key = name if first is None else f"{name}:{treatment}"
             found[key] = values if len(task.method.treatments) == 1 else {**values, "batchnorm": treatment}
@@ -165,10 +175,11 @@ def _treat(task: Task, config: Config, treatment: str, tick: Callable[[], None])
 
     def run() -> Iterator[Tensor]:
         nonlocal seen
-        for prepared in task.views.plain(_batches(drawn, size)):
-            if len(prepared.index) > 1:  # a single picture has no variance
+        for prepared in task.views.plain(_shares(drawn, size)):
+            whole, counts = distributed.exchange(prepared.index)
+            if len(whole) > 1:  # a single picture has no variance
                 seen += 1
-                yield task.method.predict(prepared.views[0])
+                yield task.method.classify(distributed.gather(task.method.features(prepared.views[0]), counts))
             tick()
 
     with evaluating(task.method):
@@ -182,7 +193,8 @@ def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
     from sklearn.cluster import KMeans
 
     prepared = [
-        (part.index, part.views[0].flatten(1).cpu()) for part in task.views.plain(_batches(_scored(task), batch_size))
+        (part.index, part.views[0].flatten(1).cpu())
+        for part in task.views.plain(map(torch.from_numpy, _batches(_scored(task), batch_size)))
     ]
     index, pixels = (torch.cat(parts).numpy() for parts in zip(*prepared, strict=True))
     clusters = KMeans(task.method.num_clusters, n_init=10, random_state=seed).fit_predict(pixels)
@@ -195,7 +207,7 @@ def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
 
 def line(scores: Mapping[str, Any]) -> str:
     """One split's scores in a line."""
-    known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in COLUMNS if scores[key] is not None)
+    known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in summary.COLUMNS if scores[key] is not None)
     shares = f"shares {scores['smallest']:.1%} to {scores['largest']:.1%}"
     confidence = f", confidence {scores['confidence']:.3f}" if "confidence" in scores else ""
     return f"{known or 'no labels'}; {shares}{confidence}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import runtime
+from lib import launch, runtime
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.method import MethodSettings, Task
@@ -30,6 +30,8 @@ def forecast(task: Task, config: Config) -> str:
     trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
     fixed = sum(weight.numel() for weight in method.parameters()) - trained
     operations, activations, state = measure(task, config)
+    processes = launch.processes(config.of(DeviceSettings))
+    several = f"{processes} processes, each on " if processes > 1 else ""
     expected = "expected: " if task.pictures.expected else ""
     absent = "; not there, so its published sizes are expected" if expected else ""
     total = operations * steps
@@ -43,8 +45,8 @@ def forecast(task: Task, config: Config) -> str:
         ("work", f"{operations / 1e9:,.1f} GFLOP per step, {total / 1e15:,.3f} PFLOP in all"),
         *(("time", f"{_duration(total / (SHARE * peak))} on {name}, at {SHARE:.0%} of its peak of {peak / 1e12:g} TFLOP/s "
           "in float32") for name, peak in PEAKS.items()),
-        ("memory", f"about {_size(state)} for weights, gradients and optimizer, {_size(activations)} for activations"),
-        ("device", runtime.describe(runtime.device(config.of(DeviceSettings).gpus))),
+        ("memory", f"about {_size(state)} for weights, gradients and optimizer, {_size(activations / processes)} for activations"),
+        ("device", f"{several}{runtime.describe(runtime.device(config.of(DeviceSettings)))}"),
     ]  # fmt: skip
     return "\n".join(f"{name:<9}{text}" for name, text in rows)
 

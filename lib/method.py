@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lib import runtime
+from lib import batchnorm, distributed, runtime
 from lib.config import Command, Config
 from lib.datasets import Pictures
 from lib.networks import convolution
@@ -37,6 +37,9 @@ class MethodSettings(Section):
     num_clusters: int | None = setting(None, "groups to find; none: as the method's own settings say", low=2)
     group_crops: bool = setting(
         False, "pass views of one size through the network together, as one BatchNorm batch; theirs are apart"
+    )
+    sync_batchnorm: bool = setting(
+        True, "of several processes, make one BatchNorm batch; false: each its own, so that their number matters"
     )
 
 
@@ -85,10 +88,22 @@ class Views(Protocol):
         """End whatever prepares pictures in the background."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What every batch knows, beside its `index`: (N,) positions of the pictures of all processes, on the CPU."""
+
+    counts: tuple[int, ...] = ()  # of these, how many each process has the views of, in this order
+    left_out: int = 0  # pictures that could not be read
+
+
 class Batch(Protocol):
     @property
     def index(self) -> Tensor:
-        """(N,) positions of its pictures, on the CPU."""
+        """(N,) positions of the pictures of all processes, on the CPU."""
+
+    @property
+    def left_out(self) -> int:
+        """Pictures of the batch that could not be read."""
 
 
 class Source(Protocol):
@@ -121,7 +136,8 @@ class Method(nn.Module, ABC):
     """
 
     network: nn.Module
-    """Images → (N, feature_dim)."""
+    """Images → (N, feature_dim). Of several processes each passes its own images, while their BatchNorm is one; what
+    is computed after `lib.distributed.gather` is the same in each."""
 
     selection: str = "loss"
     """The part of the loss whose epoch mean, the lower the better, chooses best.ckpt."""
@@ -131,6 +147,9 @@ class Method(nn.Module, ABC):
     treatments: tuple[str, ...] = ("plain",)
     """BatchNorm statistics under which the method is scored (`lib.evaluation`); the first gives the result."""
 
+    idles: bool = False
+    """Whether a step may leave some of the weights without a gradient, such as those of a head that rests."""
+
     precision: str = "fp32"
     """Of the network (`lib.runtime.PrecisionSettings`)."""
 
@@ -138,8 +157,12 @@ class Method(nn.Module, ABC):
     """Whether views of one size are one BatchNorm batch."""
 
     @abstractmethod
+    def classify(self, features: Tensor) -> Tensor:
+        """(N, feature_dim) → (N, K) cluster probabilities."""
+
     def predict(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → (N, K) cluster probabilities."""
+        return self.classify(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → (N, feature_dim); not below float32, whatever the network computes in."""
@@ -166,8 +189,10 @@ class Method(nn.Module, ABC):
             UserError: no such device, or `--compile` lacks what it needs.
         """
         settings = config.of(DeviceSettings)
-        device = runtime.device(settings.gpus)
+        device = runtime.device(settings)
         self.precision, self.group_crops = config.of(PrecisionSettings).precision, config.of(MethodSettings).group_crops
+        if distributed.world() > 1 and config.of(MethodSettings).sync_batchnorm:
+            self.network = batchnorm.synchronise(self.network, device)
         if runtime.channels_last(device, config.of(PrecisionSettings)):
             self.network.to(memory_format=torch.channels_last)
         if device == runtime.CPU:

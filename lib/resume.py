@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lib import checkpoint, config, safetensors
 from lib.config import Command, Raw
 from lib.errors import UserError
+from lib.runtime import SeedSettings
 from lib.session import SessionSettings
 from lib.settings import Section
 from lib.yamlfile import load_yaml
@@ -33,18 +34,20 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
         UserError: no such checkpoint, a damaged one, one that holds weights alone and is to go on, or
             options that exclude each other.
     """
-    own = {field.name for field in fields(Command)}
-    command = config.resolve({name: given for name, given in raw.items() if name in own}, [Command]).of(Command)
+    command = config.part(raw, [Command]).of(Command)
     path: str | Path | None = command.resume
-    _check_combination(command, several="seeds" in raw and raw["seeds"].value is not None)
+    several = config.part(raw, [SeedSettings]).of(SeedSettings).seeds is not None
+    _check_combination(command, several)
+    if several and "seed" in raw and raw["seed"].flag:
+        raise UserError("--seed and --seeds exclude each other; leave one out")
     if command.evaluate or (path and command.restart):
         return Start(checkpoint.load(str(command.evaluate or path)))
     if not path:
         return AFRESH
     if path == "auto":
-        newest = _newest(raw, sections)
-        if newest is None:
-            return AFRESH
+        newest = _newest(raw, sections, several)
+        if newest is None or several:
+            return Start(folder=newest)
         path = newest / "checkpoint" / "latest.ckpt"
     try:
         stored = checkpoint.load(path)
@@ -72,8 +75,8 @@ def _check_combination(command: Command, several: bool) -> None:
         raise UserError("--evaluate scores, and --resume trains; leave one out")
     if command.evaluate and several:
         raise UserError("--seeds trains anew, and --evaluate does not; leave one out")
-    if command.resume and several:
-        raise UserError("--resume goes on with one run; give its --seed instead of --seeds")
+    if command.resume not in (None, "auto") and several:
+        raise UserError("--resume CKPT goes on with one run, and --seeds with those of a session by --resume auto")
     if command.restart and command.resume in (None, "auto"):
         raise UserError("--restart needs --resume CKPT, whose weights it takes")
     if command.export:
@@ -82,11 +85,13 @@ def _check_combination(command: Command, several: bool) -> None:
             raise UserError("--export writes the weights of a checkpoint; name it with --evaluate")
 
 
-def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Path | None:
-    """The newest session of the same settings that has a checkpoint; an unset seed is any."""
+def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]], several: bool) -> Path | None:
+    """The newest session of the same settings that has a checkpoint, or runs of any seeds; an unset seed is any."""
     wanted = config.resolve(raw, sections)
     root, name = Path(wanted.of(SessionSettings).session_root), wanted.of(SessionSettings).session
-    for folder in sorted(_sessions(root), key=lambda folder: folder.stat().st_mtime, reverse=True):
+    held = "runs/*" if several else "checkpoint/latest.ckpt"
+    folders = {folder.parent for folder in root.glob("*/config.yaml") if any(folder.parent.glob(held))}
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
         try:
             found = config.resolve(
                 {name: Raw(value, "its config.yaml") for name, value in load_yaml(folder / "config.yaml").items()},
@@ -95,14 +100,9 @@ def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Path |
         except UserError:  # of another version, or of components that are not imported here
             continue
         ours = wanted.identity()
-        if ours["seed"] is None:
-            ours["seed"] = found["seed"]
+        for seed in ("seed", "seeds"):
+            if several or (seed == "seed" and ours[seed] is None):
+                ours[seed] = found[seed]
         if ours == found and name in (None, folder.name):
             return folder
     return None
-
-
-def _sessions(root: Path) -> Iterator[Path]:
-    for file in root.glob("*/checkpoint/latest.ckpt"):
-        if (file.parent.parent / "config.yaml").is_file():
-            yield file.parent.parent

@@ -13,7 +13,7 @@ import secrets
 import shlex
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +48,18 @@ def seeds(entries: tuple[str, ...]) -> tuple[str, ...]:
 class DeviceSettings(Section):
     title = "device"
     local = True
-    gpus: str = setting("", "the GPU to use, such as 0; empty: the CPU")
+    gpus: str = setting("", "the GPUs to use, such as 0 or 0,1, a process for each; empty: the CPU")
+    processes: int | None = setting(
+        None, "that train together on this machine; none: one for each of gpus, or one on a CPU", low=1, high=1024
+    )
     threads: int | None = setting(
         None, "that compute on a CPU; none: OMP_NUM_THREADS, or one for each core that may be used", low=1, high=1024
     )
+    jobs: int | None = setting(
+        None,
+        "with --seeds, runs side by side; none: one for each of gpus, or on a CPU as many as `threads` fits into the cores",
+        low=1, high=1024,
+    )  # fmt: skip
     compile: bool = setting(False, "compile the network (torch.compile); the first steps take minutes")
 
 
@@ -83,22 +91,51 @@ CPU = torch.device("cpu")
 MOST_WORKERS = 8  # more of them wait for the disk, not for cores
 
 
-def device(gpus: str) -> torch.device:
-    """The device that `--gpus` names.
+def gpu_numbers(gpus: str) -> tuple[int, ...]:
+    """What `--gpus` names.
 
     Raises:
-        UserError: no such GPU, or several.
+        UserError: no numbers, one twice, or of a GPU that is not there.
     """
-    if not gpus:
-        return CPU
-    if not gpus.isdecimal():
-        raise UserError(f"--gpus {gpus}: give the number of one GPU, such as 0, or leave it empty for the CPU")
-    if not torch.cuda.is_available():
+    entries = [entry.strip() for entry in gpus.split(",")] if gpus.strip() else []
+    if not all(entry.isdecimal() for entry in entries) or len(set(entries)) < len(entries):
+        raise UserError(f"--gpus {gpus}: give numbers of GPUs, such as 0 or 0,1, or leave it empty for the CPU")
+    if entries and not torch.cuda.is_available():
         reason = "no CUDA device was found" if torch.version.cuda else "this PyTorch is built without CUDA"
         raise UserError(f"--gpus {gpus}: {reason}; leave --gpus empty to run on the CPU")
-    if int(gpus) >= torch.cuda.device_count():
+    if entries and max(map(int, entries)) >= torch.cuda.device_count():
         raise UserError(f"--gpus {gpus}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
-    return torch.device("cuda", int(gpus))
+    return tuple(map(int, entries))
+
+
+def local_rank() -> int:
+    """The number of this process among those of the run on this machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def device(settings: DeviceSettings) -> torch.device:
+    """The device of this process.
+
+    Raises:
+        UserError: no such GPU, or not one for each process of this machine.
+    """
+    numbers = gpu_numbers(settings.gpus)
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if settings.processes not in (None, beside) and beside > 1:
+        raise UserError(f"--processes {settings.processes}, and {beside} were started on this machine; leave it out")
+    if not numbers:
+        return CPU
+    if beside > 1 and len(numbers) != beside:
+        raise UserError(f"--gpus {settings.gpus}, and {beside} processes were started on this machine; name as many")
+    return torch.device("cuda", numbers[local_rank()])
+
+
+def collectives(where: torch.device) -> str:
+    """The back end by which processes exchange tensors; what lies on the CPU goes by gloo beside nccl."""
+    if where.type != "cuda":
+        return "gloo"
+    torch.cuda.set_device(where)
+    return "cpu:gloo,cuda:nccl"
 
 
 def cores() -> int:
@@ -115,18 +152,28 @@ def cores() -> int:
 def workers(asked: int | None, where: torch.device) -> int:
     """Loader processes: as asked for, else one per core beside a GPU; a CPU's cores have the network to compute."""
     if asked is None:
-        suits = cores() if where.type == "cuda" else min(max(cores() // 4, 1), cores() - 1)
+        suits = own_cores() if where.type == "cuda" else min(max(own_cores() // 4, 1), own_cores() - 1)
         return min(suits, MOST_WORKERS)
     return min(asked, cores())
+
+
+def own_cores() -> int:
+    """Cores for each process of the run on this machine."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def threads(settings: DeviceSettings) -> int | None:
+    """As many as are asked for, by the setting or by OMP_NUM_THREADS."""
+    variable = os.environ.get("OMP_NUM_THREADS", "")
+    return settings.threads or (int(variable) if variable.isdecimal() else None) or None
 
 
 def configure(seed: SeedSettings, precision: PrecisionSettings, settings: DeviceSettings) -> None:
     """Set seeds, threads and TF32 for the whole process."""
     seed_everything(seed_of(seed))
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(cores())
+    asked = threads(settings)
+    if settings.threads is not None or asked is None:
+        torch.set_num_threads(asked or own_cores())
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision.tf32
 
 
@@ -241,9 +288,14 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 class Interrupts:
-    """While entered, SIGINT and SIGTERM wait for the next `check()`; a second one does not wait."""
+    """While entered, SIGINT and SIGTERM wait for the next `check()`; a second one does not wait.
 
-    def __init__(self) -> None:
+    Args:
+        agree: on the largest of the ranks' numbers, so that all stop at the same step.
+    """
+
+    def __init__(self, agree: Callable[[int], int]) -> None:
+        self._agree = agree
         self._received: int | None = None
         self._before: list[Any] = []
 
@@ -266,5 +318,6 @@ class Interrupts:
         Raises:
             Interrupted: one did.
         """
-        if self._received is not None:
-            raise Interrupted(self._received)
+        number = self._agree(self._received or 0)
+        if number:
+            raise Interrupted(number)

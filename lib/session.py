@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from lib.checkpoint import write_atomically
 from lib.config import Config
 from lib.errors import UserError
 from lib.settings import Section, setting
@@ -55,33 +56,30 @@ class Session:
 
     Args:
         config: all settings of the run.
-        parent: the session of a family of runs, such as several seeds, that this one belongs to.
-        name: of the run within the family.
         goes_on: the folder of the session that goes on, if one does.
+        silent: neither folder nor console; for all processes of a run but the first.
 
     Raises:
         UserError: on entering, if the folder exists or cannot be made, or is in use.
     """
 
-    def __init__(
-        self, config: Config, parent: Session | None = None, name: str = "", goes_on: Path | None = None
-    ) -> None:
+    def __init__(self, config: Config, goes_on: Path | None = None, silent: bool = False) -> None:
         self.path: Path | None = None
-        self._config, self._settings = config, config.of(SessionSettings)
-        self._parent, self._name, self._goes_on = parent, name, goes_on
+        self._config, self._settings, self._goes_on = config, config.of(SessionSettings), goes_on
+        self._writes = not (silent or self._settings.debug)
         self._lock: int | None = None
         self.provenance: dict[str, Any] = {}
         self._board: Any = None
         self._log = logging.Logger("run")  # not one of logging's named ones, which are global
-        self.bar = sys.stderr.isatty() and not self._settings.brief
-        console = _Console()
+        self.bar = sys.stderr.isatty() and not self._settings.brief and not silent
+        console = logging.NullHandler() if silent else _Console()
         if self.bar or self._settings.brief:
             console.setLevel(logging.INFO)  # a bar shows progress better than lines do
         self._log.addHandler(console)
 
     def __enter__(self) -> Session:
-        if self.path is None and not self._settings.debug:
-            self.path = self._goes_on or self._make()
+        if self._writes:
+            self.path = self._goes_on or _new_folder(Path(self._settings.session_root), self._settings.session)
             self._lock = _lock(self.path)
             if self._settings.log_file:
                 file = logging.FileHandler(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
@@ -115,22 +113,6 @@ class Session:
             return
         if not (self.path / "metrics.jsonl").exists():
             shutil.rmtree(self.path)
-            if self._parent is not None:
-                self._parent._discard_if_empty()
-
-    def child(self, name: str, config: Config) -> Session:
-        """A run of this family, in `runs/<name>`."""
-        return Session(config, self, name)
-
-    def _make(self) -> Path:
-        if self._parent is not None:
-            family = self._parent.__enter__().path
-            assert family is not None
-            path = family / "runs" / self._name
-        else:
-            path = _new_folder(Path(self._settings.session_root), self._settings.session)
-        (path / "checkpoint").mkdir(parents=True)
-        return path
 
     def progress(self, text: str) -> None:
         """A line for log.txt, and for a console without a progress bar."""
@@ -197,14 +179,17 @@ class Session:
 
     def write(self, name: str, text: str) -> None:
         if self.path is not None:
-            (self.path / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            write_atomically(self.path / name, text.encode("utf-8", errors="backslashreplace"))
 
     def write_json(self, name: str, content: Any) -> None:
         self.write(name, json.dumps(finite(content), indent=1) + "\n")
 
     def checkpoint(self, name: str) -> Path | None:
         """Where a checkpoint of that name goes."""
-        return None if self.path is None else self.path / "checkpoint" / f"{name}.ckpt"
+        if self.path is None:
+            return None
+        (self.path / "checkpoint").mkdir(exist_ok=True)
+        return self.path / "checkpoint" / f"{name}.ckpt"
 
 
 class _Console(logging.Handler):
@@ -248,6 +233,17 @@ def _lock(path: Path) -> int:
         os.close(held)
         raise UserError(f"the session {path} is in use by another process; wait for it, or stop it") from error
     return held
+
+
+def discard(path: Path) -> None:
+    """Remove the folder of a run that has nothing to keep.
+
+    Raises:
+        UserError: its process is still at work.
+    """
+    held = _lock(path)
+    shutil.rmtree(path)
+    os.close(held)
 
 
 def finite(value: Any) -> Any:

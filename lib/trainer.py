@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from lib import checkpoint, evaluation, optimizers, runtime, schedules
+from lib import checkpoint, distributed, evaluation, optimizers, runtime, schedules
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.datasets.fingerprint import Fingerprint, fingerprint
@@ -60,23 +61,26 @@ class Trainer:
     def __init__(self, task: Task, config: Config) -> None:
         self.task, self.method, self.config = task, task.method, config
         self.settings = config.of(TrainerSettings)
+        self._parallel = distributed.together(task.method, task.method.idles)
         self.optimizer = build_optimizer(task.method, config)
         self.schedule = build_schedule(config)
+        self._rate: float | None = None  # of the epoch, before the warm-up
         self.epoch = 0  # finished epochs
         self.position = 0  # finished steps of the epoch that has begun
         self.step = 0  # finished steps in all
         self.best = math.inf
         self._scored_step = -1  # at which scores were last recorded
-        device = runtime.device(config.of(DeviceSettings).gpus)
+        device = runtime.device(config.of(DeviceSettings))
         self._guard = Guard(self.optimizer, runtime.defers(device))
         self._warmup = config.of(ScheduleSettings).warmup_steps
+        self._loss: float | None = None  # of the last finished epoch, the part that `selection` names
         # For every picture, the cluster that it was last assigned to in training; −1: to none in this epoch.
         self._assigned = torch.full((len(task.pictures),), -1)
         self._notes = runtime.remarks(device, task.method.precision)
         self._resumed: dict[str, int] | None = None
         self._fingerprint = fingerprint(task.pictures, config.of(DataSettings).data_root)
         self._means = Means()
-        self._interrupts = Interrupts()
+        self._interrupts = Interrupts(agree=distributed.largest)
         self._clock = 0.0
         self._latest: tuple[int, Predictions, Scores] | None = None
         self._scored = next(iter(task.splits))
@@ -114,6 +118,7 @@ class Trainer:
                 if interrupted.midway:
                     raise
                 self._save("latest")
+                distributed.largest(0)  # no rank goes before the state is saved
                 raise Interrupted(interrupted.number, saved=True) from None
             except RunStopped as fault:
                 raise self._record_fault(fault) from None
@@ -124,7 +129,11 @@ class Trainer:
         s = self.settings
         if s.max_steps is not None and self.step >= s.max_steps:
             return True
-        return self.epoch >= s.max_epochs or self.schedule(self.epoch) is None
+        if self.epoch >= s.max_epochs:
+            return True
+        # Once an epoch: a schedule in a file may change, and all ranks take the same rate.
+        self._rate = distributed.from_first(lambda: self.schedule(self.epoch))
+        return self._rate is None
 
     def _train_epoch(self) -> None:
         self.method.train()
@@ -133,9 +142,9 @@ class Trainer:
             self._assigned.fill_(-1)
         self._clock = time.perf_counter()
         for batch in self._progress(self.task.source.epoch(self.epoch, self.position)):
-            if len(batch.index) > 1 or not self.task.views.skipped:
+            if len(batch.index) > 1 or not batch.left_out:
                 self._train_step(batch)
-            else:  # unreadable pictures were left out, and what remains is no batch
+            else:  # what remains is no batch
                 self.position += 1
             self._interrupts.check()
             if self.step == self.settings.max_steps:
@@ -148,10 +157,10 @@ class Trainer:
             self._finish_epoch()
 
     def _train_step(self, batch: Any) -> None:
-        set_rate(self.optimizer, self.schedule(self.epoch), self.step, self._warmup)
+        set_rate(self.optimizer, self._rate, self.step, self._warmup)
         self.method.before_forward(self.step)
         self._guard.keep(self.method)
-        parts = self.method(batch)
+        parts = self._parallel(batch)
         if "index" in parts:
             self._note(parts.pop("index"), parts.pop("cluster"))
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,6 +182,7 @@ class Trainer:
         self._guard.check()
         means = self._means.values()
         self._means.wait(time.perf_counter() - self._clock)
+        self._loss = means[self.method.selection]
         every = self.settings.eval_every
         evaluated = every > 0 and (self.epoch + 1) % every == 0
         # Predicting takes long and may be interrupted; what follows is short, and is not.
@@ -230,13 +240,15 @@ class Trainer:
 
     def _predict(self) -> None:
         predictions, scores = evaluation.evaluate(self.task, self.config, self._interrupts.check)
-        self._latest = (self.step, predictions, scores | evaluation.online(self.task, self._assigned.cpu().numpy()))
+        online = partial(evaluation.online, self.task, self._assigned.cpu().numpy())
+        scores |= distributed.from_first(online)
+        self._latest = (self.step, predictions, scores)
 
     def _record_scores(self, epoch: int) -> None:
         assert self._latest is not None
         step, _, scores = self._latest
         for split, values in scores.items():
-            self.session.metrics({"split": split, "epoch": epoch, "step": step, **values})
+            self.session.metrics({"split": split, "epoch": epoch, "step": step, **values, "loss": self._loss})
             curves = {n: v for n, v in values.items() if isinstance(v, int | float)}
             self.session.scalars({f"Evaluate/{split}/{n}": v for n, v in curves.items()}, step)
             self.session.info(f"  {split}: {evaluation.line(values)}")
@@ -268,6 +280,7 @@ class Trainer:
             "best": self.best,
             "means": self._means.state_dict(),
             "scored_step": self._scored_step,
+            "loss": self._loss,
             "pictures": self._fingerprint.pictures,
             "stamps": self._fingerprint.stamps,
             "assigned": self._assigned.cpu(),
@@ -288,6 +301,7 @@ class Trainer:
             self.epoch, self.position, self.step = (int(state[name]) for name in ("epoch", "position", "step"))
             self._scored_step, self._assigned = int(state["scored_step"]), state["assigned"]
             self._means.load_state_dict(state["means"])
+            self._loss = state["loss"]
             runtime.set_random_state(state["random"])
             self._resumed = dict(state.get("mark", {}))
             self._notes += self.config.changes(state["config"])

@@ -10,19 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib.method import Request, Views
+from lib import distributed
+from lib.method import Request, Shares, Views
 from lib.transforms import TransformSettings
 from lib.transforms.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Batch:
-    """N pictures for one head."""
+class Batch(Shares):
+    """N pictures for one head; the views are of this process's n of them."""
 
     head: int
     index: Tensor  # (N,) positions among the run's pictures
-    original: Tensor  # (N, C, H, W)
-    perturbed: Tensor  # (repeat · N, C, H, W), in the order 1…N, 1…N, …
+    original: Tensor  # (n, C, H, W)
+    perturbed: Tensor  # (copies, n, C, H, W)
 
 
 def recipes(s: TransformSettings) -> tuple[Recipe, Recipe, Recipe]:
@@ -72,12 +73,17 @@ class PICASource:
     def _steps(self, head: int) -> int:
         return -(-len(self._sets[head]) // self._batch_size)
 
+    def _size(self, head: int, step: int) -> int:
+        return min(self._batch_size, len(self._sets[head]) - step * self._batch_size)
+
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
         plan = [(head, step) for head in range(len(self._sets)) for step in range(self._steps(head))][start:]
         views = self._views.stream(self._requests(index, plan))
-        for (head, _), prepared in zip(plan, views, strict=True):
+        for (head, step), prepared in zip(plan, views, strict=True):
             original, *perturbed = prepared.views
-            yield Batch(head, prepared.index, original, torch.cat(perturbed))
+            whole, counts = distributed.exchange(prepared.index)
+            left_out = self._size(head, step) - len(whole)
+            yield Batch(head, whole, original, torch.stack(perturbed), counts=counts, left_out=left_out)
 
     def _requests(self, epoch: int, plan: Sequence[tuple[int, int]]) -> Iterator[Request]:
         orders: dict[int, NDArray[np.int64]] = {}
@@ -86,14 +92,13 @@ class PICASource:
                 orders = {head: np.random.default_rng((self._seed, epoch, head)).permutation(self._sets[head])}
             chosen = orders[head][step * self._batch_size : (step + 1) * self._batch_size]
             # Each head visits the pictures anew, so each has draws of its own.
-            yield Request(torch.from_numpy(chosen), self._recipes, epoch * len(self._sets) + head)
+            own = distributed.share(chosen)
+            yield Request(torch.from_numpy(own), self._recipes, epoch * len(self._sets) + head)
 
     def blank(self, device: str) -> Batch:
         size, n = self._recipes[0].size, min(self._batch_size, len(self._sets[-1]))
-        shape = (self._channels, size, size)
-        copies = n * (len(self._recipes) - 1)
-        original, perturbed = (torch.empty(count, *shape, device=device) for count in (n, copies))
-        return Batch(len(self._sets) - 1, torch.arange(n), original, perturbed)
+        views = torch.empty(len(self._recipes), n, self._channels, size, size, device=device)
+        return Batch(len(self._sets) - 1, torch.arange(n), views[0], views[1:])
 
     def describe(self) -> list[str]:
         repeat = len(self._recipes) - 1

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lib import datasets, networks
+from lib import datasets, distributed, networks
 from lib.config import Config
 from lib.errors import UserError
 from lib.method import Entry, Method, MethodSettings, Split, Task, register
@@ -76,7 +76,7 @@ class PICA(Method):
         self.heads = nn.ModuleList(nn.Linear(feature_dim, size) for size in heads)
         self.objective = PUILoss(lamda)
         self.sizes, self.idle_heads = heads, idle_heads
-        self.num_clusters = heads[-1]
+        self.num_clusters, self.idles = heads[-1], len(heads) > 1
         self.selection = f"{self._name(len(heads) - 1)}/loss"
         self._trained = [False] * len(heads)
 
@@ -93,13 +93,15 @@ class PICA(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         # In this order, which is that of BatchNorm's running statistics.
-        p, q = (self._assigned(features, batch.head) for features in self.encode([batch.original, batch.perturbed]))
-        p = p.repeat(len(q) // len(p), 1)
+        views, (copies, n) = [batch.original, batch.perturbed.flatten(0, 1)], batch.perturbed.shape[:2]
+        p, q = (self._assigned(features, batch.head) for features in self.encode(views))
+        p, *every = distributed.gather_views([p, *q.view(copies, n, self.sizes[batch.head])], batch.counts)
+        p, q = p.repeat(copies, 1), torch.cat(every)
         name, parts = self._name(batch.head), self.objective.parts(p, q)
         return {"loss": parts["loss"], **{f"{name}/{part}": value.detach() for part, value in parts.items()}}
 
-    def predict(self, images: Tensor) -> Tensor:
-        return self.assign(images, len(self.heads) - 1)
+    def classify(self, features: Tensor) -> Tensor:
+        return self._assigned(features, len(self.heads) - 1)
 
     def after_backward(self, step: int) -> None:
         for i, head in enumerate(self.heads):

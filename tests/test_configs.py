@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from lib.yamlfile import load_yaml
+
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.name != "base.yaml")
 
 
@@ -54,3 +56,14 @@ def test_it_opens_with_its_command(path: Path) -> None:
     comment = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     folder = path.parent.relative_to(ROOT)
     assert f"python main.py --cfgs {folder}/base.yaml {folder}/{path.name}" in comment
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_published_figures_are_those_of_the_comment(path: Path) -> None:
+    comment = "".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    held = load_yaml(path)
+    assert ("Published" in comment) == ("published" in held)
+    for name, *figures in held.get("published", []):
+        percent = 100 if path.parent.name == "imc_swav" else 1
+        shown = [f"{figure * percent:.{1 if percent > 1 else 3}f}".lstrip("0") for figure in figures]
+        assert all(figure in comment for figure in shown), (name, shown)

@@ -54,7 +54,7 @@ def pica_method() -> tuple[Method, Any]:
         network = nn.Sequential(Sobel(), backbone)
         network.feature_dim = backbone.feature_dim
         method = pica.method.PICA(network, (70, 10))
-    perturbed = torch.cat([views(RANDOM) for _ in range(3)])
+    perturbed = torch.stack([views(RANDOM) for _ in range(3)])
     batch = pica.data.Batch(0, torch.arange(N), views(Recipe(32, "random", 40)), perturbed)
     return method, batch
 

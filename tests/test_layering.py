@@ -10,9 +10,9 @@ from conftest import ROOT
 
 LAYERS = (
     {"errors", "registry", "settings", "yamlfile", "progress"},
-    {"runtime", "metrics", "schedules", "checkpoint", "safetensors", "faults", "batchnorm"},
+    {"runtime", "distributed", "launch", "metrics", "schedules", "checkpoint", "safetensors", "faults", "batchnorm"},
     {"config", "session", "resume", "optimizers", "networks", "datasets", "transforms", "method"},
-    {"evaluation", "report"},
+    {"evaluation", "report", "summary", "seeds"},
     {"trainer"},
     {"forecast"},
 )

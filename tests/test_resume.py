@@ -90,7 +90,7 @@ def test_what_makes_a_checkpoint_meaningless_is_refused(cli: Cli, tmp_path: Path
     refused(cli("--resume", path, "--optimizer", "sgd"), "--optimizer sgd contradicts")
     refused(cli("--resume", path, "--train-splits", "test"), "--train-splits test contradicts")
     refused(cli("--resume", path, "--net-width", 5), "--net-width 5 contradicts")
-    refused(cli("--resume", path, "--seeds", "0-1"), "--seed")
+    refused(cli("--resume", path, "--seeds", "0-1"), "--resume auto")
     refused(cli("--resume", path, "--evaluate", path), "leave one out")
     refused(cli(*QUICK, "--restart"), "--restart needs --resume")
     refused(cli(*QUICK, "--export", "x.safetensors"), "--evaluate")

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lib import distributed
 from lib.config import Command, Config
 from lib.errors import MissingData, UserError
 from lib.registry import Registry, nearest
@@ -168,7 +169,8 @@ def open_pictures(config: Config) -> Pictures:
         config = config.replace(index_cache=None)  # no file is written at all
     download, extra = settings.download and not dry, config.extra(dataset)
     try:
-        parts = {name: dataset(settings.data_root, name, None, download, *extra) for name in used}
+        with distributed.one_first():
+            parts = {name: dataset(settings.data_root, name, None, download, *extra) for name in used}
     except MissingData:
         if not dry or not sizes:
             raise

@@ -48,7 +48,7 @@ def open_views(config: Config, pictures: Pictures, test: Recipe) -> Views:
     transforms, loading = config.of(TransformSettings), config.of(LoaderSettings)
     channels, size = config.of(NetworkSettings).net_cin, transforms.tfm_working_size
     means, stds = normalisation(transforms, channels)
-    device, seed = runtime.device(config.of(DeviceSettings).gpus), config.of(SeedSettings).seed or 0
+    device, seed = runtime.device(config.of(DeviceSettings)), config.of(SeedSettings).seed or 0
     skip, wanted = config.of(DataSettings).on_bad_image == "skip", config.of(ViewSettings).tfm_backend
     why = ""
     if wanted != "pil" and not config.of(Command).dry_run:

@@ -65,7 +65,7 @@ def batches() -> tuple[PICABatch, IMCBatch]:
     torch.manual_seed(1)
     index = torch.arange(16)
     views = [torch.randn(16, 3, side, side) for side in (12, 12, 8)]
-    return PICABatch(0, index, views[0], views[1]), IMCBatch(index, views, np.ones(16, dtype=np.bool_))
+    return PICABatch(0, index, views[0], views[1][None]), IMCBatch(index, views, np.ones(16, dtype=np.bool_))
 
 
 @pytest.mark.parametrize("build", [lambda: PICA(network(), (8, 4)), lambda: IMCSwAV(network(), 4, 16)])
@@ -232,4 +232,4 @@ def test_a_gpu_that_is_not_there_is_an_error(cli: Cli) -> None:
     status, _, err = cli(*QUICK, "--gpus", "0", "--tfm-backend", "batched", "--debug")
     assert status == 2 and "--gpus 0" in err
     with pytest.raises(UserError):
-        runtime.device("0")
+        runtime.device(DeviceSettings("0"))

@@ -70,4 +70,4 @@ def test_starting_in_the_middle_gives_the_rest_of_the_epoch() -> None:
 
 def test_a_blank_batch_has_the_shape_of_a_full_one() -> None:
     blank = source(Recorder()).blank("meta")
-    assert blank.original.shape == (4, 1, 4, 4) and blank.perturbed.shape == (12, 1, 4, 4)
+    assert blank.original.shape == (4, 1, 4, 4) and blank.perturbed.shape == (3, 4, 1, 4, 4)

@@ -1,0 +1,210 @@
+"""Several processes that train as one: which they are, what each does of a batch, and what they exchange.
+
+The batch of all processes (ranks) is the unit. Each computes the network on its part of it; `gather` puts
+the parts together in rank order, and every rank computes the same loss of the whole. In one process
+nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from lib import runtime
+from lib.errors import Echo, RunStopped, UserError
+from lib.runtime import DeviceSettings
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)  # with a rank that scores or reads pictures while the others wait
+LOST = ("gloo", "nccl", "NCCL", "Connection closed by peer", "Connection reset by peer")
+
+
+def started() -> bool:
+    """Whether a launcher such as torchrun started this process, as one of several."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
+
+
+@contextmanager
+def joined(settings: DeviceSettings) -> Iterator[None]:
+    """The ranks find each other; of those that fail, the first alone says why.
+
+    Raises:
+        UserError: this rank has no device.
+        RunStopped: another rank is gone.
+        Echo: another rank has failed before this one.
+    """
+    if not started():
+        yield
+        return
+    where = runtime.device(settings)
+    store, own, size = next(rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(runtime.collectives(where), store=store, rank=own, world_size=size, timeout=PATIENCE)
+    try:
+        yield
+    except BaseException as error:
+        lost = type(error) is RuntimeError and any(word in str(error) for word in LOST)
+        if not _speaks(store, str(own)):
+            raise Echo(error) from None
+        if lost or isinstance(error, dist.DistError):
+            raise RunStopped(f"rank {own} lost another rank; --resume auto goes on from the last checkpoint") from error
+        raise
+    dist.destroy_process_group()
+
+
+def _speaks(store: Any, own: str) -> bool:
+    """Whether no other rank has failed before."""
+    try:
+        return bool(store.compare_set("failed", "", own) == own.encode())
+    except RuntimeError:  # its holder is gone
+        return True
+
+
+def world() -> int:
+    """The number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def leads() -> bool:
+    """Whether this is the rank that writes."""
+    return rank() == 0
+
+
+def share(index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """This rank's part of a batch: as many as the others' or one less, and perhaps none."""
+    size = len(index)
+    return index[rank() * size // world() : (rank() + 1) * size // world()]
+
+
+def exchange(index: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """What the ranks have of a batch.
+
+    Args:
+        index: (n,) this rank's, on the CPU.
+
+    Returns:
+        (N,) all ranks', in rank order, and how many are whose.
+    """
+    if world() == 1:
+        return index, (len(index),)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world())]
+    dist.all_gather(sizes, torch.tensor([len(index)]))
+    counts = tuple(int(size) for size in sizes)
+    return gather(index, counts), counts
+
+
+def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """All ranks' rows, in rank order; gradients pass.
+
+    The backward pass sums over the ranks. Each has the whole loss, and DistributedDataParallel takes the
+    mean of their gradients, so what the weights get is the gradient of one process.
+
+    Args:
+        rows: (n, …) this rank's.
+        counts: the n of each rank.
+
+    Returns:
+        (N, …)
+    """
+    return rows if world() == 1 else _Gather.apply(rows, tuple(counts))
+
+
+def gather_views(views: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """`gather` of several views of the same pictures at once: V of (n, …) → V of (N, …)."""
+    return list(views) if world() == 1 else list(gather(torch.stack(list(views), dim=1), counts).unbind(dim=1))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.counts = counts
+        # Back ends want equal shapes: shorter parts are filled up, and cut again.
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        start = sum(ctx.counts[: rank()])
+        return total[start : start + ctx.counts[rank()]], None
+
+
+def largest(number: int) -> int:
+    """Of all ranks' numbers."""
+    if world() == 1:
+        return number
+    held = torch.tensor([number])
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    return int(held)
+
+
+def merged(entries: dict[int, str]) -> dict[int, str]:
+    """All ranks' entries."""
+    if world() == 1:
+        return entries
+    parts: list[Any] = [None] * world()
+    dist.all_gather_object(parts, entries)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What rank 0 makes, on every rank; the others wait for it. Its UserError is every rank's."""
+    if world() == 1:
+        return make()
+    box: list[Any] = [None]
+    if leads():
+        try:
+            box = [(make(), None)]
+        except UserError as error:
+            box = [(None, error)]
+    dist.broadcast_object_list(box, device=runtime.CPU)
+    made, mistake = box[0]
+    if mistake is not None:
+        raise mistake
+    return made  # type: ignore[no-any-return]
+
+
+@contextmanager
+def one_first() -> Iterator[None]:
+    """One rank of each machine alone, then its others: for what writes files that all read."""
+    first = runtime.local_rank() == 0
+    if world() > 1 and not first:
+        largest(0)
+    yield
+    if world() > 1 and first:
+        largest(0)
+
+
+@torch.no_grad()
+def follow_first(module: nn.Module) -> None:
+    """Take the buffers of rank 0: without synchronised BatchNorm each rank has statistics of its own."""
+    for buffer in module.buffers() if world() > 1 else ():
+        dist.broadcast(buffer, 0)
+
+
+def together(module: nn.Module, idles: bool) -> nn.Module:
+    """The module, or what averages its gradients over the ranks in the backward pass.
+
+    Args:
+        module: whose forward pass is a training step's.
+        idles: some of its weights may be without a gradient in a step, on all ranks.
+    """
+    return module if world() == 1 else DistributedDataParallel(module, find_unused_parameters=idles)

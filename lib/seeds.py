@@ -1,0 +1,167 @@
+"""Several seeds: a run for each, in a process of its own, side by side where there is room; then their summary."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib import distributed, runtime, summary
+from lib.config import Config
+from lib.errors import Echo, Interrupted, RunStopped, UserError
+from lib.launch import PROGRAM
+from lib.runtime import DeviceSettings, Interrupts, SeedSettings
+from lib.session import Session, discard
+
+POLL = 0.1  # s, between two looks at the runs
+
+
+@dataclass(frozen=True)
+class Room:
+    """What one run gets of the machine."""
+
+    at_once: int
+    threads: int | None
+    gpus: tuple[int, ...]
+
+
+def room(settings: DeviceSettings) -> Room:
+    """How many runs go side by side: one for each GPU, or on a CPU as many as `threads` fits into the cores."""
+    gpus, asked = runtime.gpu_numbers(settings.gpus), settings.jobs
+    if gpus:
+        return Room(asked or len(gpus), settings.threads, gpus)
+    threads, each = runtime.threads(settings), settings.processes or 1
+    if asked is None:
+        return Room(max(1, runtime.cores() // (threads * each)) if threads else 1, settings.threads, ())
+    return Room(asked, threads or max(1, runtime.cores() // (asked * each)), ())
+
+
+def run(settings: Config, goes_on: Path | None) -> None:
+    """Train every seed that is not done, and leave summary.json over all that are.
+
+    Args:
+        settings: of every run, with the seeds.
+        goes_on: the folder of the session that goes on, if one does.
+
+    Raises:
+        RunStopped: some runs stopped themselves; the others are done.
+        Echo: a run met the user's mistake, and has told it.
+        UserError: these settings cannot have several seeds.
+        Interrupted: SIGINT or SIGTERM came; the runs have saved their states.
+    """
+    if distributed.started():
+        raise UserError("--seeds starts processes by itself; give --processes or --gpus instead of a launcher")
+    seeds = list(settings.of(SeedSettings).seeds or ())
+    with Session(settings, goes_on) as family:
+        if family.path is None:
+            raise UserError(
+                "--seeds collects what its runs leave in their folders, and --debug writes none; leave it out"
+            )
+        failed = _train(family, family.path, seeds, room(settings.of(DeviceSettings)))
+        done = [seed for seed in seeds if _is_done(family.path, seed)]
+        if done:
+            summary.summarise(family, settings, {seed: _folder(family.path, seed) for seed in done})
+        if failed:
+            names = ", ".join(sorted(failed, key=seeds.index))
+            raise RunStopped(f"of the seeds, {names} ended early; with --resume auto the same command tries them again")
+
+
+def _folder(family: Path, seed: str) -> Path:
+    return family / "runs" / f"seed-{seed}"
+
+
+def _is_done(family: Path, seed: str) -> bool:
+    return (_folder(family, seed) / "scores.json").is_file()  # written last
+
+
+def _train(family: Session, path: Path, seeds: Sequence[str], room: Room) -> list[str]:
+    """Returns the seeds whose runs stopped themselves."""
+    waiting = [seed for seed in seeds if not _is_done(path, seed)]
+    if len(waiting) < len(seeds):
+        family.info(f"{len(seeds) - len(waiting)} of {len(seeds)} seeds are done")
+    slots, running, failed = list(range(min(room.at_once, len(waiting)))), dict[str, _Run](), list[str]()
+    told: set[str] = set()
+    with Interrupts(agree=lambda number: number) as interrupts:
+        try:
+            while waiting or running:
+                while waiting and slots:
+                    seed = waiting.pop(0)
+                    family.info(f"seed {seed}, {len(seeds) - len(waiting)} of {len(seeds)}")
+                    running[seed] = _Run(path, seed, slots.pop(0), room, told)
+                interrupts.check()
+                time.sleep(POLL)
+                for seed, one in list(running.items()):
+                    status = one.status()
+                    if status is None:
+                        continue
+                    slots.append(running.pop(seed).slot)
+                    if status == 2:  # the user's mistake, which the run has told, and the others would too
+                        raise Echo(UserError(f"seed {seed} ended so"))
+                    if status:
+                        family.warn(f"the run of seed {seed} ended with status {status}")
+                        failed.append(seed)
+        except Interrupted as error:
+            raise Interrupted(error.number, saved=not error.midway, midway=error.midway) from None
+        finally:
+            for one in running.values():
+                one.end()
+    return failed
+
+
+class _Run:
+    """The process of one seed.
+
+    Args:
+        family: the folder of the session.
+        seed: of the run.
+        slot: its number among the runs side by side.
+        room: what it gets of the machine.
+        told: mistakes that one of the runs has told.
+    """
+
+    def __init__(self, family: Path, seed: str, slot: int, room: Room, told: set[str]) -> None:
+        self.slot, self._told = slot, told
+        folder = _folder(family, seed)
+        if folder.exists() and not (folder / "checkpoint" / "latest.ckpt").exists():
+            discard(folder)  # it ended before there was anything to keep
+        words = ["--cfgs", family / "config.yaml", "--seeds", "none", "--seed", seed, "--session-root", folder.parent,
+                 "--session", folder.name, "--resume", "auto"]  # fmt: skip
+        if room.gpus:
+            words += ["--gpus", room.gpus[slot % len(room.gpus)]]
+        if room.threads is not None:
+            words += ["--threads", room.threads]
+        pipe = None if room.at_once == 1 else subprocess.PIPE
+        # Out of the terminal's group: Ctrl-C comes by way of this process, once.
+        self._process = subprocess.Popen(
+            [sys.executable, "-u", str(PROGRAM), *map(str, words)], text=True, start_new_session=True,
+            stdout=pipe, stderr=pipe and subprocess.STDOUT,
+        )  # fmt: skip
+        self._teller = threading.Thread(target=self._tell, args=(seed,), daemon=True)
+        self._teller.start()
+
+    def _tell(self, seed: str) -> None:
+        for line in self._process.stdout or ():
+            if not line.startswith(("error:", "warning:")):
+                print(f"seed {seed} | {line.rstrip()}", flush=True)
+            elif line not in self._told:
+                self._told.add(line)
+                print(line.rstrip(), file=sys.stderr, flush=True)
+
+    def status(self) -> int | None:
+        """None while it runs."""
+        status = self._process.poll()
+        if status is not None:
+            self._teller.join()
+        return status
+
+    def end(self) -> None:
+        """Let it save its state, and wait."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait()
+        self._teller.join()

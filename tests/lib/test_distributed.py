@@ -1,0 +1,45 @@
+"""Several processes compute what one does, and end as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+import torch
+import torch.multiprocessing as mp
+from runs import same
+
+from lib import distributed
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict[str, torch.Tensor]]:
+    return ranks.everything()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_agree_with_one_process(world: int, alone: dict[str, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    mp.start_processes(ranks.work, (world, tmp_path), nprocs=world, start_method="spawn")
+    first, *others = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    for other in others:
+        assert same(first, other)
+    tolerance = {"losses": 1e-12, "norms": 1e-12, "steps": 1e-9, "labelled_on_one": 1e-9}
+    for function, found in first.items():
+        assert len(found) >= len(alone[function]) >= 5
+        for name, value in found.items():
+            expected = alone[function][name if function == "steps" else "0/" + name.partition("/")[2]]
+            assert torch.allclose(value, expected, rtol=tolerance[function], atol=tolerance[function]), name
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("size", [0, 1, 3, 256, 257])
+def test_shares_are_even_and_in_order(world: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world", lambda: world)
+    parts = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        parts.append(distributed.share(np.arange(size)))
+    assert np.concatenate(parts).tolist() == list(range(size))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

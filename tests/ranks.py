@@ -1,0 +1,153 @@
+"""What several ranks compute, for comparison with one process: every rank calls each function, and returns the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from conftest import QUICK, resolve
+from runs import IMC
+from torch import Tensor, nn
+
+import main
+from imc_swav.data import Batch as IMCBatch
+from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
+from imc_swav.method import IMCSwAV, IMCSwAVSettings
+from lib import batchnorm, distributed, runtime
+from lib.networks.convnet import ConvNet
+from lib.trainer import Means, Trainer
+from pica.losses import PUILoss
+
+Values = dict[str, Tensor]
+LAYOUTS = {1: [(8,)], 2: [(5, 3), (0, 8)], 4: [(2, 2, 2, 2), (3, 0, 4, 1)]}  # of 8 pictures over the ranks
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def own(whole: Tensor, counts: tuple[int, ...]) -> Tensor:
+    start = sum(counts[: distributed.rank()])
+    return whole[start : start + counts[distributed.rank()]].clone()
+
+
+def averaged(gradient: Tensor | None, counts: tuple[int, ...]) -> Tensor:
+    """This rank's rows of a gradient, as DistributedDataParallel would average it, with the other ranks'."""
+    assert gradient is not None
+    return distributed.gather(gradient / distributed.world(), counts)
+
+
+def pui(p: Tensor, q: Tensor) -> Tensor:
+    return PUILoss()(p.softmax(1), q.softmax(1))
+
+
+def swapped(a: Tensor, b: Tensor) -> Tensor:
+    return swapped_prediction_loss([a, b], 2)
+
+
+def information(a: Tensor, b: Tensor) -> Tensor:
+    return torch.stack(mutual_information_loss(a, b)).sum()
+
+
+def losses(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
+    functions: list[Callable[[Tensor, Tensor], Tensor]] = [pui, swapped, information]
+    for function in functions:
+        rows = own(noise(8, 2, 6), counts).requires_grad_()
+        loss = function(*distributed.gather_views(list(rows.unbind(1)), counts))
+        loss.backward()
+        yield function.__name__, loss.detach()
+        yield f"{function.__name__}'s gradient", averaged(rows.grad, counts)
+
+
+def norms(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
+    """A BatchNorm of maps that lie far from zero."""
+    norm: Any = nn.BatchNorm2d(3).double()
+    if distributed.world() > 1:
+        batchnorm.synchronise(norm, runtime.CPU)
+    images = own(noise(8, 3, 2, 2) + 5, counts).requires_grad_()
+    out = distributed.gather(norm(images), counts)
+    (out * noise(8, 3, 2, 2, seed=1)).sum().backward()
+    yield from (("out", out.detach()), ("mean", norm.running_mean), ("variance", norm.running_var))
+    yield "images' gradient", averaged(images.grad, counts)
+    yield "weight's gradient", distributed.gather(norm.weight.grad[None], (1,) * distributed.world()).mean(0)
+
+
+STEPS = {
+    "pica": (*QUICK, "--batch-size", 61, "--data-nrepeat", 2),  # and 45 in the last
+    "pica, fewer pictures than ranks": (*QUICK, "--batch-size", 3),
+    "imc_swav": (
+        *IMC,
+        "--batch-size",
+        30,
+        "--warmup-steps",
+        0,
+        "--frozen-prototype-steps",
+        2,
+    ),  # half of them are banked
+    "imc_swav, fewer pictures than ranks": (*IMC, "--batch-size", 3, "--classifier-splits", "train+test"),
+}
+
+
+def steps() -> Iterator[tuple[str, Tensor]]:
+    """Five steps in float64 through source and trainer: losses and weights. PICA's are the last of a head and the next."""
+    for name, words in STEPS.items():
+        settings = resolve(*words, "--debug", "--threads", 1)
+        task = main.build(settings)
+        task.method.double().train()
+        trainer = Trainer(task, settings)
+        start = len(task.source) // 2 - 3 if "pica" in name else len(task.source) - 5
+        for i, batch in enumerate(itertools.islice(task.source.epoch(0, start), 5)):
+            trainer._means = Means()
+            trainer._train_step(doubled(batch))
+            yield f"{name}: loss {i}", torch.tensor(trainer._means.values()["loss"], dtype=torch.float64)
+        for key, value in task.method.state_dict().items():
+            if torch.is_tensor(value):
+                yield f"{name}: {key}", value
+
+
+def doubled(batch: Any) -> Any:
+    if isinstance(batch, IMCBatch):
+        return dataclasses.replace(batch, views=[view.double() for view in batch.views])
+    return dataclasses.replace(batch, original=batch.original.double(), perturbed=batch.perturbed.double())
+
+
+def labelled_on_one(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
+    """The classifier's two pictures of each batch are the first; a bank of four is full in every second step."""
+    torch.manual_seed(0)
+    made = IMCSwAVSettings(nmb_crops=(2,), prototypes=5, project_dim=3, classifier_dim=8)
+    method = IMCSwAV(ConvNet(1, ConvNet.Settings(net_width=4)), 3, 4, made).double().train()
+    if distributed.world() > 1:
+        method.network = batchnorm.synchronise(method.network, runtime.CPU)
+    parallel, optimizer = distributed.together(method, idles=True), torch.optim.Adam(method.parameters(), lr=1e-3)
+    for i in range(5):
+        views = [own(noise(8, 1, 16, 16, seed=10 * i + v), counts) for v in range(2)]
+        parts = parallel(IMCBatch(torch.arange(8), views, np.arange(8) < 2, counts=counts))
+        optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        method.after_backward(i)
+        optimizer.step()
+        yield f"loss {i}", parts["loss"].detach()
+        yield f"mi {i}", parts["mi"].detach()
+    yield from ((key, value) for key, value in method.state_dict().items() if torch.is_tensor(value))
+
+
+def everything() -> dict[str, dict[str, Tensor]]:
+    """Function → name, with the number of the layout → value."""
+    found = {"steps": dict(steps())}
+    for function in (losses, norms, labelled_on_one):
+        layouts = enumerate(LAYOUTS[distributed.world()])
+        found[function.__name__] = {f"{i}/{name}": value for i, counts in layouts for name, value in function(counts)}
+    return found
+
+
+def work(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.save(everything(), folder / f"{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,161 @@
+"""Command lines that start several processes: they end as one, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, ROOT, picture
+from runs import METHODS, RUN, assert_same_run, finished, launch, only
+
+from lib import checkpoint
+
+TWO = ("--processes", 2, "--threads", 1)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def ranks_under(root: Path) -> dict[int, int]:
+    """rank → process, of the run whose sessions lie there."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            words, environment = ((folder / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+        except OSError:
+            continue
+        rank = [entry for entry in environment if entry.startswith(b"RANK=")]
+        if rank and str(root).encode() in words:
+            found[int(rank[0].removeprefix(b"RANK="))] = int(folder.name)
+    return found
+
+
+def wait_for(root: Path, name: str, process: subprocess.Popen[str]) -> None:
+    while not list(root.glob(name)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_learn_what_one_does_and_the_other_number_goes_on(method: str, tmp_path: Path) -> None:
+    words = (*METHODS[method], "--max-epochs", 2, "--eval-every", 1)
+    runs = {"one": launch((*words, "--threads", 1), tmp_path / "one")}
+    assert ended(runs["one"])[0] == 0
+    status, out, err = ended(launch((*words, *TWO), tmp_path / "two"))
+    assert status == 0, err
+    assert out.count("epoch 2/2") == 1, "one process alone speaks"
+    one, two = only(tmp_path / "one"), only(tmp_path / "two")
+    ours, theirs = (checkpoint.load(path / "checkpoint" / "latest.ckpt")["method"] for path in (one, two))
+    for name, value in ours.items():
+        if torch.is_tensor(value):
+            assert torch.allclose(theirs[name].double(), value.double(), rtol=1e-2, atol=2e-3), name
+    ours, theirs = (np.load(path / "predictions.npz") for path in (one, two))
+    assert (ours["index"] == theirs["index"]).all() and (ours["cluster"] == theirs["cluster"]).mean() > 0.98
+
+    latest = two / "checkpoint" / "latest.ckpt"
+    status, out, err = ended(launch(("--resume", latest, "--max-epochs", 3, "--threads", 1), tmp_path / "two"))
+    assert status == 0 and "goes on after step" in out, err
+    assert only(tmp_path / "two") == two and checkpoint.load(latest)["epoch"] == 3
+
+
+def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+    for i in range(12):
+        whole = picture(tmp_path / "pictures" / f"{i:02}.png", seed=i)
+    words = ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/image_folder.yaml", "--network", "convnet", "--num-clusters", 2,
+             "--tfm-size", 8, "--tfm-resize", 10, "--batch-size", 4, "--max-epochs", 1, "--tfm-backend", "pil", *TWO)  # fmt: skip
+    status, _, err = ended(launch((*words, "--data-root", tmp_path / "absent"), tmp_path / "sessions"))
+    assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+    whole.write_bytes(whole.read_bytes()[:200])  # one rank alone meets it
+    status, _, err = ended(launch((*words, "--data-root", whole.parent), tmp_path / "sessions"))
+    assert status == 2 and "11.png" in err and err.count("\n") == 1, err
+    status, _, err = ended(
+        launch((*words, "--data-root", whole.parent, "--on-bad-image", "skip"), tmp_path / "sessions")
+    )
+    assert status == 0 and "1 pictures could not be read" in err, err
+    if not torch.cuda.is_available():
+        status, _, err = ended(launch((*words, "--gpus", "0,1", "--data-root", whole.parent), tmp_path / "sessions"))
+        assert status == 2 and "--gpus 0,1: no CUDA" in err and err.count("\n") == 1, err
+
+
+def test_sigterm_stops_all_at_one_step_and_saves(tmp_path: Path) -> None:
+    process = launch((*QUICK, *RUN, *TWO, "--max-epochs", 1000), tmp_path)
+    wait_for(tmp_path, "*/metrics.jsonl", process)
+    process.send_signal(signal.SIGTERM)
+    status, _, err = ended(process)
+    assert status == 143 and err.splitlines()[-1] == "stopped by SIGTERM; the state is saved", err
+    assert all(line.startswith(("warning: ", "stopped by")) for line in err.splitlines()), err
+    state = checkpoint.load(only(tmp_path) / "checkpoint" / "latest.ckpt")
+    assert state["step"] == state["epoch"] * 8 + state["position"]
+
+
+def kill_ranks(
+    command: str, words: tuple[object, ...], root: Path, kills: int, chance: random.Random, longest: float
+) -> None:
+    """Kill a rank at random moments after the first score; torchrun, or the same command, goes on to the end."""
+    done, process = 0, start(command, words, root)
+    while done < kills:
+        ranks = ranks_under(root)
+        if len(ranks) < 2 or not list(root.glob("*/metrics.jsonl")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+            continue
+        time.sleep(chance.uniform(0, longest))
+        victim = chance.choice(sorted(ranks))
+        os.kill(ranks[victim], signal.SIGKILL)
+        began, done = time.monotonic(), done + 1
+        while set(ranks_under(root).values()) & set(ranks.values()):
+            assert time.monotonic() - began < 60, "the other rank goes on"
+            time.sleep(0.05)
+        if command == "main":
+            status, _, err = ended(process)
+            assert status == 1 and f"rank {victim} was ended by SIGKILL" in err, err
+            process = start(command, words, root)
+    status, _, err = ended(process)
+    assert status == 0, err
+
+
+def start(command: str, words: tuple[object, ...], root: Path) -> subprocess.Popen[str]:
+    if command == "main":
+        return launch((*words, *TWO, "--resume", "auto"), root)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "99",
+    ]
+    words = (*words, "--threads", 1, "--resume", "auto", "--session-root", root)
+    return subprocess.Popen([*torchrun, "main.py", *map(str, words)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "method"), [("main", "pica"), ("torchrun", "imc_swav")])
+def test_a_killed_rank_costs_no_bit(command: str, method: str, tmp_path: Path) -> None:
+    words = (*METHODS[method], *RUN, "--max-epochs", 8)
+    assert ended(launch((*words, *TWO), tmp_path / "straight"))[0] == 0
+    kill_ranks(command, words, tmp_path / "killed", 1, random.Random(0), longest=0.5)
+    assert_same_run(only(tmp_path / "straight"), finished(tmp_path / "killed"))
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("command", ["main", "torchrun"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_rank_killed_ten_times(command: str, method: str, tmp_path: Path) -> None:
+    words = (*METHODS[method], *RUN, "--max-epochs", 80)
+    assert ended(launch((*words, *TWO), tmp_path / "straight"))[0] == 0
+    kill_ranks(command, words, tmp_path / "killed", 10, random.Random(len(command)), longest=2)
+    assert_same_run(only(tmp_path / "straight"), finished(tmp_path / "killed"))

@@ -1,0 +1,150 @@
+"""Several seeds in one command, and sessions beside each other."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import QUICK, ROOT
+from runs import launch, only
+
+from lib import runtime, seeds, summary
+from lib.runtime import DeviceSettings
+
+Cli = Callable[..., tuple[int, str, str]]
+UNSEEDED = tuple(word for i, word in enumerate(QUICK) if "--seed" not in QUICK[i - 1 : i + 1])
+SHORT = (*UNSEEDED, "--max-epochs", 2)
+
+
+def scores(path: Path, seed: int) -> dict[str, float]:
+    found: dict[str, float] = json.loads((path / "runs" / f"seed-{seed}" / "scores.json").read_text())["test"]
+    return found
+
+
+def test_several_seeds_get_a_summary_and_more_can_join(tmp_path: Path) -> None:
+    rows = "published: [[mean, .5, .4, .3], [best, .6, .5, .4]]"
+    (tmp_path / "row.yaml").write_text(f"{rows}\npublished_split: test\npublished_nmi: nmi_geometric\n")
+    words, root = (*SHORT, "--jobs", 2, "--cfgs", tmp_path / "row.yaml"), tmp_path / "sessions"
+    process = launch((*words, "--seeds", "3-4"), root)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    path = only(root)
+    assert sorted(entry.name for entry in (path / "runs").iterdir()) == ["seed-3", "seed-4"]
+    assert "seed 3 | epoch 2/2" in out and "seed 4 | epoch 2/2" in out
+
+    before = (path / "runs" / "seed-3" / "log.txt").read_text()
+    process = launch((*words, "--seeds", 3, 4, 9, "--resume", "auto"), root)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert only(root) == path and "2 of 3 seeds are done" in out
+    assert (path / "runs" / "seed-3" / "log.txt").read_text() == before
+    content = json.loads((path / "summary.json").read_text())
+    each = [scores(path, seed)["acc"] for seed in (3, 4, 9)]
+    assert [content["seeds"][seed]["test"]["acc"] for seed in ("3", "4", "9")] == each and len(set(each)) > 1
+    for how, value in (("median", np.median(each)), ("mean", np.mean(each)), ("deviation", np.std(each, ddof=1))):
+        assert content[how]["test"]["acc"] == pytest.approx(value)
+    assert content["best"] == str((3, 4, 9)[int(np.argmax(each))])
+    losses = [
+        json.loads((path / f"runs/seed-{seed}/metrics.jsonl").read_text().splitlines()[-1])["loss"]
+        for seed in (3, 4, 9)
+    ]
+    assert content["chosen"] == str((3, 4, 9)[int(np.argmin(losses))]) and len(set(losses)) == 3
+    assert content["published"]["rows"]["best"] == {"acc": 0.6, "nmi": 0.5, "ari": 0.4}
+    for shown in ("median", "deviation", "best by labels", "lowest loss", "published, mean   ", "geometric"):
+        assert shown in out
+    assert yaml.safe_load((path / "runs" / "seed-4" / "config.yaml").read_text())["seed"] == 4
+
+
+def test_a_stopped_command_goes_on_to_the_same_summary(tmp_path: Path) -> None:
+    words = (*UNSEEDED, "--max-epochs", 6, "--eval-every", 0, "--seeds", "0-1", "--jobs", 1)
+    process = launch(words, tmp_path / "stopped")
+    while not list((tmp_path / "stopped").glob("*/runs/seed-0/checkpoint/latest.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the state is saved" in err, err
+    path = only(tmp_path / "stopped")
+    assert not (path / "runs" / "seed-0" / "scores.json").exists() and not (path / "runs" / "seed-1").exists()
+    process = launch((*words, "--resume", "auto"), tmp_path / "stopped")
+    out, err = process.communicate()
+    assert process.returncode == 0 and "goes on after step" in out, err
+    straight = launch(words, tmp_path / "straight")
+    assert straight.communicate() and straight.returncode == 0
+    assert only(tmp_path / "stopped") == path
+    summaries = [json.loads((only(tmp_path / name) / "summary.json").read_text()) for name in ("stopped", "straight")]
+    assert summaries[0] == summaries[1]
+
+
+def test_a_run_that_stops_itself_leaves_the_others(tmp_path: Path) -> None:
+    process = launch((*SHORT, "--base-lr", 1e30, "--seeds", "0-1", "--jobs", 2), tmp_path)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert "of the seeds, 0, 1 ended early" in err.splitlines()[-1] and "not finite" in err
+
+
+def test_mistakes(cli: Cli, tmp_path: Path) -> None:
+    for words, part in (
+        (("--debug",), "--debug"),
+        (("--seed", 3), "--seed and --seeds"),
+        (("--jobs", 0), "below 1"),
+        (("--evaluate", tmp_path), "--evaluate"),
+    ):
+        status, _, err = cli(*UNSEEDED, "--seeds", "0-1", *words)
+        assert status == 2 and part in err and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize(
+    ("settings", "cores", "at_once", "threads"),
+    [
+        (DeviceSettings(), 8, 1, None),
+        (DeviceSettings(threads=2), 8, 4, 2),
+        (DeviceSettings(threads=2, processes=2), 8, 2, 2),
+        (DeviceSettings(threads=16), 8, 1, 16),
+        (DeviceSettings(jobs=4), 8, 4, 2),
+        (DeviceSettings(gpus="0,2"), 8, 2, None),
+        (DeviceSettings(gpus="0,2", jobs=4), 8, 4, None),
+    ],
+)
+def test_room(
+    settings: DeviceSettings, cores: int, at_once: int, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runtime, "cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    found = seeds.room(settings)
+    assert (found.at_once, found.threads) == (at_once, threads)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert seeds.room(DeviceSettings()).at_once == cores // 4
+
+
+def test_sessions_are_compared(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--session", "a")
+    cli(*QUICK, "--session", "b", "--batch-size", 128)
+    folders = [str(tmp_path / "sessions" / name) for name in "ab"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "lib.report", *folders], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    lines = shown.splitlines()
+    assert lines[0].split() == ["session", "split", "seeds", "ACC", "NMI", "ARI"]
+    acc = json.loads((tmp_path / "sessions" / "b" / "scores.json").read_text())["test"]["acc"]
+    assert lines[2].split()[:4] == ["b", "test", "1", f"{acc:.3f}"]
+    assert lines[-1].strip() == "batch_size: 256 | 128"
+    for wrong in ([], [str(tmp_path)], ["--help"]):
+        done = subprocess.run([sys.executable, "-m", "lib.report", *wrong], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_single_run_has_no_deviation() -> None:
+    over = summary.over([{"test": {"acc": 0.5, "nmi": None, "batchnorm": "plain"}}])
+    assert over["deviation"] == {"test": {"acc": 0.0, "nmi": None}} and over["mean"]["test"]["acc"] == 0.5
