@@ -66,12 +66,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def leave_on_signals() -> None:
     """A word and the exit status, at once, wherever no run waits for a signal (`lib.runtime.Interrupts`).
 
-    An exception would come out of any line, also of another library's that swallows or wraps it.
+    An exception would come out of any line, also of another library's that swallows or wraps it. One of several
+    processes says nothing: its launcher ends it so where another has failed, and spoken.
     """
 
     def leave(number: int, frame: object) -> None:
         error = Interrupted(number)
-        os._exit(say(str(error), error.status))
+        os._exit(error.status if "RANK" in os.environ else say(str(error), error.status))
 
     for number in SIGNALS:
         signal.signal(number, leave)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from runs import METHODS, RUN, assert_same_run, finished, launch, only
 
 from lib import checkpoint
 
+Cli = Callable[..., tuple[int, str, str]]
 TWO = ("--processes", 2, "--threads", 1)
 
 
@@ -47,25 +49,25 @@ def wait_for(root: Path, name: str, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_processes_learn_what_one_does_and_the_other_number_goes_on(method: str, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_does_and_one_goes_on(method: str, tmp_path: Path, cli: Cli) -> None:
     words = (*METHODS[method], "--max-epochs", 2, "--eval-every", 1)
-    runs = {"one": launch((*words, "--threads", 1), tmp_path / "one")}
-    assert ended(runs["one"])[0] == 0
-    status, out, err = ended(launch((*words, *TWO), tmp_path / "two"))
+    two = launch((*words, *TWO), tmp_path / "two")
+    assert cli(*words)[0] == 0
+    status, out, err = ended(two)
     assert status == 0, err
     assert out.count("epoch 2/2") == 1, "one process alone speaks"
-    one, two = only(tmp_path / "one"), only(tmp_path / "two")
-    ours, theirs = (checkpoint.load(path / "checkpoint" / "latest.ckpt")["method"] for path in (one, two))
+    folders = [only(tmp_path / name) for name in ("sessions", "two")]
+    ours, theirs = (checkpoint.load(path / "checkpoint" / "latest.ckpt")["method"] for path in folders)
     for name, value in ours.items():
         if torch.is_tensor(value):
             assert torch.allclose(theirs[name].double(), value.double(), rtol=1e-2, atol=2e-3), name
-    ours, theirs = (np.load(path / "predictions.npz") for path in (one, two))
+    ours, theirs = (np.load(path / "predictions.npz") for path in folders)
     assert (ours["index"] == theirs["index"]).all() and (ours["cluster"] == theirs["cluster"]).mean() > 0.98
 
-    latest = two / "checkpoint" / "latest.ckpt"
-    status, out, err = ended(launch(("--resume", latest, "--max-epochs", 3, "--threads", 1), tmp_path / "two"))
+    latest = folders[1] / "checkpoint" / "latest.ckpt"
+    status, out, err = cli("--session-root", tmp_path / "two", "--resume", latest, "--max-epochs", 3)
     assert status == 0 and "goes on after step" in out, err
-    assert only(tmp_path / "two") == two and checkpoint.load(latest)["epoch"] == 3
+    assert only(tmp_path / "two") == folders[1] and checkpoint.load(latest)["epoch"] == 3
 
 
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:
@@ -142,9 +144,11 @@ def start(command: str, words: tuple[object, ...], root: Path) -> subprocess.Pop
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
 
 
-@pytest.mark.parametrize(("command", "method"), [("main", "pica"), ("torchrun", "imc_swav")])
+@pytest.mark.parametrize(
+    ("command", "method"), [("main", "pica"), pytest.param("torchrun", "imc_swav", marks=pytest.mark.slow)]
+)
 def test_a_killed_rank_costs_no_bit(command: str, method: str, tmp_path: Path) -> None:
-    words = (*METHODS[method], *RUN, "--max-epochs", 8)
+    words = (*METHODS[method], *RUN, "--max-epochs", 6)
     assert ended(launch((*words, *TWO), tmp_path / "straight"))[0] == 0
     kill_ranks(command, words, tmp_path / "killed", 1, random.Random(0), longest=0.5)
     assert_same_run(only(tmp_path / "straight"), finished(tmp_path / "killed"))

@@ -15,9 +15,9 @@ import pytest
 import torch
 import yaml
 from conftest import QUICK, ROOT
-from runs import launch, only
+from runs import assert_same_run, launch, only
 
-from lib import runtime, seeds, summary
+from lib import report, runtime, seeds, summary
 from lib.runtime import DeviceSettings
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -64,25 +64,23 @@ def test_several_seeds_get_a_summary_and_more_can_join(tmp_path: Path) -> None:
     assert yaml.safe_load((path / "runs" / "seed-4" / "config.yaml").read_text())["seed"] == 4
 
 
-def test_a_stopped_command_goes_on_to_the_same_summary(tmp_path: Path) -> None:
-    words = (*UNSEEDED, "--max-epochs", 6, "--eval-every", 0, "--seeds", "0-1", "--jobs", 1)
-    process = launch(words, tmp_path / "stopped")
-    while not list((tmp_path / "stopped").glob("*/runs/seed-0/checkpoint/latest.ckpt")):
+def test_a_stopped_command_goes_on_and_ends_alike(tmp_path: Path, cli: Cli) -> None:
+    words, root = (*UNSEEDED, "--max-epochs", 6, "--eval-every", 0), tmp_path / "several"
+    process = launch((*words, "--seeds", "0-1", "--jobs", 1), root)
+    while not list(root.glob("*/runs/seed-0/checkpoint/latest.ckpt")):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "the state is saved" in err, err
-    path = only(tmp_path / "stopped")
-    assert not (path / "runs" / "seed-0" / "scores.json").exists() and not (path / "runs" / "seed-1").exists()
-    process = launch((*words, "--resume", "auto"), tmp_path / "stopped")
+    runs = only(root) / "runs"
+    assert not (runs / "seed-0" / "scores.json").exists() and not (runs / "seed-1").exists()
+    process = launch((*words, "--seeds", "0-1", "--jobs", 1, "--resume", "auto"), root)
     out, err = process.communicate()
     assert process.returncode == 0 and "goes on after step" in out, err
-    straight = launch(words, tmp_path / "straight")
-    assert straight.communicate() and straight.returncode == 0
-    assert only(tmp_path / "stopped") == path
-    summaries = [json.loads((only(tmp_path / name) / "summary.json").read_text()) for name in ("stopped", "straight")]
-    assert summaries[0] == summaries[1]
+    cli(*words, "--seed", 0, "--session", "straight")
+    assert_same_run(tmp_path / "sessions" / "straight", runs / "seed-0")
+    assert list(json.loads((only(root) / "summary.json").read_text())["seeds"]) == ["0", "1"]
 
 
 def test_a_run_that_stops_itself_leaves_the_others(tmp_path: Path) -> None:
@@ -132,17 +130,19 @@ def test_sessions_are_compared(cli: Cli, tmp_path: Path) -> None:
     cli(*QUICK, "--session", "a")
     cli(*QUICK, "--session", "b", "--batch-size", 128)
     folders = [str(tmp_path / "sessions" / name) for name in "ab"]
-    shown = subprocess.run(
-        [sys.executable, "-m", "lib.report", *folders], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    lines = shown.splitlines()
+    done = subprocess.run([sys.executable, "-m", "lib.report", *folders], cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
     assert lines[0].split() == ["session", "split", "seeds", "ACC", "NMI", "ARI"]
     acc = json.loads((tmp_path / "sessions" / "b" / "scores.json").read_text())["test"]["acc"]
     assert lines[2].split()[:4] == ["b", "test", "1", f"{acc:.3f}"]
     assert lines[-1].strip() == "batch_size: 256 | 128"
-    for wrong in ([], [str(tmp_path)], ["--help"]):
-        done = subprocess.run([sys.executable, "-m", "lib.report", *wrong], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["."], ["--help"]])
+def test_what_is_no_session_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
 
 
 def test_a_single_run_has_no_deviation() -> None:
