@@ -122,7 +122,7 @@ def main() -> None:
         n, steps, apart, threads = map(int, numbers)
         child(name, n, steps, bool(apart), threads)
         return
-    n, steps, rounds = (16, 3, 1) if options.short else (64, 5, 3)
+    n, steps, rounds = (16, 2, 1) if options.short else (32, 4, 3)
     rows, data = [], {}
     for name in METHODS:
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
