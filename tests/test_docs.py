@@ -81,3 +81,13 @@ def test_every_command_of_the_documents_is_understood(
             del words[at : at + 2]
         status = main.main(words if "--list" in words else [*words, "--dry-run"])
         assert status == 0, f"{command}: {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/speed.md", "docs/parallel.md"])
+def test_figures_of_speed_are_those_that_the_benchmarks_left(document: str) -> None:
+    results = [path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks/results").glob("*.md")]
+    if any("--short" in text for text in results):
+        pytest.skip("`make bench` has written others")
+    rows = [line for text in results for line in text.splitlines()]
+    measured = re.findall(r"^\| .*(?: px \| [\d,]| s \|| ms \||pictures/s|steps/s|% \|).*$", (ROOT / document).read_text(), re.MULTILINE)
+    assert measured and not [row for row in measured if row not in rows]
