@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 import imc_swav, pica  # noqa: E401, F401  (they register themselves)
 from lib import checkpoint, config, datasets, distributed, evaluation, forecast, launch, method, networks, optimizers
-from lib import report, resume, runtime, schedules, seeds, session, summary, trainer, transforms
+from lib import predictions, report, resume, runtime, schedules, seeds, session, summary, trainer, transforms
 from lib.config import Command, Config
 from lib.runtime import DeviceSettings, SeedSettings
 
@@ -36,8 +36,7 @@ def main(argv: Sequence[str]) -> int | None:
     early = config.part(raw, (Command, SeedSettings, DeviceSettings))
     command, device = early.of(Command), early.of(DeviceSettings)
     shows = command.help or command.list or command.dry_run or not argv
-    count = 1 if shows or early.of(SeedSettings).seeds else launch.processes(device)
-    if count > 1:
+    if not shows and not early.of(SeedSettings).seeds and (count := launch.processes(device)) > 1:
         return launch.launch(argv, count)
     with distributed.joined(device):
         start = distributed.from_first(lambda: resume.start_of(raw, SECTIONS))
@@ -53,7 +52,6 @@ def main(argv: Sequence[str]) -> int | None:
                 print(forecast.forecast(build(settings), settings))
             else:
                 run(settings, start)
-    return 0
 
 
 def build(settings: Config) -> method.Task:  # its weights are drawn from the seed
@@ -62,17 +60,20 @@ def build(settings: Config) -> method.Task:  # its weights are drawn from the se
 
 
 def run(settings: Config, start: resume.Start) -> None:
-    """Train, or score a checkpoint."""
+    """Train, score a checkpoint, or predict by it."""
     task = build(settings)
+    predictions.check(task.pictures, settings)
     log = session.Session(settings, start.folder, silent=not distributed.leads())
-    training = None if settings.of(Command).evaluate else trainer.Trainer(task, settings)
+    training = trainer.Trainer(task, settings) if settings.of(Command).trains else None
     if training and start.stored and start.folder:
         training.load_state_dict(start.stored)
     elif start.stored:
         checkpoint.load_weights(task.method, checkpoint.weights_of(start.stored), "the checkpoint")
     with log, closing(task.views):
-        predictions, scores = training.run(log) if training else evaluation.evaluate(task, settings)
-        report.finish(log, task, settings, predictions, scores)
+        if settings.of(Command).predict:
+            evaluation.adopt(task.method, start.stored or {}, log)
+        outcome = training.run(log) if training else evaluation.evaluate(task, settings)
+        report.finish(log, task, settings, outcome)
 
 
 if __name__ == "__main__":

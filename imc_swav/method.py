@@ -39,7 +39,7 @@ class IMCSwAVSettings(Section):
     sinkhorn_iterations: int = setting(3, "of the Sinkhorn scaling", low=1)
     frozen_prototype_steps: int = setting(500, "from the start, in which the prototypes stay", unit="steps", low=0)
     classifier_splits: str | None = setting(
-        None, "what the classifier learns from, such as train; none: all training pictures"
+        None, "what the classifier learns from, such as train; none: all training pictures", about_data=True
     )
     idle_classifier: Literal["zeros", "none"] = setting(
         "zeros",
@@ -156,7 +156,7 @@ def build(config: Config) -> Task:
     method.idles = not classified[chosen].all()
     views, seed = open_views(config, pictures, test), config.of(SeedSettings).seed or 0
     source = IMCSource(views, chosen, classified, crops, batch_size=data.batch_size, channels=channels, seed=seed)
-    if not config.of(Command).evaluate:
+    if config.of(Command).trains:
         source.check()
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}

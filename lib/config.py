@@ -43,6 +43,9 @@ class Command(Section):
     cfgs: tuple[str, ...] = setting((), "YAML files, later ones overriding earlier ones", transient=True)
     imports: tuple[str, ...] | None = setting(None, "modules of yours that register components")
     evaluate: str | None = setting(None, "score this checkpoint instead of training")
+    predict: str | None = setting(None, "cluster the pictures of --data-root by this checkpoint instead of training")
+    copy_to: str | None = setting(None, "new folder that gets a copy of every picture, in a folder for each cluster")
+    link: bool = setting(False, "with --copy-to: symbolic links instead of copies")
     export: str | None = setting(None, "with --evaluate: write the weights to this .safetensors file")
     resume: str | None = setting(
         None, "go on from this checkpoint; auto: from the newest session of these very settings, if any"
@@ -51,6 +54,10 @@ class Command(Section):
     dry_run: bool = setting(False, "print what would run, and stop", transient=True)
     list: bool = setting(False, "print the registered components, and stop", transient=True)
     help: bool = setting(False, "print the settings of the chosen components, and stop", transient=True)
+
+    @property
+    def trains(self) -> bool:
+        return not (self.evaluate or self.predict)
 
 
 @dataclass(frozen=True)
@@ -223,6 +230,14 @@ def part(raw: Mapping[str, Raw], sections: Sequence[Kind]) -> Config:
     """These sections alone, before a checkpoint is looked for."""
     own = {name for section in sections for name in _fields(section)}
     return resolve({name: given for name, given in raw.items() if name in own}, sections)
+
+
+def for_other_pictures(stored: Mapping[str, Any], sections: Sequence[Kind]) -> dict[str, Any]:
+    """The settings inside a checkpoint without those that say which pictures its run had."""
+    known = _known(sections)
+    return {
+        name: value for name, value in stored.items() if name not in known or not known[name].metadata["about_data"]
+    }
 
 
 def help_text(config: Config) -> str:

@@ -18,7 +18,7 @@ from lib import batchnorm, distributed, metrics, summary
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.errors import UserError
-from lib.method import Split, Task
+from lib.method import Method, Split, Task
 from lib.runtime import SeedSettings
 from lib.session import Session
 from lib.settings import Section, setting
@@ -51,6 +51,15 @@ class Predictions:
     def of(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and labels of the pictures of a split that could be read."""
         return _common(self.index, split)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation found."""
+
+    predictions: Predictions
+    scores: Scores
+    statistics: dict[str, Tensor]  # the buffers of the method, under which the predictions were made
 
 
 def _common(index: NDArray[np.int64], split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -140,7 +149,7 @@ def online(task: Task, assigned: NDArray[np.int64]) -> Scores:
     return {f"{task.trained_name}:online": own}
 
 
-def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None) -> tuple[Predictions, Scores]:
+def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None) -> Outcome:
     """Predict and score under each of the method's treatments of BatchNorm; the first gives the predictions.
 
     `plain` is as trained. `train_bn` re-estimates the statistics on training pictures under the test
@@ -148,11 +157,13 @@ def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None
     IMC-SwAV authors do; its figures are comparable with theirs alone. Everything is put back.
     """
     settings, first, found = config.of(EvaluationSettings), None, {}
+    statistics: dict[str, Tensor] = {}
     distributed.follow_first(task.method)
     for treatment in task.method.treatments:
         with batchnorm.restored(task.method):
             _treat(task, config, treatment, tick)
             predictions = predict(task, settings.eval_batch_size, tick)
+            statistics = statistics or {name: value.detach().clone() for name, value in task.method.named_buffers()}
         scores = distributed.from_first(partial(score, task, predictions, settings.top_k))
         for name, values in scores.items():
             # The result goes by the split's own name, the others by what they are.
@@ -160,7 +171,26 @@ def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None
             found[key] = values if len(task.method.treatments) == 1 else {**values, "batchnorm": treatment}
         first = first or predictions
     assert first is not None
-    return first, found
+    return Outcome(first, found, statistics)
+
+
+def adopt(method: Method, stored: Mapping[str, Any], session: Session) -> None:
+    """Predict under the BatchNorm statistics of the run's own predictions; the pictures at hand change nothing.
+
+    Raises:
+        UserError: those in the checkpoint are of another network.
+    """
+    statistics, first = stored.get("statistics") or {}, method.treatments[0]
+    method.treatments = ("plain",)
+    if not statistics:
+        if first != "plain":
+            session.warn(f"the checkpoint has no statistics of {first}; predicting by those of the training steps")
+        return
+    try:
+        for name, buffer in method.named_buffers():
+            buffer.copy_(statistics[name])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the checkpoint's BatchNorm statistics do not fit its network: {error!r}") from error
 
 
 def _treat(task: Task, config: Config, treatment: str, tick: Callable[[], None]) -> None:
@@ -197,7 +227,7 @@ def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
         for part in task.views.plain(map(torch.from_numpy, _batches(_scored(task), batch_size)))
     ]
     index, pixels = (torch.cat(parts).numpy() for parts in zip(*prepared, strict=True))
-    clusters = KMeans(task.method.num_clusters, n_init=10, random_state=seed).fit_predict(pixels)
+    clusters = KMeans(min(task.method.num_clusters, len(pixels)), n_init=10, random_state=seed).fit_predict(pixels)
     found = {}
     for name, split in task.splits.items():
         rows, labels = _common(index, split)

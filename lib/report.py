@@ -8,14 +8,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lib import distributed, evaluation, metrics, safetensors, summary
+from lib import distributed, evaluation, metrics, predictions, safetensors, summary
+from lib.checkpoint import write_atomically
 from lib.config import Command, Config
+from lib.datasets import DataSettings
 from lib.errors import UserError, exit_status
-from lib.evaluation import EvaluationSettings, Predictions, Scores
+from lib.evaluation import EvaluationSettings, Outcome, Predictions, Scores
 from lib.method import MethodSettings, Task
 from lib.runtime import SeedSettings
 from lib.session import Session
@@ -23,24 +24,35 @@ from lib.session import Session
 SHOWN = 20  # unreadable pictures that the console lists
 
 
-def finish(session: Session, task: Task, config: Config, predictions: Predictions, scores: Scores) -> None:
-    """Leave scores.json, predictions.npz and what --export asks for, and show the table."""
+def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> None:
+    """Leave scores.json and the predictions, do what --export and --copy-to ask for, and show the table."""
     skipped = distributed.merged(task.views.skipped)
     if not distributed.leads():
         return
-    rows = {config.of(MethodSettings).method: scores}
-    settings = config.of(EvaluationSettings)
-    if settings.baseline == "kmeans":
+    command, settings, found = config.of(Command), config.of(EvaluationSettings), outcome.predictions
+    rows = {config.of(MethodSettings).method: outcome.scores}
+    if settings.baseline == "kmeans" and not command.predict:
         seed = config.of(SeedSettings).seed or 0
         rows["k-means on pixels"] = evaluation.kmeans(task, settings.eval_batch_size, seed)
     if session.path is not None:
-        np.savez_compressed(session.path / "predictions.npz", **_predictions_file(task, predictions))
+        root = Path(config.of(DataSettings).data_root).expanduser()
+        write_atomically(session.path / "predictions.csv", predictions.table(task.pictures, found, root))
+        np.savez_compressed(session.path / "predictions.npz", **predictions.archive(task.pictures, found))
     if skipped:
         _tell_of_skipped(session, skipped)
-    if config.of(Command).export is not None:
-        safetensors.export(str(config.of(Command).export), config.as_dict(), task.method.state_dict())
-    session.write_json("scores.json", _scores_file(task, predictions, rows))  # last: it says that the run is done
-    session.info("\n" + summary.table(rows))
+    if command.export is not None:
+        safetensors.export(command.export, config.as_dict(), task.method.state_dict(), outcome.statistics)
+    target = predictions.check(task.pictures, config)
+    if target is not None:
+        predictions.copy(task.pictures, found, target, command.link)
+        session.info(f"the pictures by cluster: {target}")
+    session.write_json("scores.json", _scores_file(task, found, rows))  # last: it says that the run is done
+    if any(values["acc"] is not None for values in outcome.scores.values()):
+        session.info("\n" + summary.table(rows))
+    else:
+        session.info(
+            "\n" + "\n".join(f"{split}: {evaluation.line(values)}" for split, values in outcome.scores.items())
+        )
     session.info(f"\nsession: {session.path or 'none, because of --debug'}")
 
 
@@ -52,30 +64,19 @@ def _tell_of_skipped(session: Session, skipped: Mapping[int, str]) -> None:
     session.warn(f"{len(lines)} pictures could not be read and were left out{where}:\n{shown}")
 
 
-def _scores_file(task: Task, predictions: Predictions, found: Mapping[str, Scores]) -> Scores:
-    own, *others = found.values()
+def _scores_file(task: Task, found: Predictions, by: Mapping[str, Scores]) -> Scores:
+    own, *others = by.values()
     classes = task.pictures.classes
     content: Scores = {name: dict(values) for name, values in own.items()}
     for name, split in task.splits.items():
-        rows, labels = predictions.of(split)
-        match = metrics.matching(labels, predictions.cluster[rows])
+        rows, labels = found.of(split)
+        match = metrics.matching(labels, found.cluster[rows])
         content[name]["matching"] = {
             str(cluster): classes[label] if classes else label for cluster, label in match.items()
         }
         for other in others:
             content[name]["kmeans"] = other[name]
     return content
-
-
-def _predictions_file(task: Task, predictions: Predictions) -> dict[str, Any]:
-    places = [task.pictures.locate(int(position)) for position in predictions.index]
-    return {
-        "split": np.array([name for name, _ in places]),
-        "index": np.array([i for _, i in places]),
-        "cluster": predictions.cluster,
-        "label": task.pictures.labels()[predictions.index],
-        "probability": predictions.probability,
-    }
 
 
 @exit_status

@@ -25,6 +25,7 @@ class Start:
 
 
 AFRESH = Start()
+FOLDER = "image_folder"  # what --predict reads, unless --dataset says otherwise
 
 
 def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start:
@@ -40,6 +41,9 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
     _check_combination(command, several)
     if several and "seed" in raw and raw["seed"].flag:
         raise UserError("--seed and --seeds exclude each other; leave one out")
+    if command.predict:
+        stored = checkpoint.load(command.predict)
+        return Start({**stored, "config": {**config.for_other_pictures(stored["config"], sections), "dataset": FOLDER}})
     if command.evaluate or (path and command.restart):
         return Start(checkpoint.load(str(command.evaluate or path)))
     if not path:
@@ -68,13 +72,16 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
 
 
 def _check_combination(command: Command, several: bool) -> None:
-    for name in ("evaluate", "resume"):
+    for name in ("evaluate", "predict", "resume"):
         if getattr(command, name) == "":
             raise UserError(f"--{name} has an empty value; name a checkpoint, or leave it out")
-    if command.evaluate and command.resume:
-        raise UserError("--evaluate scores, and --resume trains; leave one out")
-    if command.evaluate and several:
-        raise UserError("--seeds trains anew, and --evaluate does not; leave one out")
+    given = [f"--{name}" for name in ("evaluate", "predict", "resume") if getattr(command, name)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other; leave one out")
+    if not command.trains and several:
+        raise UserError(f"--seeds trains anew, and {given[0]} does not; leave one out")
+    if command.link and not command.copy_to:
+        raise UserError("--link needs --copy-to DIR, where the links go")
     if command.resume not in (None, "auto") and several:
         raise UserError("--resume CKPT goes on with one run, and --seeds with those of a session by --resume auto")
     if command.restart and command.resume in (None, "auto"):

@@ -15,17 +15,19 @@ from safetensors import torch as safetensors
 from lib.checkpoint import register, write_atomically
 from lib.errors import UserError
 
+STATISTICS = "statistics/"  # begins the names of these
 PROGRAM = "deep-image-clustering 1"
 
 
-def export(path: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write the tensors of a state dict, and the settings.
+def export(path: str, config: Mapping[str, Any], state: Mapping[str, Any], statistics: Mapping[str, Any]) -> None:
+    """Write the tensors of a state dict, the BatchNorm statistics for predictions, and the settings.
 
     Raises:
         UserError: another ending, or the file cannot be written.
     """
     check_ending(path)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if torch.is_tensor(value)}
+    named = {**state, **{STATISTICS + name: value for name, value in statistics.items()}}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in named.items() if torch.is_tensor(value)}
     metadata = {"program": PROGRAM, "config": json.dumps(dict(config)), "sha256": _digest(tensors)}
     write_atomically(Path(path).expanduser(), safetensors.save(tensors, metadata))
 
@@ -58,7 +60,9 @@ class _Safetensors:
             )
         if metadata.get("sha256") != _digest(tensors):
             raise UserError(f"{path} is damaged: its content does not match its checksum; use another copy")
-        return {"config": config, "method": tensors}
+        statistics = {name.removeprefix(STATISTICS): v for name, v in tensors.items() if name.startswith(STATISTICS)}
+        weights = {name: value for name, value in tensors.items() if not name.startswith(STATISTICS)}
+        return {"config": config, "method": weights, "statistics": statistics}
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -8,7 +8,7 @@
         tfboard/            TensorBoard's curves
         checkpoint/         latest.ckpt and best.ckpt
         scores.json         the final scores and the matching of clusters to classes
-        predictions.npz     every scored picture's cluster
+        predictions.csv     every scored picture's cluster; predictions.npz: and all probabilities
 
 With `--debug` there is no folder, and nothing is written.
 """

@@ -35,6 +35,7 @@ def setting(
     transient: bool = False,
     idle: bool = False,
     fixed: bool = False,
+    about_data: bool = False,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -48,10 +49,12 @@ def setting(
         transient: the value belongs to one call, and is not part of what is run again.
         idle: the value is accepted, and has no effect.
         fixed: a run that has begun cannot go on with another value.
+        about_data: it says which pictures a run had; --predict has others.
     """
     metadata = {
         "help": help, "unit": unit, "low": low, "high": high,
         "component": component, "convert": convert, "transient": transient, "idle": idle, "fixed": fixed,
+        "about_data": about_data,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from lib.config import Config
 from lib.datasets import DataSettings
 from lib.datasets.fingerprint import Fingerprint, fingerprint
 from lib.errors import Interrupted, RunStopped, UserError
-from lib.evaluation import Predictions, Scores
+from lib.evaluation import Outcome
 from lib.faults import Guard
 from lib.method import Method, Task
 from lib.optimizers import OptimizerSettings
@@ -82,12 +83,12 @@ class Trainer:
         self._means = Means()
         self._interrupts = Interrupts(agree=distributed.largest)
         self._clock = 0.0
-        self._latest: tuple[int, Predictions, Scores] | None = None
+        self._latest: tuple[int, Outcome] | None = None
         self._scored = next(iter(task.splits))
         if self.settings.best_by == "acc" and (task.splits[self._scored].labels < 0).all():
             raise UserError(f"--best-by acc needs labels, and the split {self._scored} has none")
 
-    def run(self, session: Session) -> tuple[Predictions, Scores]:
+    def run(self, session: Session) -> Outcome:
         """Train to the end, and evaluate; everything is left in the session.
 
         Raises:
@@ -123,7 +124,7 @@ class Trainer:
             except RunStopped as fault:
                 raise self._record_fault(fault) from None
         assert self._latest is not None
-        return self._latest[1:]
+        return self._latest[1]
 
     def _finished(self) -> bool:
         s = self.settings
@@ -201,7 +202,8 @@ class Trainer:
         """The lower the better."""
         if self.settings.best_by == "loss":
             return means[self.method.selection]
-        return -self._latest[2][self._scored]["acc"] if self._latest and self._latest[0] == self.step else math.inf
+        current = self._latest[1].scores if self._latest and self._latest[0] == self.step else None
+        return math.inf if current is None else -current[self._scored]["acc"]
 
     def _display(self) -> None:
         self._guard.check()
@@ -239,14 +241,14 @@ class Trainer:
                 self.session.warn(f"{name} {means[name]:.4f} is about {nothing:.4f}, where it says nothing")
 
     def _predict(self) -> None:
-        predictions, scores = evaluation.evaluate(self.task, self.config, self._interrupts.check)
+        outcome = evaluation.evaluate(self.task, self.config, self._interrupts.check)
         online = partial(evaluation.online, self.task, self._assigned.cpu().numpy())
-        scores |= distributed.from_first(online)
-        self._latest = (self.step, predictions, scores)
+        scores = outcome.scores | distributed.from_first(online)
+        self._latest = (self.step, dataclasses.replace(outcome, scores=scores))
 
     def _record_scores(self, epoch: int) -> None:
         assert self._latest is not None
-        step, _, scores = self._latest
+        step, scores = self._latest[0], self._latest[1].scores
         for split, values in scores.items():
             self.session.metrics({"split": split, "epoch": epoch, "step": step, **values, "loss": self._loss})
             curves = {n: v for n, v in values.items() if isinstance(v, int | float)}
@@ -286,6 +288,7 @@ class Trainer:
             "assigned": self._assigned.cpu(),
             "views": self.task.views.kind,
             "random": runtime.random_state(),
+            "statistics": self._latest[1].statistics if self._latest and self._latest[0] == self.step else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import datasets, distributed, networks
-from lib.config import Config
+from lib.config import Command, Config
 from lib.errors import UserError
 from lib.method import Entry, Method, MethodSettings, Split, Task, register
 from lib.networks.sobel import Sobel
@@ -163,10 +163,11 @@ def build(config: Config) -> Task:
         raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
     method = PICA(build_network(config), heads, settings.pica_lamda, settings.pica_idle_heads)
     pictures = datasets.open_pictures(config)
-    if len(pictures) < heads[-1]:
+    trains = config.of(Command).trains
+    if trains and len(pictures) < heads[-1]:
         raise UserError(f"{len(pictures)} pictures do not make {heads[-1]} clusters; give a smaller --num-clusters")
     sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
-    if any(len(chosen) % data.batch_size == 1 or data.batch_size == 1 for chosen in sets):
+    if trains and any(len(chosen) % data.batch_size == 1 or data.batch_size == 1 for chosen in sets):
         check_single(method.network, (channels, transforms.tfm_size, transforms.tfm_size))
     views = open_views(config, pictures, test)
     source = PICASource(

@@ -12,7 +12,7 @@ LAYERS = (
     {"errors", "registry", "settings", "yamlfile", "progress"},
     {"runtime", "distributed", "launch", "metrics", "schedules", "checkpoint", "safetensors", "faults", "batchnorm"},
     {"config", "session", "resume", "optimizers", "networks", "datasets", "transforms", "method"},
-    {"evaluation", "report", "summary", "seeds"},
+    {"evaluation", "predictions", "report", "summary", "seeds"},
     {"trainer"},
     {"forecast"},
 )

@@ -47,12 +47,17 @@ class Splits:
 @dataclass(frozen=True)
 class DataSettings(Section):
     title = "data"
-    dataset: str = setting("digits", "which one", component=_registry, fixed=True)
-    data_root: str = setting("./data", "folder of the data set")
+    dataset: str = setting("digits", "which one", component=_registry, fixed=True, about_data=True)
+    data_root: str = setting("./data", "folder of the data set", about_data=True)
     train_splits: tuple[str, ...] | None = setting(
-        None, "what each head trains on, such as train+test; none: the data set's own choice", fixed=True
+        None,
+        "what each head trains on, such as train+test; none: the data set's own choice",
+        fixed=True,
+        about_data=True,
     )
-    test_splits: tuple[str, ...] | None = setting(None, "what is scored; none: the data set's own choice")
+    test_splits: tuple[str, ...] | None = setting(
+        None, "what is scored; none: the data set's own choice", about_data=True
+    )
     download: bool = setting(False, "fetch the official files of the data set into data_root", transient=True)
     on_bad_image: Literal["error", "skip"] = setting(
         "error", "what an unreadable picture means: the end, or that it is left out, counted and listed"

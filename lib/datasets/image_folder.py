@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from PIL import Image, UnidentifiedImageError
 from lib.datasets import Splits, register
 from lib.datasets.files import ADVICE, READ_ERRORS, PictureFiles, is_picture
 from lib.errors import UserError
+from lib.settings import Section, setting
 
 LAYOUTS = (
     "looked for folders train/ and test/ of class folders, for class folders (one folder of pictures per class), "
-    "or for pictures without labels directly inside"
+    "or for pictures directly inside"
 )
 
 
@@ -26,12 +29,21 @@ class ImageFolder(PictureFiles):
 
     `train/` and `test/` are splits of their own, and each is again class folders or flat. Otherwise
     there is one split, `all`. Class folders are searched to any depth; their names, sorted, are the
-    classes. A flat folder has no labels. Hidden files and folders are left out, and so are files
-    whose ending no image format of Pillow's has.
+    classes. Where pictures lie directly in the folder, none has a label, however deep it lies. Hidden
+    files and folders are left out, and so are files whose ending no image format of Pillow's has.
 
     Raises:
-        UserError: no such folder, no picture in it, another layout, or a file that is no picture.
+        UserError: no such folder, no picture in it, a file that is no picture, or `labels` of other pictures.
     """
+
+    @dataclass(frozen=True)
+    class Settings(Section):
+        title = "data set image_folder"
+        labels: str | None = setting(
+            None,
+            "CSV file of `file,class`, files named from data_root on; labels only score the result",
+            about_data=True,
+        )
 
     @staticmethod
     def splits(root: str) -> Splits:
@@ -41,9 +53,16 @@ class ImageFolder(PictureFiles):
         return Splits(sizes, train=(whole,), test=tuple(dict.fromkeys(["test" if "test" in sizes else whole, whole])))
 
     def __init__(
-        self, root: str, split: str, transform: Callable[[Any], Any] | None = None, download: bool = False
+        self,
+        root: str,
+        split: str,
+        transform: Callable[[Any], Any] | None = None,
+        download: bool = False,
+        settings: Settings = Settings(),
     ) -> None:
         found = _index(Path(root).expanduser())
+        if settings.labels is not None:
+            found = _relabelled(found, Path(root).expanduser(), Path(settings.labels).expanduser())
         if split not in found:
             raise UserError(f"{root} has no split {split!r}: it has {', '.join(found)}")
         files, names = found[split]
@@ -84,7 +103,7 @@ def _labelled(folder: Path) -> Found:
     }
     filled = {name: files for name, files in inside.items() if files}
     if flat and filled:
-        raise UserError(f"{folder} holds both pictures and folders of pictures: {LAYOUTS}")
+        flat = tuple(sorted([*flat, *(file for files in filled.values() for file in files)]))
     if not flat and not filled:
         raise UserError(f"{folder} holds no picture: {LAYOUTS}")
     if len(filled) < len(inside) and not flat:
@@ -93,6 +112,26 @@ def _labelled(folder: Path) -> Found:
     if flat:
         return flat, (None,) * len(flat)
     return tuple(f for files in filled.values() for f in files), tuple(n for n in filled for _ in filled[n])
+
+
+def _relabelled(found: Mapping[str, Found], root: Path, table: Path) -> dict[str, Found]:
+    """The same pictures with the classes of a table; those that it does not name have none."""
+    classes: dict[Path, str] = {}
+    files = {file for pictures, _ in found.values() for file in pictures}
+    try:
+        with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+            for number, row in enumerate(csv.reader(lines), 1):
+                if len(row) != 2:
+                    raise UserError(f"{table}, line {number}: a file and its class are wanted, with a comma between")
+                if root / row[0] in files:
+                    classes[root / row[0]] = row[1]
+                elif number > 1:  # the first line may be a heading
+                    raise UserError(f"{table}, line {number} names {row[0]!r}, and there is no such picture in {root}")
+    except (OSError, csv.Error) as error:
+        raise UserError(f"cannot read the --labels {table}: {error}; a CSV file of `file,class` is wanted") from error
+    if not classes:
+        raise UserError(f"the --labels {table} name none of the pictures in {root}; files are named from there on")
+    return {name: (held, tuple(map(classes.get, held))) for name, (held, _) in found.items()}
 
 
 def _pictures(entries: Any) -> tuple[Path, ...]:

@@ -26,17 +26,19 @@ from lib.transforms.recipe import Recipe
 
 _JITTER = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 BACKGROUND = (255, 255, 255)  # shows through transparent pictures
+OBLONG = 8  # a picture that is longer is cut to its middle: 1×5000 px would become 40×200,000
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """Bring a picture of any mode to 8-bit grey (1 channel) or RGB (3 channels).
 
-    16-bit pictures are scaled, not clipped; transparency lies on white.
+    Pictures of more than 8 bits are scaled, not clipped; transparency lies on white.
     """
-    if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.float64)
-        # Pillow holds 16-bit files in "I" as well; values above 65535 come from true 32-bit ones.
-        top = 65535 if deep.max(initial=0) <= 65535 else deep.max()
+    if image.mode.startswith("I") or image.mode == "F":
+        deep = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
+        # Pillow holds 16-bit files in "I" as well; values above 65535 come from true 32-bit ones. Floats have no range.
+        ranges = (1, 255, 65535) if image.mode == "F" else (65535,)
+        top = next((top for top in ranges if deep.max(initial=0) <= top), deep.max(initial=0))
         image = Image.fromarray((deep.clip(0) / top * 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -56,8 +58,17 @@ def load(pictures: Pictures, position: int, channels: int, working_size: int | N
         raise UserError(f"cannot read picture {position} of the run: {error}{ADVICE}") from error
     if not isinstance(found, Image.Image):
         raise UserError(f"the data set gives {type(found).__name__}, where a Pillow image is wanted")
-    image = to_channels(found, channels)
+    image = to_channels(_bounded(found), channels)
     return image if working_size is None else _to_side(image, working_size)
+
+
+def _bounded(image: Image.Image) -> Image.Image:
+    """At most `OBLONG` times as long as wide, or as wide as long."""
+    width, height = (min(side, OBLONG * other) for side, other in (image.size, image.size[::-1]))
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def view(image: Image.Image, recipe: Recipe, draws: Draws, n: int) -> Image.Image:

@@ -210,7 +210,7 @@ def test_evaluation_leaves_every_buffer_as_it_found_it() -> None:
     task.method.train()
     before = {name: value.clone() for name, value in task.method.state_dict().items() if torch.is_tensor(value)}
     momenta = [getattr(part, "momentum", None) for part in task.method.modules()]
-    _, scores = evaluation.evaluate(task, settings)
+    scores = evaluation.evaluate(task, settings).scores
     after = task.method.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert [getattr(part, "momentum", None) for part in task.method.modules()] == momenta

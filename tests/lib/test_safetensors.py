@@ -36,7 +36,7 @@ def test_an_export_takes_a_checkpoints_place(cli: Cli, tmp_path: Path) -> None:
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    export(str(path), {"seed": 1}, {"w": torch.arange(5.0), "_extra_state": {}})
+    export(str(path), {"seed": 1}, {"w": torch.arange(5.0), "_extra_state": {}}, {"mean": torch.ones(2)})
     assert checkpoint.load(path)["config"] == {"seed": 1}
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

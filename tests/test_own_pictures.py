@@ -1,0 +1,179 @@
+"""A folder of anybody's pictures: nothing in it crashes a run, and every file is accounted for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, picture
+from PIL import Image
+from runs import only
+
+from lib.datasets.image_folder import ImageFolder
+
+Cli = Callable[..., tuple[int, str, str]]
+NAMES = (
+    "with space",
+    "with 'quotes' and \"more\"",
+    "with\nnewline",
+    "<script>alert(1)</script>",
+    "Größe",
+    "猫",
+    "🐈",
+    "a,b;c",
+    "-rf",
+    "=1+1",
+)
+SIZES = ((1, 1), (1, 5000), (5000, 1), (7, 9), (40, 30), (64, 200))
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F")
+ENDINGS = ("png", "jpg", "gif", "bmp", "tiff", "webp", "ppm", "tga", "jp2", "ico", "pcx")
+WORDS = ("--network", "convnet", "--net-width", 4, "--tfm-size", 8, "--tfm-resize", 10, "--batch-size", 32, "--max-epochs", 1,
+         "--num-clusters", 4, "--seed", 3, "--num-workers", 0)  # fmt: skip
+METHODS: dict[str, tuple[Any, ...]] = {
+    "pica": ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/image_folder.yaml", *WORDS),
+    "imc_swav": ("--cfgs", ROOT / "configs/imc_swav/base.yaml", ROOT / "configs/imc_swav/image_folder.yaml", *WORDS,
+                 "--size-crops", 8, 6, "--tfm-working-size", 10, "--prototypes", 10, "--classifier-dim", 8),
+}  # fmt: skip
+
+
+def zoo(root: Path) -> tuple[set[str], set[str]]:
+    """Pictures of every kind that Pillow writes, below `root`; (names of whole ones, names of broken ones)."""
+    root.mkdir(parents=True)
+    whole, random = set[str](), np.random.default_rng(0)
+    for mode in MODES:
+        for ending in ENDINGS:
+            for width, height in SIZES:
+                noise = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+                image = noise.convert("I").convert(mode) if mode == "I;16" else noise.convert(mode)
+                name = f"{mode.replace(';', '-')}-{width}x{height}.{ending}"
+                try:
+                    image.save(root / name)
+                    whole.add(name)
+                except (OSError, ValueError, KeyError, SystemError):  # no such mode in this format
+                    (root / name).unlink(missing_ok=True)
+    for name in NAMES:
+        whole.add(os.path.relpath(picture(root / "deep" / "er" / f"{name}.png"), root))
+    (root / "deep" / os.fsdecode(b"not-utf8-\xff.png")).write_bytes((root / "RGB-7x9.png").read_bytes())
+    whole.add(os.fsdecode(b"deep/not-utf8-\xff.png"))
+    frames = [Image.fromarray(random.integers(0, 256, (9, 7), dtype=np.uint8)) for _ in range(3)]
+    frames[0].save(root / "animated.gif", save_all=True, append_images=frames[1:])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (30, 20), "red").save(root / "turned.jpg", exif=turned)
+    whole |= {"animated.gif", "turned.jpg"}
+    (root / "cut.png").write_bytes((root / "RGB-64x200.png").read_bytes()[:2000])
+    (root / "empty.jpg").write_bytes(b"")
+    (root / "text.png").write_text("no picture")
+    (root / "notes.txt").write_text("of another kind")
+    return whole, {"cut.png", "empty.jpg", "text.png"}
+
+
+def table(path: Path) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(os.fsdecode((path / "predictions.csv").read_bytes()), newline="")))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_file_of_a_zoo_is_accounted_for(method: str, cli: Cli, tmp_path: Path) -> None:
+    root = tmp_path / "zoo"
+    whole, broken = zoo(root)
+    assert len(whole) > 300
+    status, out, err = cli(
+        *METHODS[method], "--data-root", root, "--on-bad-image", "skip", "--copy-to", tmp_path / "sorted"
+    )
+    assert status == 0, err
+    session = only(tmp_path / "sessions")
+    heading, *rows = table(session)
+    assert heading == ["path", "cluster", "confidence", "runner_up"]
+    assert sorted(row[0] for row in rows) == sorted(whole)
+    skipped = (session / "skipped.txt").read_text()
+    assert all(name in skipped for name in broken) and len(skipped.splitlines()) == len(broken)
+    assert "no labels" in out and f"{len(broken)} pictures could not be read" in err
+
+    archive = np.load(session / "predictions.npz")
+    assert [int(row[1]) for row in rows] == archive["cluster"].tolist()
+    for row, probability in zip(rows, archive["probability"], strict=True):
+        order = np.argsort(-probability, kind="stable")
+        assert [int(row[1]), int(row[3])] == order[:2].tolist() and float(row[2]) == pytest.approx(
+            probability.max(), abs=1e-4
+        )
+    copies = [path for path in (tmp_path / "sorted").rglob("*") if path.is_file()]
+    assert len(copies) == len(rows) and {path.parent.name for path in copies} == {f"cluster-{row[1]}" for row in rows}
+    contents = sorted((root / name).read_bytes() for name in whole)
+    assert sorted(path.read_bytes() for path in copies) == contents
+
+    latest = session / "checkpoint" / "latest.ckpt"
+    status, _, err = cli("--predict", latest, "--data-root", root, "--on-bad-image", "skip", "--session", "again",
+                         "--copy-to", tmp_path / "linked", "--link")  # fmt: skip
+    assert status == 0, err
+    again = tmp_path / "sessions" / "again"
+    assert [row[:2] for row in table(again)] == [row[:2] for row in table(session)]
+    np.testing.assert_allclose(np.load(again / "predictions.npz")["probability"], archive["probability"], atol=1e-5)
+    links = list((tmp_path / "linked").rglob("*.png"))
+    assert all(link.is_symlink() and link.resolve().is_relative_to(root) for link in links) and links
+
+
+def test_other_pictures_are_labelled_by_an_exported_file(cli: Cli, tmp_path: Path) -> None:
+    folder, other = tmp_path / "pictures", tmp_path / "others"
+    for i in range(40):
+        picture(folder / f"{i:02}.png", size=(10, 10), seed=i)
+    for i in range(3):  # fewer than clusters, and one of another size
+        picture(other / "deep" / f"{i}.png", size=(10 + i, 10), seed=i)
+    assert cli(*METHODS["imc_swav"], "--data-root", folder, "--session", "a")[0] == 0
+    latest = tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt"
+    file = tmp_path / "weights.safetensors"
+    assert cli("--evaluate", latest, "--export", file, "--session", "b")[0] == 0
+    for source, name in ((latest, "c"), (file, "d")):
+        status, _, err = cli("--predict", source, "--data-root", other, "--session", name)
+        assert status == 0 and not err, err
+    tables = [table(tmp_path / "sessions" / name) for name in "cd"]
+    assert tables[0] == tables[1] and [row[0] for row in tables[0][1:]] == [f"deep/{i}.png" for i in range(3)]
+
+
+def test_labels_from_a_table_score_the_result(cli: Cli, tmp_path: Path) -> None:
+    folder, labels = tmp_path / "pictures", tmp_path / "labels.csv"
+    for i in range(40):
+        picture(folder / f"{i:02}.png", seed=i)
+    lines = ["file,class", *(f"{i:02}.png,{'odd' if i % 2 else 'even'}" for i in range(30))]
+    labels.write_text("\n".join(lines))
+    words = (*METHODS["pica"], "--data-root", folder, "--labels", labels)
+    assert cli(*words, "--session", "a")[0] == 0
+    found = np.load(tmp_path / "sessions" / "a" / "predictions.npz")["label"]
+    assert found.tolist() == [i % 2 for i in range(30)] + [-1] * 10
+    for text, part in (
+        ("99.png,odd\n98.png,odd", "line 2 names '98.png'"),
+        ("a\n", "line 1: a file and its class"),
+        ("", "name none"),
+    ):
+        labels.write_text(text)
+        status, _, err = cli(*words)
+        assert status == 2 and part in err and err.count("\n") == 1, err
+
+
+def test_mistakes_with_copies_leave_nothing(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    for i in range(12):
+        picture(folder / f"{i}.png", seed=i)
+    words = (*METHODS["pica"], "--data-root", folder, "--debug")
+    for extra, part in (
+        (("--copy-to", folder / "sorted"), "lies in --data-root"),
+        (("--copy-to", tmp_path), "it exists"),
+        (("--copy-to", tmp_path / "no" / "where"), "make it first"),
+        (("--link",), "--link needs --copy-to"),
+        (("--predict", tmp_path / "no.ckpt"), "no.ckpt"),
+        (("--predict", tmp_path / "no.ckpt", "--resume", "auto"), "exclude each other"),
+    ):
+        status, _, err = cli(*words, *extra)
+        assert status == 2 and part in err and err.count("\n") == 1, err
+    assert sorted(entry.name for entry in folder.iterdir()) == sorted(f"{i}.png" for i in range(12))
+
+
+def test_pictures_beside_folders_of_pictures_have_no_labels(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "2019" / "trip" / "b.png")
+    assert set(ImageFolder(str(tmp_path), "all").targets) == {-1}
