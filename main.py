@@ -13,17 +13,12 @@ if __name__ == "__main__":
     leave_on_signals()  # the imports below take seconds
 
 import imc_swav, pica  # noqa: E401, F401  (they register themselves)
-from lib import checkpoint, config, datasets, distributed, evaluation, forecast, launch, method, networks, optimizers
-from lib import predictions, report, resume, runtime, schedules, seeds, session, summary, trainer, transforms
-from lib.config import Command, Config
+from lib import checkpoint, config, distributed, evaluation, forecast, launch, method, model
+from lib import predictions, report, resume, runtime, seeds, session, trainer
+from lib.command import Command
+from lib.config import Config
 from lib.runtime import DeviceSettings, SeedSettings
-
-SECTIONS = (
-    Command, method.MethodSettings, datasets.DataSettings, transforms.TransformSettings, networks.NetworkSettings,
-    optimizers.OptimizerSettings, schedules.ScheduleSettings, trainer.TrainerSettings, evaluation.EvaluationSettings,
-    transforms.ViewSettings, session.SessionSettings, *runtime.SECTIONS, transforms.LoaderSettings,
-    summary.PublishedSettings,
-)  # fmt: skip
+from lib.sections import SECTIONS
 
 # The PICA authors' files name no method.
 DEFAULTS = {"method": config.Raw("pica", config.DEFAULT)}
@@ -59,6 +54,11 @@ def build(settings: Config) -> method.Task:  # its weights are drawn from the se
     return method.get(settings.of(method.MethodSettings).method).build(settings)  # type: ignore[no-any-return]
 
 
+def load(path: str) -> model.Model:
+    """A trained clustering, for use from Python."""
+    return model.load(path, DEFAULTS)
+
+
 def run(settings: Config, start: resume.Start) -> None:
     """Train, score a checkpoint, or predict by it."""
     task = build(settings)
@@ -70,8 +70,8 @@ def run(settings: Config, start: resume.Start) -> None:
     elif start.stored:
         checkpoint.load_weights(task.method, checkpoint.weights_of(start.stored), "the checkpoint")
     with log, closing(task.views):
-        if settings.of(Command).predict:
-            evaluation.adopt(task.method, start.stored or {}, log)
+        if settings.of(Command).predict and (remark := evaluation.adopt(task.method, start.stored or {})):
+            log.warn(remark)
         outcome = training.run(log) if training else evaluation.evaluate(task, settings)
         report.finish(log, task, settings, outcome)
 

@@ -32,8 +32,8 @@ def recipes(
     sizes: Sequence[int],
     lowest: Sequence[float],
     highest: Sequence[float],
-) -> tuple[tuple[Recipe, ...], Recipe]:
-    """The V random crops, in the order of their groups, and the test view (2021, section 4.1).
+) -> tuple[Recipe, ...]:
+    """The V random crops, in the order of their groups (2021, section 4.1).
 
     Args:
         s: colour, mirroring and shape of the crops.
@@ -50,15 +50,14 @@ def recipes(
         raise UserError("min_scale_crops is above max_scale_crops")
     if sum(numbers) < 2 or numbers[0] < 1:
         raise UserError("nmb_crops needs a large crop, and another crop to compare it with")
-    views = [
+    return tuple(
         Recipe(
             size, "resized", scale=(low, high), ratio=s.tfm_ratio, jitter=s.tfm_colorjitter,
             jitter_probability=s.tfm_colorjitter_probability, grayscale=s.tfm_random_grayscale, flip=s.tfm_random_hflip,
         )
         for number, size, low, high in zip(numbers, sizes, lowest, highest, strict=True)
         for _ in range(number)
-    ]  # fmt: skip
-    return tuple(views), Recipe(s.tfm_size, "center", s.tfm_resize)
+    )  # fmt: skip
 
 
 class IMCSource:

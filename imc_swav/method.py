@@ -14,12 +14,13 @@ from imc_swav.data import Batch, IMCSource, recipes
 from imc_swav.heads import Classifier, Projection, Prototypes
 from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
 from lib import datasets, distributed, networks, runtime
-from lib.config import Command, Config
+from lib.command import Command
+from lib.config import Config
 from lib.errors import UserError
 from lib.method import Entry, Method, MethodSettings, Split, Task, register
 from lib.runtime import SeedSettings
 from lib.settings import Section, setting
-from lib.transforms import TransformSettings
+from lib.transforms import TransformSettings, plain_recipe
 from lib.transforms.backend import open_views
 
 
@@ -133,6 +134,14 @@ class IMCSwAV(Method):
         self._classifier_trained = state["classifier_trained"]
 
 
+def build_method(config: Config) -> IMCSwAV:
+    clusters, channels = config.of(MethodSettings).num_clusters, config.of(networks.NetworkSettings).net_cin
+    if clusters is None:
+        raise UserError("how many clusters? Give --num-clusters K")
+    size = config.of(datasets.DataSettings).batch_size
+    return IMCSwAV(networks.build(config, channels), clusters, size, config.of(IMCSwAVSettings))
+
+
 def build(config: Config) -> Task:
     """Everything that a run needs, from its settings.
 
@@ -141,10 +150,7 @@ def build(config: Config) -> Task:
     """
     settings, data = config.of(IMCSwAVSettings), config.of(datasets.DataSettings)
     transforms, channels = config.of(TransformSettings), config.of(networks.NetworkSettings).net_cin
-    clusters = config.of(MethodSettings).num_clusters
-    if clusters is None:
-        raise UserError("how many clusters? Give --num-clusters K")
-    crops, test = recipes(
+    crops = recipes(
         transforms, settings.nmb_crops, settings.size_crops, settings.min_scale_crops, settings.max_scale_crops
     )
     train, scored, _ = datasets.choose_splits(config)
@@ -152,9 +158,9 @@ def build(config: Config) -> Task:
     chosen, classified = pictures.index(train[-1]), np.ones(len(pictures), dtype=np.bool_)
     if settings.classifier_splits is not None:
         classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
-    method = IMCSwAV(networks.build(config, channels), clusters, data.batch_size, settings)
+    method = build_method(config)
     method.idles = not classified[chosen].all()
-    views, seed = open_views(config, pictures, test), config.of(SeedSettings).seed or 0
+    views, seed = open_views(config, pictures, plain_recipe(transforms)), config.of(SeedSettings).seed or 0
     source = IMCSource(views, chosen, classified, crops, batch_size=data.batch_size, channels=channels, seed=seed)
     if config.of(Command).trains:
         source.check()
@@ -163,4 +169,4 @@ def build(config: Config) -> Task:
     return Task(method.place(config), source, views, splits, pictures, train[-1], Split(chosen, labels[chosen]))
 
 
-register("imc_swav", Entry(build, IMCSwAVSettings))
+register("imc_swav", Entry(build, build_method, IMCSwAVSettings))

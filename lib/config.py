@@ -23,41 +23,16 @@ from typing import Any, TypeVar
 import yaml
 
 from lib import settings
+from lib.command import Command
 from lib.errors import UserError
 from lib.registry import Registry, nearest
-from lib.settings import Section, setting
+from lib.settings import Section
 from lib.yamlfile import load_yaml
 
 S = TypeVar("S", bound=Section)
 Kind = type[Section]
 FLAG = "command line"
 DEFAULT = "the program"
-
-
-@dataclass(frozen=True)
-class Command(Section):
-    """What to do, beside training."""
-
-    title = "command"
-    local = True
-    cfgs: tuple[str, ...] = setting((), "YAML files, later ones overriding earlier ones", transient=True)
-    imports: tuple[str, ...] | None = setting(None, "modules of yours that register components")
-    evaluate: str | None = setting(None, "score this checkpoint instead of training")
-    predict: str | None = setting(None, "cluster the pictures of --data-root by this checkpoint instead of training")
-    copy_to: str | None = setting(None, "new folder that gets a copy of every picture, in a folder for each cluster")
-    link: bool = setting(False, "with --copy-to: symbolic links instead of copies")
-    export: str | None = setting(None, "with --evaluate: write the weights to this .safetensors file")
-    resume: str | None = setting(
-        None, "go on from this checkpoint; auto: from the newest session of these very settings, if any"
-    )
-    restart: bool = setting(False, "with --resume: take the weights alone, into a new session")
-    dry_run: bool = setting(False, "print what would run, and stop", transient=True)
-    list: bool = setting(False, "print the registered components, and stop", transient=True)
-    help: bool = setting(False, "print the settings of the chosen components, and stop", transient=True)
-
-    @property
-    def trains(self) -> bool:
-        return not (self.evaluate or self.predict)
 
 
 @dataclass(frozen=True)

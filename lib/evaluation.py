@@ -174,8 +174,11 @@ def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None
     return Outcome(first, found, statistics)
 
 
-def adopt(method: Method, stored: Mapping[str, Any], session: Session) -> None:
+def adopt(method: Method, stored: Mapping[str, Any]) -> str:
     """Predict under the BatchNorm statistics of the run's own predictions; the pictures at hand change nothing.
+
+    Returns:
+        what to know of the predictions, or nothing
 
     Raises:
         UserError: those in the checkpoint are of another network.
@@ -183,14 +186,15 @@ def adopt(method: Method, stored: Mapping[str, Any], session: Session) -> None:
     statistics, first = stored.get("statistics") or {}, method.treatments[0]
     method.treatments = ("plain",)
     if not statistics:
-        if first != "plain":
-            session.warn(f"the checkpoint has no statistics of {first}; predicting by those of the training steps")
-        return
+        return (
+            "" if first == "plain" else f"the checkpoint has no {first} statistics; those of the training steps serve"
+        )
     try:
         for name, buffer in method.named_buffers():
             buffer.copy_(statistics[name])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"the checkpoint's BatchNorm statistics do not fit its network: {error!r}") from error
+    return ""
 
 
 def _treat(task: Task, config: Config, treatment: str, tick: Callable[[], None]) -> None:

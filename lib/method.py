@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lib import batchnorm, distributed, runtime
-from lib.config import Command, Config
+from lib.command import Command
+from lib.config import Config
 from lib.datasets import Pictures
 from lib.networks import convolution
 from lib.registry import Registry
@@ -235,7 +236,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a method registers: how to build its task, and its settings."""
+    """What a method registers: how to build its task, or the method alone, not yet placed; and its settings."""
 
     build: Callable[[Config], Task]
+    model: Callable[[Config], Method]
     Settings: type[Section]

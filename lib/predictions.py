@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lib.config import Command, Config
+from lib.command import Command
+from lib.config import Config
 from lib.datasets import DataSettings, Pictures
 from lib.errors import UserError
 from lib.evaluation import Predictions

@@ -13,7 +13,8 @@ import numpy as np
 
 from lib import distributed, evaluation, metrics, predictions, safetensors, summary
 from lib.checkpoint import write_atomically
-from lib.config import Command, Config
+from lib.command import Command
+from lib.config import Config
 from lib.datasets import DataSettings
 from lib.errors import UserError, exit_status
 from lib.evaluation import EvaluationSettings, Outcome, Predictions, Scores

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lib import checkpoint, config, safetensors
-from lib.config import Command, Raw
+from lib.command import Command
+from lib.config import Raw
 from lib.errors import UserError
 from lib.runtime import SeedSettings
 from lib.session import SessionSettings

@@ -26,8 +26,8 @@ class Batch(Shares):
     perturbed: Tensor  # (copies, n, C, H, W)
 
 
-def recipes(s: TransformSettings) -> tuple[Recipe, Recipe, Recipe]:
-    """The original, the perturbed and the test view (Huang et al., 2020, section 4)."""
+def recipes(s: TransformSettings) -> tuple[Recipe, Recipe]:
+    """The original and the perturbed view (Huang et al., 2020, section 4)."""
     original = Recipe(s.tfm_size, "random", s.tfm_resize)
     perturbed = replace(
         original, jitter=s.tfm_colorjitter, jitter_probability=s.tfm_colorjitter_probability,
@@ -35,7 +35,7 @@ def recipes(s: TransformSettings) -> tuple[Recipe, Recipe, Recipe]:
     )  # fmt: skip
     if s.tfm_scale is not None:
         perturbed = replace(perturbed, crop="resized", scale=s.tfm_scale, ratio=s.tfm_ratio)
-    return original, perturbed, Recipe(s.tfm_size, "center", s.tfm_resize)
+    return original, perturbed
 
 
 class PICASource:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lib import datasets, distributed, networks
-from lib.config import Command, Config
+from lib.command import Command
+from lib.config import Config
 from lib.errors import UserError
 from lib.method import Entry, Method, MethodSettings, Split, Task, register
 from lib.networks.sobel import Sobel
 from lib.runtime import SeedSettings
 from lib.settings import Section, setting
-from lib.transforms import TransformSettings
+from lib.transforms import TransformSettings, plain_recipe
 from lib.transforms.backend import open_views
 from pica.data import Batch, PICASource, recipes
 from pica.losses import PUILoss
@@ -133,6 +134,15 @@ def build_network(config: Config) -> nn.Module:
     return network
 
 
+def _heads(config: Config) -> tuple[int, ...]:
+    return head_sizes(config.of(PICASettings).net_heads, config.of(MethodSettings).num_clusters)
+
+
+def build_method(config: Config) -> PICA:
+    settings = config.of(PICASettings)
+    return PICA(build_network(config), _heads(config), settings.pica_lamda, settings.pica_idle_heads)
+
+
 def check_single(network: nn.Module, shape: tuple[int, int, int]) -> None:
     """See that the network can be trained on a batch of one picture, as the last of an epoch may be.
 
@@ -156,12 +166,12 @@ def build(config: Config) -> Task:
     """
     settings, data = config.of(PICASettings), config.of(datasets.DataSettings)
     transforms, channels = config.of(TransformSettings), config.of(networks.NetworkSettings).net_cin
-    heads = head_sizes(settings.net_heads, config.of(MethodSettings).num_clusters)
-    original, perturbed, test = recipes(transforms)
+    heads = _heads(config)
+    original, perturbed = recipes(transforms)
     train, scored, _ = datasets.choose_splits(config)
     if len(train) > len(heads):
         raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
-    method = PICA(build_network(config), heads, settings.pica_lamda, settings.pica_idle_heads)
+    method = build_method(config)
     pictures = datasets.open_pictures(config)
     trains = config.of(Command).trains
     if trains and len(pictures) < heads[-1]:
@@ -169,7 +179,7 @@ def build(config: Config) -> Task:
     sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
     if trains and any(len(chosen) % data.batch_size == 1 or data.batch_size == 1 for chosen in sets):
         check_single(method.network, (channels, transforms.tfm_size, transforms.tfm_size))
-    views = open_views(config, pictures, test)
+    views = open_views(config, pictures, plain_recipe(transforms))
     source = PICASource(
         views, sets, original, perturbed, repeat=settings.data_nrepeat, batch_size=data.batch_size,
         channels=channels, seed=config.of(SeedSettings).seed or 0,
@@ -180,4 +190,4 @@ def build(config: Config) -> Task:
     return Task(method.place(config), source, views, splits, pictures, train[-1], trained)
 
 
-register("pica", Entry(build, PICASettings))
+register("pica", Entry(build, build_method, PICASettings))

@@ -11,10 +11,10 @@ from conftest import ROOT
 LAYERS = (
     {"errors", "registry", "settings", "yamlfile", "progress"},
     {"runtime", "distributed", "launch", "metrics", "schedules", "checkpoint", "safetensors", "faults", "batchnorm"},
-    {"config", "session", "resume", "optimizers", "networks", "datasets", "transforms", "method"},
+    {"command", "config", "session", "resume", "optimizers", "networks", "datasets", "transforms", "method"},
     {"evaluation", "predictions", "report", "summary", "seeds"},
     {"trainer"},
-    {"forecast"},
+    {"forecast", "sections", "model"},
 )
 FILES = sorted(path for folder in ("lib", "pica", "imc_swav") for path in (ROOT / folder).rglob("*.py"))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, picture
 from PIL import Image
 from runs import only
@@ -133,6 +135,39 @@ def test_other_pictures_are_labelled_by_an_exported_file(cli: Cli, tmp_path: Pat
         assert status == 0 and not err, err
     tables = [table(tmp_path / "sessions" / name) for name in "cd"]
     assert tables[0] == tables[1] and [row[0] for row in tables[0][1:]] == [f"deep/{i}.png" for i in range(3)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_example_in_python_gives_the_clusters_of_the_run(method: str, cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    for i in range(40):
+        picture(folder / f"{i:02}.png", size=(10 + i, 12), mode=("RGB", "L", "RGBA")[i % 3], seed=i)
+    assert cli(*METHODS[method], "--data-root", folder, "--tfm-backend", "pil")[0] == 0
+    session = only(tmp_path / "sessions")
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    example = (
+        example.replace("sessions/NAME", str(session))
+        .replace("a.jpg", str(folder / "00.png"))
+        .replace("b.jpg", str(folder / "01.png"))
+    )
+    names: dict[str, Any] = {}
+    exec(example, names)
+    archive = np.load(session / "predictions.npz")
+    assert names["clusters"].tolist() == archive["cluster"][:2].tolist()
+    images = [Image.open(folder / f"{i:02}.png") for i in range(40)]
+    clusters, probability = names["model"].predict(images, batch_size=7)
+    assert clusters.tolist() == archive["cluster"].tolist()
+    np.testing.assert_allclose(probability, archive["probability"], atol=1e-5)
+
+    tensor = torch.from_numpy(
+        np.stack([np.asarray(image.convert("RGB").resize((12, 12))) for image in images])
+    ).permute(0, 3, 1, 2)
+    shown = [Image.fromarray(array) for array in tensor.permute(0, 2, 3, 1).numpy()]
+    for ours, theirs in zip(names["model"].predict(tensor), names["model"].predict(shown), strict=True):
+        assert (ours == theirs).all()
+    assert [part.shape for part in names["model"].predict([])] == [(0,), (0, 4)]
+    with pytest.raises(ValueError, match="of bytes"):
+        names["model"].predict(tensor.float())
 
 
 def test_labels_from_a_table_score_the_result(cli: Cli, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lib import distributed
-from lib.config import Command, Config
+from lib.command import Command
+from lib.config import Config
 from lib.errors import MissingData, UserError
 from lib.registry import Registry, nearest
 from lib.session import SessionSettings

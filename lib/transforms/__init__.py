@@ -7,6 +7,7 @@ from typing import Literal
 
 from lib.errors import UserError
 from lib.settings import Section, setting
+from lib.transforms.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class LoaderSettings(Section):
         "one per four cores on a CPU, 8 at most",
         low=0,
     )
+
+
+def plain_recipe(s: TransformSettings) -> Recipe:
+    """The test view: the middle of the picture."""
+    return Recipe(s.tfm_size, "center", s.tfm_resize)
 
 
 def normalisation(s: TransformSettings, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

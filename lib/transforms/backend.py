@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from lib import runtime
-from lib.config import Command, Config
+from lib.command import Command
+from lib.config import Config
 from lib.datasets import DataSettings, Pictures
 from lib.datasets.files import ADVICE, PictureFiles
 from lib.errors import UserError

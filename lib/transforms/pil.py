@@ -58,7 +58,12 @@ def load(pictures: Pictures, position: int, channels: int, working_size: int | N
         raise UserError(f"cannot read picture {position} of the run: {error}{ADVICE}") from error
     if not isinstance(found, Image.Image):
         raise UserError(f"the data set gives {type(found).__name__}, where a Pillow image is wanted")
-    image = to_channels(_bounded(found), channels)
+    return prepare(found, channels, working_size)
+
+
+def prepare(image: Image.Image, channels: int, working_size: int | None) -> Image.Image:
+    """A picture of any size and mode as every recipe begins with it."""
+    image = to_channels(_bounded(image), channels)
     return image if working_size is None else _to_side(image, working_size)
 
 

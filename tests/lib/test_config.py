@@ -8,7 +8,8 @@ import yaml
 from conftest import DIGITS, resolve
 
 from lib import config
-from lib.config import Command, Config
+from lib.command import Command
+from lib.config import Config
 from lib.datasets import DataSettings
 from lib.errors import UserError
 from lib.networks import NetworkSettings

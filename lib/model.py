@@ -1,0 +1,115 @@
+"""A trained clustering, for use from Python: pictures in, clusters out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lib import checkpoint, config, evaluation, method, runtime
+from lib.config import Config, Raw
+from lib.method import Method, MethodSettings
+from lib.networks import NetworkSettings
+from lib.runtime import DeviceSettings
+from lib.sections import SECTIONS
+from lib.transforms import TransformSettings, normalisation, pil, plain_recipe
+from lib.transforms.draws import draw
+
+
+class Model:
+    """The method of a checkpoint, with what is done to a picture before it.
+
+    Args:
+        settings: those of the checkpoint.
+        stored: the checkpoint.
+
+    Raises:
+        UserError: the weights do not fit the settings, or there is no such device.
+    """
+
+    def __init__(self, settings: Config, stored: Mapping[str, Any]) -> None:
+        transforms = settings.of(TransformSettings)
+        self._channels, self._working_size = settings.of(NetworkSettings).net_cin, transforms.tfm_working_size
+        self._recipe, self._device = plain_recipe(transforms), runtime.device(settings.of(DeviceSettings))
+        self._normalisation = [
+            torch.tensor(values, device=self._device)[:, None, None]
+            for values in normalisation(transforms, self._channels)
+        ]
+        built: Method = method.get(settings.of(MethodSettings).method).model(settings)
+        checkpoint.load_weights(built, checkpoint.weights_of(stored), "the checkpoint")
+        self.method = built.place(settings).train(False)
+        self.warning = evaluation.adopt(self.method, stored)
+        """What to know of its predictions; empty: nothing."""
+
+    def prepare(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
+        """(N, C, H, W), as the network takes them, on its device.
+
+        Args:
+            images: Pillow images of any size and mode, or an (N, C, H, W) 8-bit tensor of 1 or 3 channels.
+
+        Raises:
+            ValueError: a tensor of another type or shape.
+        """
+        shown = [pil.prepare(image, self._channels, self._working_size) for image in _images(images)]
+        sizes = np.array([(image.height, image.width) for image in shown], dtype=np.int64).reshape(-1, 2)
+        draws = draw(self._recipe, sizes, 0, 0, np.arange(len(shown)), 0)  # the middle: nothing in it is random
+        side, views = self._recipe.size, [pil.view(image, self._recipe, draws, n) for n, image in enumerate(shown)]
+        stack = (
+            np.stack([np.asarray(view).reshape(side, side, -1) for view in views])
+            if views
+            else np.empty((0, side, side, self._channels))
+        )
+        means, stds = self._normalisation
+        bytes_ = torch.from_numpy(stack).to(self._device).permute(0, 3, 1, 2)
+        return (bytes_.float() / 255 - means) / stds
+
+    def predict(
+        self, images: Sequence[Image.Image] | Tensor, batch_size: int = 512
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Clusters and their probabilities.
+
+        Args:
+            images: as for `prepare`.
+            batch_size: pictures at a time.
+
+        Returns:
+            (N,) clusters and (N, K) probabilities
+        """
+        found = [np.empty((0, self.method.num_clusters), dtype=np.float32)]
+        with torch.inference_mode():
+            for start in range(0, len(images), batch_size):
+                prepared = self.prepare(images[start : start + batch_size])
+                found.append(self.method.predict(prepared).float().cpu().numpy())
+        probability = np.concatenate(found)
+        return probability.argmax(axis=1).astype(np.int64), probability
+
+
+def load(path: str, defaults: Mapping[str, Raw]) -> Model:
+    """The model of a checkpoint, on the CPU.
+
+    Args:
+        path: of a checkpoint, or of weights in a form that `--evaluate` takes.
+        defaults: settings that the file may not name.
+
+    Raises:
+        UserError: no such file, or it cannot be read.
+    """
+    stored = checkpoint.load(path)
+    known = config.for_other_pictures(stored["config"], SECTIONS)
+    return Model(config.resolve(defaults, SECTIONS, known), stored)
+
+
+def _images(images: Sequence[Image.Image] | Tensor) -> list[Image.Image]:
+    if not isinstance(images, Tensor):
+        return list(images)
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"(N, C, H, W) of bytes with 1 or 3 channels is wanted, not {tuple(images.shape)} {images.dtype}"
+        )
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(array[..., 0] if array.shape[2] == 1 else array) for array in arrays]

@@ -1,0 +1,21 @@
+"""The settings that every run has; those of the chosen components join them (`lib.config.resolve`)."""
+
+from __future__ import annotations
+
+from lib import runtime
+from lib.command import Command
+from lib.datasets import DataSettings
+from lib.evaluation import EvaluationSettings
+from lib.method import MethodSettings
+from lib.networks import NetworkSettings
+from lib.optimizers import OptimizerSettings
+from lib.schedules import ScheduleSettings
+from lib.session import SessionSettings
+from lib.summary import PublishedSettings
+from lib.trainer import TrainerSettings
+from lib.transforms import LoaderSettings, TransformSettings, ViewSettings
+
+SECTIONS = (
+    Command, MethodSettings, DataSettings, TransformSettings, NetworkSettings, OptimizerSettings, ScheduleSettings,
+    TrainerSettings, EvaluationSettings, ViewSettings, SessionSettings, *runtime.SECTIONS, LoaderSettings, PublishedSettings,
+)  # fmt: skip
