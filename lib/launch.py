@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ def launch(argv: Sequence[str], count: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.CRITICAL)  # of this process; those that it starts speak for themselves
+    # DistributedDataParallel remarks that a classifier which mostly waits has, for once, a gradient.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     config = LaunchConfig(
         1, 1, count, run_id="run", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
         signals_to_handle="SIGTERM,SIGINT",

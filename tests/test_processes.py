@@ -23,8 +23,8 @@ Cli = Callable[..., tuple[int, str, str]]
 TWO = ("--processes", 2, "--threads", 1)
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=240)
+def ended(process: subprocess.Popen[str], longest: float = 240) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=longest)
     return process.returncode, out, err
 
 
@@ -122,7 +122,7 @@ def kill_ranks(
             status, _, err = ended(process)
             assert status == 1 and f"rank {victim} was ended by SIGKILL" in err, err
             process = start(command, words, root)
-    status, _, err = ended(process)
+    status, _, err = ended(process, 1200)
     assert status == 0, err
 
 
@@ -160,6 +160,6 @@ def test_a_killed_rank_costs_no_bit(command: str, method: str, tmp_path: Path) -
 @pytest.mark.parametrize("method", METHODS)
 def test_a_rank_killed_ten_times(command: str, method: str, tmp_path: Path) -> None:
     words = (*METHODS[method], *RUN, "--max-epochs", 80)
-    assert ended(launch((*words, *TWO), tmp_path / "straight"))[0] == 0
+    assert ended(launch((*words, *TWO), tmp_path / "straight"), 1200)[0] == 0
     kill_ranks(command, words, tmp_path / "killed", 10, random.Random(len(command)), longest=2)
     assert_same_run(only(tmp_path / "straight"), finished(tmp_path / "killed"))
