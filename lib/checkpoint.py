@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.errors import UserError
+from lib.errors import UserError, advice
 from lib.registry import Registry
 from lib.runtime import CPU
 
@@ -60,7 +60,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is intact") from error
+        problem = f"cannot write {path}: {error.strerror or error}"
+        raise UserError(f"{problem}; {advice(error)}; what was there before is intact") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

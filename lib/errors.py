@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import os
 import signal
@@ -38,13 +40,17 @@ class Interrupted(Exception):
 
     Args:
         number: of the signal.
-        saved: whether the run has saved its state.
+        saved: whether the run has saved its state; None: its processes have said so themselves.
         midway: it came while a step was being taken, so that there is no state that could be saved.
     """
 
-    def __init__(self, number: int, saved: bool = False, midway: bool = False) -> None:
-        state = "the state is saved" if saved else "nothing was saved beyond the last checkpoint"
-        super().__init__(f"stopped by {signal.Signals(number).name}; {state}")
+    def __init__(self, number: int, saved: bool | None = False, midway: bool = False) -> None:
+        state = {
+            True: "; the state is saved",
+            False: "; nothing was saved beyond the last checkpoint, if any",
+            None: "",
+        }
+        super().__init__(f"stopped by {signal.Signals(number).name}{state[saved]}")
         self.number, self.midway, self.status = number, midway, 128 + number
 
 
@@ -60,22 +66,37 @@ class Echo(Exception):
         self.of = of
 
 
+ENDS_WITH_PARENT = "ENDS_WITH_PARENT"  # an environment variable, set for processes that another one of ours starts
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def leave_on_signals() -> None:
     """A word and the exit status, at once, wherever no run waits for a signal (`lib.runtime.Interrupts`).
 
-    An exception would come out of any line, also of another library's that swallows or wraps it. One of several
-    processes says nothing: its launcher ends it so where another has failed, and spoken.
+    An exception would come out of any line, also of another library's that swallows or wraps it. Of several
+    processes one speaks, and none on SIGTERM, by which their launcher ends them where another has failed and spoken.
     """
+    rank = os.environ.get("RANK")
+    if rank is not None or ENDS_WITH_PARENT in os.environ:
+        _end_with_parent()
 
     def leave(number: int, frame: object) -> None:
-        error = Interrupted(number)
-        os._exit(error.status if "RANK" in os.environ else say(str(error), error.status))
+        error, silent = Interrupted(number), rank is not None and (rank != "0" or number == signal.SIGTERM)
+        os._exit(error.status if silent else say(str(error), error.status))
 
     for number in SIGNALS:
         signal.signal(number, leave)
+
+
+def _end_with_parent() -> None:
+    """SIGTERM when the process that started this one is gone, on Linux; elsewhere it goes on alone."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+
+
+def advice(error: OSError) -> str:
+    """What to do about a failure of the file system."""
+    return _OUTSIDE.get(error.errno or 0, "choose another place")
 
 
 def exit_status(main: Callable[[Sequence[str]], int | None]) -> Callable[[Sequence[str]], int]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib import distributed, runtime
-from lib.errors import UserError, say
+from lib.errors import ENDS_WITH_PARENT, UserError, say
 from lib.runtime import DeviceSettings
 
 PROGRAM = Path(__file__).resolve().parent.parent / "main.py"
@@ -41,6 +41,7 @@ def launch(argv: Sequence[str], count: int) -> int:
     logging.disable(logging.CRITICAL)  # of this process; those that it starts speak for themselves
     # DistributedDataParallel remarks that a classifier which mostly waits has, for once, a gradient.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ[ENDS_WITH_PARENT] = "1"
     config = LaunchConfig(
         1, 1, count, run_id="run", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
         signals_to_handle="SIGTERM,SIGINT",

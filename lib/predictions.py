@@ -15,7 +15,7 @@ import numpy as np
 from lib.command import Command
 from lib.config import Config
 from lib.datasets import DataSettings, Pictures
-from lib.errors import UserError
+from lib.errors import UserError, advice
 from lib.evaluation import Predictions
 from lib.progress import progress
 
@@ -47,7 +47,7 @@ def table(pictures: Pictures, predictions: Predictions, root: Path) -> bytes:
     Names are as the file system has them, also where they are no UTF-8.
     """
     text = io.StringIO(newline="")
-    lines = csv.writer(text)
+    lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["path", "cluster", "confidence", "runner_up"])
     second = np.argsort(-predictions.probability, axis=1, kind="stable")[:, 1]
     for position, cluster, row, other in zip(
@@ -61,7 +61,7 @@ def check(pictures: Pictures, config: Config) -> Path | None:
     """The folder that `--copy-to` names, if it does.
 
     Raises:
-        UserError: it exists, or the next run would read its copies, or the pictures are no files.
+        UserError: it exists or cannot be made, or the next run would read its copies, or the pictures are no files.
     """
     target, root = config.of(Command).copy_to, config.of(DataSettings).data_root
     if target is None:
@@ -77,6 +77,11 @@ def check(pictures: Pictures, config: Config) -> Path | None:
         )
     if pictures.path(0) is None:
         raise UserError("--copy-to copies files, and the pictures of this data set are none; leave it out")
+    try:
+        path.mkdir()
+        path.rmdir()
+    except OSError as error:
+        raise UserError(f"--copy-to {target}: {error.strerror or error}; {advice(error)}") from error
     return path
 
 
@@ -106,10 +111,7 @@ def copy(pictures: Pictures, predictions: Predictions, target: Path, link: bool)
                 shutil.copy2(source, place)
         unfinished.rename(target)
     except OSError as error:
-        problem = error.strerror or error
-        raise UserError(
-            f"cannot write {error.filename2 or error.filename or target}: {problem}; nothing is left of it"
-        ) from error
+        raise UserError(f"--copy-to {target}: {error.strerror or error}; {advice(error)}; no copy is left") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

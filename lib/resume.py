@@ -43,6 +43,8 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
     if several and "seed" in raw and raw["seed"].flag:
         raise UserError("--seed and --seeds exclude each other; leave one out")
     if command.predict:
+        if "data_root" not in raw:
+            raise UserError("--predict needs --data-root, the folder of the pictures")
         stored = checkpoint.load(command.predict)
         return Start({**stored, "config": {**config.for_other_pictures(stored["config"], sections), "dataset": FOLDER}})
     if command.evaluate or (path and command.restart):

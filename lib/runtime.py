@@ -50,7 +50,10 @@ class DeviceSettings(Section):
     local = True
     gpus: str = setting("", "the GPUs to use, such as 0 or 0,1, a process for each; empty: the CPU")
     processes: int | None = setting(
-        None, "that train together on this machine; none: one for each of gpus, or one on a CPU", low=1, high=1024
+        None,
+        "processes that train together on this machine; none: one for each of gpus, or one on a CPU",
+        low=1,
+        high=1024,
     )
     threads: int | None = setting(
         None, "that compute on a CPU; none: OMP_NUM_THREADS, or one for each core that may be used", low=1, high=1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from lib import distributed, runtime, summary
 from lib.config import Config
-from lib.errors import Echo, Interrupted, RunStopped, UserError
+from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
 from lib.launch import PROGRAM
 from lib.runtime import DeviceSettings, Interrupts, SeedSettings
 from lib.session import Session, discard
@@ -100,16 +101,24 @@ def _train(family: Session, path: Path, seeds: Sequence[str], room: Room) -> lis
                     if status is None:
                         continue
                     slots.append(running.pop(seed).slot)
-                    if status == 2:  # the user's mistake, which the run has told, and the others would too
+                    if status == 2 and not one.goes_on:  # a mistake, which the run has told, and the others would meet
                         raise Echo(UserError(f"seed {seed} ended so"))
                     if status:
-                        family.warn(f"the run of seed {seed} ended with status {status}")
+                        how = (
+                            f"was ended by {signal.Signals(-status).name}"
+                            if status < 0
+                            else f"ended with status {status}"
+                        )
+                        family.warn(f"the run of seed {seed} {how}")
                         failed.append(seed)
         except Interrupted as error:
-            raise Interrupted(error.number, saved=not error.midway, midway=error.midway) from None
+            for one in running.values():
+                one.stop(error.number)
+            raise Interrupted(error.number, saved=None, midway=error.midway) from None
         finally:
             for one in running.values():
-                one.end()
+                one.stop(signal.SIGTERM)
+                one.wait()
     return failed
 
 
@@ -125,9 +134,10 @@ class _Run:
     """
 
     def __init__(self, family: Path, seed: str, slot: int, room: Room, told: set[str]) -> None:
-        self.slot, self._told = slot, told
+        self.slot, self._told, self._stopped = slot, told, False
         folder = _folder(family, seed)
-        if folder.exists() and not (folder / "checkpoint" / "latest.ckpt").exists():
+        self.goes_on = (folder / "checkpoint" / "latest.ckpt").exists()
+        if folder.exists() and not self.goes_on:
             discard(folder)  # it ended before there was anything to keep
         words = ["--cfgs", family / "config.yaml", "--seeds", "none", "--seed", seed, "--session-root", folder.parent,
                  "--session", folder.name, "--resume", "auto"]  # fmt: skip
@@ -139,7 +149,7 @@ class _Run:
         # Out of the terminal's group: Ctrl-C comes by way of this process, once.
         self._process = subprocess.Popen(
             [sys.executable, "-u", str(PROGRAM), *map(str, words)], text=True, start_new_session=True,
-            stdout=pipe, stderr=pipe and subprocess.STDOUT,
+            stdout=pipe, stderr=pipe and subprocess.STDOUT, env={**os.environ, ENDS_WITH_PARENT: "1"},
         )  # fmt: skip
         self._teller = threading.Thread(target=self._tell, args=(seed,), daemon=True)
         self._teller.start()
@@ -159,9 +169,12 @@ class _Run:
             self._teller.join()
         return status
 
-    def end(self) -> None:
-        """Let it save its state, and wait."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            self._process.wait()
+    def stop(self, number: int) -> None:
+        """Let it save its state, once."""
+        if self._process.poll() is None and not self._stopped:
+            self._stopped = True
+            self._process.send_signal(number)
+
+    def wait(self) -> None:
+        self._process.wait()
         self._teller.join()

@@ -22,6 +22,7 @@ from lib.datasets.fingerprint import Fingerprint, fingerprint
 from lib.errors import Interrupted, RunStopped, UserError
 from lib.evaluation import Outcome
 from lib.faults import Guard
+from lib.means import Means
 from lib.method import Method, Task
 from lib.optimizers import OptimizerSettings
 from lib.runtime import DeviceSettings, Interrupts
@@ -183,6 +184,10 @@ class Trainer:
         self._guard.check()
         means = self._means.values()
         self._means.wait(time.perf_counter() - self._clock)
+        if self.method.selection not in means:
+            raise UserError(
+                "no batch of this epoch had two pictures that can be read; mend them, or take a larger --batch-size"
+            )
         self._loss = means[self.method.selection]
         every = self.settings.eval_every
         evaluated = every > 0 and (self.epoch + 1) % every == 0
@@ -322,41 +327,6 @@ class Trainer:
         if len(changed):
             first = self.task.pictures.path(int(changed[0]))
             self._notes.append(f"{len(changed)} pictures were written since the run began, such as {first}")
-
-
-class Means:
-    """Running means of the parts of the loss, kept on the device: reading them is what waits."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor | float, int]] = {}
-        self._pictures, self._seconds = 0, 0.0
-
-    def add(self, parts: dict[str, Tensor], pictures: int, seconds: float) -> None:
-        for name, value in parts.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = (total + value.detach().double(), count + 1)
-        self._pictures += pictures
-        self._seconds += seconds
-
-    def wait(self, seconds: float) -> None:
-        """Count time in which the device caught up with its work."""
-        self._seconds += seconds
-
-    def values(self) -> dict[str, float]:
-        """Waits for the device."""
-        return {name: float(total) / count for name, (total, count) in self._sums.items()}
-
-    def rate(self) -> float:
-        """Pictures per second."""
-        return self._pictures / max(self._seconds, 1e-9)
-
-    def state_dict(self) -> dict[str, Any]:
-        sums = {name: [float(total), count] for name, (total, count) in self._sums.items()}
-        return {"sums": sums, "pictures": self._pictures, "seconds": self._seconds}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
-        self._pictures, self._seconds = state["pictures"], state["seconds"]
 
 
 def build_optimizer(method: Method, config: Config) -> Optimizer:

@@ -20,8 +20,9 @@ from imc_swav.data import Batch as IMCBatch
 from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
 from imc_swav.method import IMCSwAV, IMCSwAVSettings
 from lib import batchnorm, distributed, runtime
+from lib.means import Means
 from lib.networks.convnet import ConvNet
-from lib.trainer import Means, Trainer
+from lib.trainer import Trainer
 from pica.losses import PUILoss
 
 Values = dict[str, Tensor]

@@ -10,7 +10,18 @@ from conftest import ROOT
 
 LAYERS = (
     {"errors", "registry", "settings", "yamlfile", "progress"},
-    {"runtime", "distributed", "launch", "metrics", "schedules", "checkpoint", "safetensors", "faults", "batchnorm"},
+    {
+        "runtime",
+        "distributed",
+        "launch",
+        "metrics",
+        "schedules",
+        "checkpoint",
+        "safetensors",
+        "faults",
+        "means",
+        "batchnorm",
+    },
     {"command", "config", "session", "resume", "optimizers", "networks", "datasets", "transforms", "method"},
     {"evaluation", "predictions", "report", "summary", "seeds"},
     {"trainer"},

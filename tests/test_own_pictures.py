@@ -201,6 +201,7 @@ def test_mistakes_with_copies_leave_nothing(cli: Cli, tmp_path: Path) -> None:
         (("--copy-to", tmp_path / "no" / "where"), "make it first"),
         (("--link",), "--link needs --copy-to"),
         (("--predict", tmp_path / "no.ckpt"), "no.ckpt"),
+        (("--copy-to", "/proc/sorted"), "choose another place"),
         (("--predict", tmp_path / "no.ckpt", "--resume", "auto"), "exclude each other"),
     ):
         status, _, err = cli(*words, *extra)
@@ -212,3 +213,13 @@ def test_pictures_beside_folders_of_pictures_have_no_labels(tmp_path: Path) -> N
     picture(tmp_path / "a.png")
     picture(tmp_path / "2019" / "trip" / "b.png")
     assert set(ImageFolder(str(tmp_path), "all").targets) == {-1}
+
+
+def test_an_epoch_without_a_batch_is_a_mistake(cli: Cli, tmp_path: Path) -> None:
+    for i in range(12):
+        picture(tmp_path / f"{i:02}.png", seed=i)
+        if i > 0:
+            (tmp_path / f"{i:02}.png").write_bytes(b"broken")
+    status, _, err = cli(*METHODS["pica"], "--data-root", tmp_path, "--on-bad-image", "skip", "--batch-size", 2,
+                         "--num-clusters", 2, "--seed", 1)  # fmt: skip
+    assert status == 2 and "two pictures that can be read" in err.splitlines()[-1], err

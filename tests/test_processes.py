@@ -48,7 +48,7 @@ def wait_for(root: Path, name: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["pica", pytest.param("imc_swav", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_does_and_one_goes_on(method: str, tmp_path: Path, cli: Cli) -> None:
     words = (*METHODS[method], "--max-epochs", 2, "--eval-every", 1)
     two = launch((*words, *TWO), tmp_path / "two")
@@ -98,6 +98,21 @@ def test_sigterm_stops_all_at_one_step_and_saves(tmp_path: Path) -> None:
     assert all(line.startswith(("warning: ", "stopped by")) for line in err.splitlines()), err
     state = checkpoint.load(only(tmp_path) / "checkpoint" / "latest.ckpt")
     assert state["step"] == state["epoch"] * 8 + state["position"]
+
+
+@pytest.mark.slow
+def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
+    process = launch((*QUICK, *RUN, *TWO, "--max-epochs", 1000), tmp_path)
+    wait_for(tmp_path, "*/metrics.jsonl", process)
+    assert len(ranks_under(tmp_path)) == 2
+    process.kill()
+    began = time.monotonic()
+    while ranks_under(tmp_path):
+        assert time.monotonic() - began < 60, "the ranks go on alone"
+        time.sleep(0.1)
+    state = checkpoint.load(only(tmp_path) / "checkpoint" / "latest.ckpt")
+    assert state["step"] == state["epoch"] * 8 + state["position"]
+    process.communicate()
 
 
 def kill_ranks(

@@ -85,7 +85,8 @@ Found = tuple[tuple[Path, ...], tuple[str | None, ...]]  # files, and the class 
 def _index(root: Path) -> dict[str, Found]:
     """Split → its pictures, in the order of their paths."""
     if not root.is_dir():
-        raise UserError(f"no folder {root}; --data-root is the folder of the pictures")
+        what = "is a file" if root.exists() else "does not exist"
+        raise UserError(f"the folder {root} {what}; --data-root is the folder of the pictures")
     if (root / "train").is_dir() or (root / "test").is_dir():
         return {name: _labelled(root / name) for name in ("train", "test") if (root / name).is_dir()}
     return {"all": _labelled(root)}
@@ -122,13 +123,19 @@ def _relabelled(found: Mapping[str, Found], root: Path, table: Path) -> dict[str
         with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             for number, row in enumerate(csv.reader(lines), 1):
                 if len(row) != 2:
-                    raise UserError(f"{table}, line {number}: a file and its class are wanted, with a comma between")
+                    raise UserError(
+                        f"{table}, line {number}: a file and its class are wanted, in UTF-8, with a comma between"
+                    )
                 if root / row[0] in files:
                     classes[root / row[0]] = row[1]
                 elif number > 1:  # the first line may be a heading
-                    raise UserError(f"{table}, line {number} names {row[0]!r}, and there is no such picture in {root}")
+                    where = f"{table}, line {number} names {row[0]!r}"
+                    raise UserError(f"{where}, and there is no such picture in {root}; mend or remove the line")
     except (OSError, csv.Error) as error:
-        raise UserError(f"cannot read the --labels {table}: {error}; a CSV file of `file,class` is wanted") from error
+        problem = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot read the --labels {table}: {problem}; a UTF-8 file of `file,class` lines is wanted"
+        ) from error
     if not classes:
         raise UserError(f"the --labels {table} name none of the pictures in {root}; files are named from there on")
     return {name: (held, tuple(map(classes.get, held))) for name, (held, _) in found.items()}

@@ -72,7 +72,8 @@ def test_orientation_is_respected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: None, "no folder"),
+        (lambda root: None, "does not exist"),
+        (lambda root: root.write_text(""), "is a file"),
         (lambda root: root.mkdir(), "holds no picture: looked for folders train/ and test/"),
         (
             lambda root: picture(root / "ant" / "b.png") and (root / "bee").mkdir(),

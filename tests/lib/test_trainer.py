@@ -16,8 +16,9 @@ import main
 from lib import checkpoint, metrics
 from lib.config import Config
 from lib.errors import UserError
+from lib.means import Means
 from lib.session import Session
-from lib.trainer import Means, Trainer
+from lib.trainer import Trainer
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -32,7 +33,8 @@ def test_a_session_holds_everything(cli: Cli, tmp_path: Path) -> None:
     assert status == 0
     path = session_of(tmp_path)
     assert {entry.name for entry in path.iterdir()} == {
-        "checkpoint", "config.yaml", "log.txt", "metrics.jsonl", "predictions.npz", "provenance.jsonl", "scores.json", "tfboard",
+        "checkpoint", "config.yaml", "log.txt", "metrics.jsonl", "predictions.csv", "predictions.npz", "provenance.jsonl",
+        "scores.json", "tfboard",
     }  # fmt: skip
     assert {entry.name for entry in (path / "checkpoint").iterdir()} == {"latest.ckpt", "best.ckpt"}
 
