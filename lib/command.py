@@ -17,8 +17,10 @@ class Command(Section):
     imports: tuple[str, ...] | None = setting(None, "modules of yours that register components")
     evaluate: str | None = setting(None, "score this checkpoint instead of training")
     predict: str | None = setting(None, "cluster the pictures of --data-root by this checkpoint instead of training")
-    copy_to: str | None = setting(None, "new folder that gets a copy of every picture, in a folder for each cluster")
-    link: bool = setting(False, "with --copy-to: symbolic links instead of copies")
+    copy_to: str | None = setting(
+        None, "new folder that gets a copy of every picture, in a folder for each cluster", transient=True
+    )
+    link: bool = setting(False, "with --copy-to: symbolic links instead of copies", transient=True)
     export: str | None = setting(None, "with --evaluate: write the weights to this .safetensors file")
     resume: str | None = setting(
         None, "go on from this checkpoint; auto: from the newest session of these very settings, if any"

@@ -83,6 +83,8 @@ def _check_combination(command: Command, several: bool) -> None:
         raise UserError(f"{' and '.join(given)} exclude each other; leave one out")
     if not command.trains and several:
         raise UserError(f"--seeds trains anew, and {given[0]} does not; leave one out")
+    if command.copy_to and several:
+        raise UserError("--copy-to sorts by one run, and --seeds trains several; --predict with the checkpoint of one")
     if command.link and not command.copy_to:
         raise UserError("--link needs --copy-to DIR, where the links go")
     if command.resume not in (None, "auto") and several:

@@ -32,11 +32,15 @@ class Room:
 
 
 def room(settings: DeviceSettings) -> Room:
-    """How many runs go side by side: one for each GPU, or on a CPU as many as `threads` fits into the cores."""
-    gpus, asked = runtime.gpu_numbers(settings.gpus), settings.jobs
+    """How many runs go side by side: one for each GPU, or on a CPU as many as `threads` fits into the cores.
+
+    With `--processes` each run has that many of its own, on all GPUs.
+    """
+    gpus, asked, each = runtime.gpu_numbers(settings.gpus), settings.jobs, settings.processes or 1
     if gpus:
-        return Room(asked or len(gpus), settings.threads, gpus)
-    threads, each = runtime.threads(settings), settings.processes or 1
+        alone = settings.processes is not None
+        return Room(asked or (1 if alone else len(gpus)), settings.threads, () if alone else gpus)
+    threads = runtime.threads(settings)
     if asked is None:
         return Room(max(1, runtime.cores() // (threads * each)) if threads else 1, settings.threads, ())
     return Room(asked, threads or max(1, runtime.cores() // (asked * each)), ())
@@ -104,12 +108,8 @@ def _train(family: Session, path: Path, seeds: Sequence[str], room: Room) -> lis
                     if status == 2 and not one.goes_on:  # a mistake, which the run has told, and the others would meet
                         raise Echo(UserError(f"seed {seed} ended so"))
                     if status:
-                        how = (
-                            f"was ended by {signal.Signals(-status).name}"
-                            if status < 0
-                            else f"ended with status {status}"
-                        )
-                        family.warn(f"the run of seed {seed} {how}")
+                        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+                        family.warn(f"the run of seed {seed} ended {how}")
                         failed.append(seed)
         except Interrupted as error:
             for one in running.values():

@@ -95,6 +95,7 @@ def test_mistakes(cli: Cli, tmp_path: Path) -> None:
         (("--debug",), "--debug"),
         (("--seed", 3), "--seed and --seeds"),
         (("--jobs", 0), "below 1"),
+        (("--copy-to", tmp_path / "sorted"), "--copy-to sorts by one run"),
         (("--evaluate", tmp_path), "--evaluate"),
     ):
         status, _, err = cli(*UNSEEDED, "--seeds", "0-1", *words)
@@ -111,6 +112,7 @@ def test_mistakes(cli: Cli, tmp_path: Path) -> None:
         (DeviceSettings(jobs=4), 8, 4, 2),
         (DeviceSettings(gpus="0,2"), 8, 2, None),
         (DeviceSettings(gpus="0,2", jobs=4), 8, 4, None),
+        (DeviceSettings(gpus="0,2", processes=2), 8, 1, None),
     ],
 )
 def test_room(
