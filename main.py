@@ -32,14 +32,14 @@ def main(argv: Sequence[str]) -> int | None:
     command, device = early.of(Command), early.of(DeviceSettings)
     shows = command.help or command.list or command.dry_run or not argv
     if not shows and not early.of(SeedSettings).seeds and (count := launch.processes(device)) > 1:
-        return launch.launch(argv, count)
+        return launch.launch([__file__, *argv], count)
     with distributed.joined(device):
         start = distributed.from_first(lambda: resume.start_of(raw, SECTIONS))
         settings = config.resolve(raw, SECTIONS, start.stored and start.stored["config"], start.folder is not None)
         if command.help or command.list or not argv:
             print(config.component_list(SECTIONS) if command.list else config.help_text(settings))
         elif settings.of(SeedSettings).seeds and not command.dry_run:
-            seeds.run(settings.replace(seed=None, resume=None), start.folder)
+            seeds.run(settings.replace(seed=None, resume=None), start.folder, __file__)
         else:
             seed = distributed.from_first(lambda: runtime.seed_of(settings.of(SeedSettings)))
             settings = settings.replace(seed=seed, resume=command.resume if command.restart else None)

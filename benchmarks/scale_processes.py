@@ -28,12 +28,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import main as program
 from imc_swav.data import Batch as IMCBatch
 from lib import distributed
-from lib.forecast import estimate
+from lib.forecast import PEAKS, SHARE, estimate
+from lib.runtime import DeviceSettings
 from lib.trainer import Trainer
 from pica.data import Batch as PICABatch
 
 WAYS = {"one process, two threads": (1, 2), "two processes, one thread each": (2, 1), "two that do not speak": (2, 1)}
-PEAK, SHARE = 67e12, 0.4  # FLOP/s of an H100 in float32, and what is reached of it
+PEAK = PEAKS["an H100 SXM"]
 NETWORK = {8: 450e9, 64: 50e9}  # bytes/s of each GPU: NVLink within a machine, InfiniBand between them
 LATENCY = 20e-6  # s, of each exchange
 
@@ -47,7 +48,7 @@ def child(name: str, n: int, steps: int, apart: bool, threads: int) -> None:
     chosen = settings(*words)
     if apart:
         os.environ["WORLD_SIZE"] = "1"
-    with distributed.joined(chosen.of(program.DeviceSettings)):
+    with distributed.joined(chosen.of(DeviceSettings)):
         task = program.build(chosen)
         trainer = Trainer(task, chosen)
         task.method.train()
@@ -98,7 +99,9 @@ def exchanged(name: str, gpus: int, n: int) -> tuple[float, float, float, float]
     gradients = 4 * sum(weight.numel() for weight in method.parameters())
     norms = [part for part in method.network.modules() if isinstance(part, _BatchNorm)]
     passes = 2 if name == "pica" else len(blank.views)
-    per_picture = 4 * (4 * method.sizes[0] if name == "pica" else passes * (512 + 1000))
+    per_picture = 4 * (
+        4 * method.sizes[0] if name == "pica" else passes * (method.network.feature_dim + method.settings.prototypes)
+    )
     statistics_ = 4 * passes * sum(2 * part.num_features + 1 for part in norms) * gpus
     count = 2 * passes * len(norms) + math.ceil(gradients / 25e6) + 3
     return gradients, per_picture * n + statistics_, count, operations / 8 * n

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lib import batchnorm, distributed, metrics, summary
+from lib import batchnorm, distributed, metrics
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.errors import UserError
@@ -241,7 +241,7 @@ def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
 
 def line(scores: Mapping[str, Any]) -> str:
     """One split's scores in a line."""
-    known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in summary.COLUMNS if scores[key] is not None)
+    known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in metrics.TITLES if scores[key] is not None)
     shares = f"shares {scores['smallest']:.1%} to {scores['largest']:.1%}"
     confidence = f", confidence {scores['confidence']:.3f}" if "confidence" in scores else ""
     return f"{known or 'no labels'}; {shares}{confidence}"

@@ -7,13 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from lib import distributed, runtime
 from lib.errors import ENDS_WITH_PARENT, UserError, say
 from lib.runtime import DeviceSettings
-
-PROGRAM = Path(__file__).resolve().parent.parent / "main.py"
 
 
 def processes(settings: DeviceSettings) -> int:
@@ -28,8 +25,8 @@ def processes(settings: DeviceSettings) -> int:
     return 1 if distributed.started() else asked or max(1, len(gpus))
 
 
-def launch(argv: Sequence[str], count: int) -> int:
-    """Run the same command line in so many processes; if one fails, the others are ended.
+def launch(command: Sequence[str], count: int) -> int:
+    """Run a Python program, given with its words, in so many processes; if one fails, the others are ended.
 
     Returns:
         the exit status
@@ -47,7 +44,7 @@ def launch(argv: Sequence[str], count: int) -> int:
         signals_to_handle="SIGTERM,SIGINT",
     )  # fmt: skip
     try:
-        elastic_launch(config, sys.executable)("-u", str(PROGRAM), *argv)
+        elastic_launch(config, sys.executable)("-u", *command)
     except SignalException as stopped:
         return 128 + int(stopped.sigval)  # the processes have said whether their state is saved
     except ChildFailedError as failed:

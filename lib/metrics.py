@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 IntArray = NDArray[np.integer[Any]]
+TITLES = (("acc", "ACC"), ("nmi", "NMI"), ("ari", "ARI"))  # of those that are shown
 NAMES = ("acc", "nmi", "nmi_geometric", "ari", "ami")
 
 

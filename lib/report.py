@@ -41,13 +41,13 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
         np.savez_compressed(session.path / "predictions.npz", **predictions.archive(task.pictures, found))
     if skipped:
         _tell_of_skipped(session, skipped)
+    session.write_json("scores.json", _scores_file(task, found, rows))  # it says that the run is done
     if command.export is not None:
         safetensors.export(command.export, config.as_dict(), task.method.state_dict(), outcome.statistics)
     target = predictions.check(task.pictures, config)
     if target is not None:
         predictions.copy(task.pictures, found, target, command.link)
         session.info(f"the pictures by cluster: {target}")
-    session.write_json("scores.json", _scores_file(task, found, rows))  # last: it says that the run is done
     if any(values["acc"] is not None for values in outcome.scores.values()):
         session.info("\n" + summary.table(rows))
     else:

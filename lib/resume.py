@@ -36,9 +36,9 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
         UserError: no such checkpoint, a damaged one, one that holds weights alone and is to go on, or
             options that exclude each other.
     """
-    command = config.part(raw, [Command]).of(Command)
+    early = config.part(raw, [Command, SeedSettings])
+    command, several = early.of(Command), early.of(SeedSettings).seeds is not None
     path: str | Path | None = command.resume
-    several = config.part(raw, [SeedSettings]).of(SeedSettings).seeds is not None
     _check_combination(command, several)
     if several and "seed" in raw and raw["seed"].flag:
         raise UserError("--seed and --seeds exclude each other; leave one out")

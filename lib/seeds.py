@@ -15,7 +15,6 @@ from pathlib import Path
 from lib import distributed, runtime, summary
 from lib.config import Config
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
-from lib.launch import PROGRAM
 from lib.runtime import DeviceSettings, Interrupts, SeedSettings
 from lib.session import Session, discard
 
@@ -46,12 +45,13 @@ def room(settings: DeviceSettings) -> Room:
     return Room(asked, threads or max(1, runtime.cores() // (asked * each)), ())
 
 
-def run(settings: Config, goes_on: Path | None) -> None:
+def run(settings: Config, goes_on: Path | None, program: str) -> None:
     """Train every seed that is not done, and leave summary.json over all that are.
 
     Args:
         settings: of every run, with the seeds.
         goes_on: the folder of the session that goes on, if one does.
+        program: the file that runs a command line.
 
     Raises:
         RunStopped: some runs stopped themselves; the others are done.
@@ -67,7 +67,7 @@ def run(settings: Config, goes_on: Path | None) -> None:
             raise UserError(
                 "--seeds collects what its runs leave in their folders, and --debug writes none; leave it out"
             )
-        failed = _train(family, family.path, seeds, room(settings.of(DeviceSettings)))
+        failed = _train(family, family.path, seeds, room(settings.of(DeviceSettings)), program)
         done = [seed for seed in seeds if _is_done(family.path, seed)]
         if done:
             summary.summarise(family, settings, {seed: _folder(family.path, seed) for seed in done})
@@ -81,10 +81,10 @@ def _folder(family: Path, seed: str) -> Path:
 
 
 def _is_done(family: Path, seed: str) -> bool:
-    return (_folder(family, seed) / "scores.json").is_file()  # written last
+    return (_folder(family, seed) / "scores.json").is_file()  # written when all else is
 
 
-def _train(family: Session, path: Path, seeds: Sequence[str], room: Room) -> list[str]:
+def _train(family: Session, path: Path, seeds: Sequence[str], room: Room, program: str) -> list[str]:
     """Returns the seeds whose runs stopped themselves."""
     waiting = [seed for seed in seeds if not _is_done(path, seed)]
     if len(waiting) < len(seeds):
@@ -97,7 +97,7 @@ def _train(family: Session, path: Path, seeds: Sequence[str], room: Room) -> lis
                 while waiting and slots:
                     seed = waiting.pop(0)
                     family.info(f"seed {seed}, {len(seeds) - len(waiting)} of {len(seeds)}")
-                    running[seed] = _Run(path, seed, slots.pop(0), room, told)
+                    running[seed] = _Run([program], path, seed, slots.pop(0), room, told)
                 interrupts.check()
                 time.sleep(POLL)
                 for seed, one in list(running.items()):
@@ -126,6 +126,7 @@ class _Run:
     """The process of one seed.
 
     Args:
+        command: the program, to which the words are added.
         family: the folder of the session.
         seed: of the run.
         slot: its number among the runs side by side.
@@ -133,7 +134,7 @@ class _Run:
         told: mistakes that one of the runs has told.
     """
 
-    def __init__(self, family: Path, seed: str, slot: int, room: Room, told: set[str]) -> None:
+    def __init__(self, command: list[str], family: Path, seed: str, slot: int, room: Room, told: set[str]) -> None:
         self.slot, self._told, self._stopped = slot, told, False
         folder = _folder(family, seed)
         self.goes_on = (folder / "checkpoint" / "latest.ckpt").exists()
@@ -148,7 +149,7 @@ class _Run:
         pipe = None if room.at_once == 1 else subprocess.PIPE
         # Out of the terminal's group: Ctrl-C comes by way of this process, once.
         self._process = subprocess.Popen(
-            [sys.executable, "-u", str(PROGRAM), *map(str, words)], text=True, start_new_session=True,
+            [sys.executable, "-u", *command, *map(str, words)], text=True, start_new_session=True,
             stdout=pipe, stderr=pipe and subprocess.STDOUT, env={**os.environ, ENDS_WITH_PARENT: "1"},
         )  # fmt: skip
         self._teller = threading.Thread(target=self._tell, args=(seed,), daemon=True)

@@ -185,7 +185,7 @@ class Session:
         self.write(name, json.dumps(finite(content), indent=1) + "\n")
 
     def checkpoint(self, name: str) -> Path | None:
-        """Where a checkpoint of that name goes."""
+        """Where a checkpoint of that name goes; the first one makes the folder."""
         if self.path is None:
             return None
         (self.path / "checkpoint").mkdir(exist_ok=True)

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from lib.config import Config
 from lib.errors import UserError
+from lib.metrics import TITLES
 from lib.session import Session
 from lib.settings import Section, setting
 from lib.yamlfile import load_yaml
 
 Row = Mapping[str, Mapping[str, Any]]  # split → name → value
-COLUMNS = (("acc", "ACC"), ("nmi", "NMI"), ("ari", "ARI"))
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,8 @@ class PublishedSettings(Section):
     published_nmi: Literal["nmi", "nmi_geometric"] = setting("nmi", "which of our NMIs theirs is")
 
 
-def read_scores(folder: Path) -> dict[str, dict[str, Any]]:
-    """A finished run's scores.json.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    return _read(folder / "scores.json")
-
-
 def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """A file of a finished session, or a UserError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
@@ -63,7 +55,7 @@ def summarise(session: Session, config: Config, runs: Mapping[str, Path]) -> Non
         runs: the folder of each seed.
     """
     settings = config.of(PublishedSettings)
-    scores = {seed: read_scores(folder) for seed, folder in runs.items()}
+    scores = {seed: _read(folder / "scores.json") for seed, folder in runs.items()}
     content: dict[str, Any] = {"seeds": scores, **over(list(scores.values()))}
     first = next(iter(next(iter(scores.values()))))
     content["loss"] = {seed: _last_loss(folder) for seed, folder in runs.items()}
@@ -139,10 +131,10 @@ def table(rows: Mapping[str, Row], splits: list[str] | None = None, nmi: str = "
     """
     splits = list(next(iter(rows.values()))) if splits is None else splits
     wide = max(len(name) for name in rows)
-    titles = "".join(f"{title:>7}" for _, title in COLUMNS)
+    titles = "".join(f"{title:>7}" for _, title in TITLES)
     shown = [" " * wide + "".join(f"   {split:^21}" for split in splits), " " * wide + f"   {titles}" * len(splits)]
     for name, scores in rows.items():
-        keys = [nmi if key == "nmi" else key for key, _ in COLUMNS]
+        keys = [nmi if key == "nmi" else key for key, _ in TITLES]
         cells = ("   " + "".join(_cell(scores.get(split, {}).get(key)) for key in keys) for split in splits)
         shown.append(f"{name:<{wide}}" + "".join(cells))
     return "\n".join(line.rstrip() for line in shown)
@@ -158,7 +150,7 @@ def compare(folders: list[Path]) -> str:
     Raises:
         UserError: one is no finished session.
     """
-    lines = [("session", "split", "seeds", *(title for _, title in COLUMNS))]
+    lines = [("session", "split", "seeds", *(title for _, title in TITLES))]
     for folder in folders:
         name = folder.resolve().name
         for split, (seeds, cells) in _cells(folder).items():
@@ -181,14 +173,14 @@ def _cells(folder: Path) -> dict[str, tuple[str, list[str]]]:
     runs = folder / "summary.json"
     found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
     if not runs.is_file():
-        found = {split: (values, {}) for split, values in read_scores(folder).items()}
+        found = {split: (values, {}) for split, values in _read(folder / "scores.json").items()}
         seeds = "1"
     else:
         content = _read(runs)
         seeds = str(len(content["seeds"]))
         found = {split: (values, content["deviation"][split]) for split, values in content["mean"].items()}
     return {
-        split: (seeds, [_spread(values.get(key), deviations.get(key)) for key, _ in COLUMNS])
+        split: (seeds, [_spread(values.get(key), deviations.get(key)) for key, _ in TITLES])
         for split, (values, deviations) in found.items()
     }
 

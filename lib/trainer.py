@@ -85,6 +85,7 @@ class Trainer:
         self._interrupts = Interrupts(agree=distributed.largest)
         self._clock = 0.0
         self._latest: tuple[int, Outcome] | None = None
+        self._statistics: dict[str, Tensor] = {}  # under which the present weights were scored, if they were
         self._scored = next(iter(task.splits))
         if self.settings.best_by == "acc" and (task.splits[self._scored].labels < 0).all():
             raise UserError(f"--best-by acc needs labels, and the split {self._scored} has none")
@@ -108,7 +109,7 @@ class Trainer:
             session.warn(note)
         with self._interrupts:
             try:
-                while not self._finished():
+                while self._begin_epoch():
                     self._train_epoch()
                 self._guard.check()
                 if self._latest is None or self._latest[0] != self.step:
@@ -127,18 +128,18 @@ class Trainer:
         assert self._latest is not None
         return self._latest[1]
 
-    def _finished(self) -> bool:
+    def _begin_epoch(self) -> bool:
+        """Fix the rate of the next epoch; False where there is none."""
         s = self.settings
-        if s.max_steps is not None and self.step >= s.max_steps:
-            return True
-        if self.epoch >= s.max_epochs:
-            return True
+        if self.epoch >= s.max_epochs or (s.max_steps is not None and self.step >= s.max_steps):
+            return False
         # Once an epoch: a schedule in a file may change, and all ranks take the same rate.
         self._rate = distributed.from_first(lambda: self.schedule(self.epoch))
-        return self._rate is None
+        return self._rate is not None
 
     def _train_epoch(self) -> None:
         self.method.train()
+        self._statistics = {}
         if self.position == 0:
             self.method.start_epoch(self.epoch)
             self._assigned.fill_(-1)
@@ -249,7 +250,7 @@ class Trainer:
         outcome = evaluation.evaluate(self.task, self.config, self._interrupts.check)
         online = partial(evaluation.online, self.task, self._assigned.cpu().numpy())
         scores = outcome.scores | distributed.from_first(online)
-        self._latest = (self.step, dataclasses.replace(outcome, scores=scores))
+        self._latest, self._statistics = (self.step, dataclasses.replace(outcome, scores=scores)), outcome.statistics
 
     def _record_scores(self, epoch: int) -> None:
         assert self._latest is not None
@@ -293,7 +294,7 @@ class Trainer:
             "assigned": self._assigned.cpu(),
             "views": self.task.views.kind,
             "random": runtime.random_state(),
-            "statistics": self._latest[1].statistics if self._latest and self._latest[0] == self.step else {},
+            "statistics": self._statistics,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -309,7 +310,7 @@ class Trainer:
             self.epoch, self.position, self.step = (int(state[name]) for name in ("epoch", "position", "step"))
             self._scored_step, self._assigned = int(state["scored_step"]), state["assigned"]
             self._means.load_state_dict(state["means"])
-            self._loss = state["loss"]
+            self._loss, self._statistics = state["loss"], state["statistics"]
             runtime.set_random_state(state["random"])
             self._resumed = dict(state.get("mark", {}))
             self._notes += self.config.changes(state["config"])

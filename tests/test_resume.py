@@ -18,6 +18,7 @@ from runs import RUN, assert_same_run, launch, loaders, only, same
 
 import main
 from lib import checkpoint
+from lib.trainer import Trainer
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -271,3 +272,16 @@ def test_a_signal_to_the_whole_process_group(wait: float | None, tmp_path: Path)
         process.returncode == 143 and err.splitlines()[-1].startswith("stopped by SIGTERM") and "Traceback" not in err
     )
     assert ("the state is saved" in err) == (wait is None)
+
+
+def test_the_statistics_of_the_scores_outlive_a_resumption(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--session", "a")
+    path = tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt"
+    state = checkpoint.load(path)
+    assert state["statistics"]
+    made = resolve(*QUICK, "--debug")
+    trainer = Trainer(main.build(made), made)
+    trainer.load_state_dict(state)
+    assert same(trainer.state_dict()["statistics"], state["statistics"])
+    cli("--resume", path, "--max-epochs", 2, "--max-steps", 11, "--eval-every", 0)
+    assert checkpoint.load(path)["statistics"] and not same(checkpoint.load(path)["statistics"], state["statistics"])
