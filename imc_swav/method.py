@@ -164,6 +164,7 @@ def build(config: Config) -> Task:
     source = IMCSource(views, chosen, classified, crops, batch_size=data.batch_size, channels=channels, seed=seed)
     if config.of(Command).trains:
         source.check()
+        distributed.check_parts(data.batch_size, config.of(MethodSettings).sync_batchnorm)
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
     return Task(method.place(config), source, views, splits, pictures, train[-1], Split(chosen, labels[chosen]))

@@ -90,6 +90,23 @@ def share(index: NDArray[np.int64]) -> NDArray[np.int64]:
     return index[rank() * size // world() : (rank() + 1) * size // world()]
 
 
+def check_parts(size: int, synchronised: bool) -> None:
+    """See that each rank's part of a batch is one for its BatchNorm.
+
+    Args:
+        size: pictures of the smallest batch.
+        synchronised: BatchNorm's batch is the whole one.
+
+    Raises:
+        UserError: some rank would have less than two pictures.
+    """
+    if world() > 1 and not synchronised and size < 2 * world():
+        raise UserError(
+            f"--sync-batchnorm false: a batch of {size} pictures leaves some of {world()} processes fewer than the two "
+            "that a BatchNorm of its own needs; leave it true, or take another --batch-size"
+        )
+
+
 def exchange(index: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """What the ranks have of a batch.
 

@@ -131,11 +131,6 @@ def _told(error: BaseException) -> tuple[str, int] | None:
     # torch.OutOfMemoryError on a GPU, and a plain RuntimeError on the CPU.
     if isinstance(error, RuntimeError) and any(word in str(error) for word in ("allocate memory", "out of memory")):
         return "error: not enough memory; take a smaller --batch-size or network (--dry-run estimates)", 2
-    if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):  # torch's BatchNorm
-        return (
-            "error: a process's part of a batch leaves BatchNorm a single value; take --sync-batchnorm true, "
-            "or a larger --batch-size"
-        ), 2
     if isinstance(error, OSError) and error.errno in _OUTSIDE:
         place = error.filename or "while writing"
         return f"error: {error.strerror}: {place}; {_OUTSIDE[error.errno]}", 2

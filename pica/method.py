@@ -177,6 +177,9 @@ def build(config: Config) -> Task:
     if trains and len(pictures) < heads[-1]:
         raise UserError(f"{len(pictures)} pictures do not make {heads[-1]} clusters; give a smaller --num-clusters")
     sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
+    if trains:
+        smallest = min(len(chosen) % data.batch_size or data.batch_size for chosen in sets)
+        distributed.check_parts(smallest, config.of(MethodSettings).sync_batchnorm)
     if trains and any(len(chosen) % data.batch_size == 1 or data.batch_size == 1 for chosen in sets):
         check_single(method.network, (channels, transforms.tfm_size, transforms.tfm_size))
     views = open_views(config, pictures, plain_recipe(transforms))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 import ranks
 import torch
 import torch.multiprocessing as mp
-from runs import same
+from conftest import QUICK, resolve
+from runs import IMC, same
 
+import main
 from lib import distributed
+from lib.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +47,23 @@ def test_shares_are_even_and_in_order(world: int, size: int, monkeypatch: pytest
         parts.append(distributed.share(np.arange(size)))
     assert np.concatenate(parts).tolist() == list(range(size))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "fits"),
+    [
+        ((*QUICK, "--batch-size", 256), True),  # and 131 in the last
+        ((*QUICK, "--batch-size", 224), False),  # and 3
+        ((*IMC, "--batch-size", 3), False),
+        ((*IMC, "--batch-size", 4), True),
+    ],
+)
+def test_without_synchronisation_a_part_needs_two_pictures(
+    words: tuple[object, ...], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = resolve(*words, "--sync-batchnorm", "false")
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "one_first", nullcontext)
+    with nullcontext() if fits else pytest.raises(UserError, match="--sync-batchnorm false: a batch of 3 pictures"):
+        main.build(settings)
+    distributed.check_parts(1, synchronised=True)
