@@ -167,7 +167,8 @@ def build(config: Config) -> Task:
         distributed.check_parts(data.batch_size, config.of(MethodSettings).sync_batchnorm)
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
-    return Task(method.place(config), source, views, splits, pictures, train[-1], Split(chosen, labels[chosen]))
+    trained = Split(chosen, labels[chosen])
+    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, crops[0])
 
 
 register("imc_swav", Entry(build, build_method, IMCSwAVSettings))

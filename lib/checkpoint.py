@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,7 +52,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        # `tempfile` would give rights to its owner alone.
+        with open(path.with_name(f".{path.name}.{secrets.token_hex(8)}"), "xb") as file:
             temporary = Path(file.name)
             file.write(content)
             file.flush()

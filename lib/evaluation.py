@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -12,16 +11,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from lib import batchnorm, distributed, metrics
+from lib import batchnorm, distributed, labelfree, metrics
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.errors import UserError
-from lib.method import Method, Split, Task
+from lib.inference import Predictions, batches, common, evaluating, predict, scored, shares
+from lib.labelfree import Sample
+from lib.method import Method, Task
 from lib.runtime import SeedSettings
 from lib.session import Session
 from lib.settings import Section, setting
+from lib.transforms import TransformSettings, plain_recipe
 
 Scores = dict[str, dict[str, Any]]  # split → name → value
 
@@ -33,24 +35,12 @@ class EvaluationSettings(Section):
     top_k: int | None = setting(
         None, "also score whether the class is among this many of the most probable clusters", low=2
     )
+    eval_sample: int = setting(
+        2000,
+        "pictures, evenly spread, by which PUI, silhouette and agreement are taken, and which the report shows; 0: none",
+        low=0,
+    )
     baseline: Literal["none", "kmeans"] = setting("none", "also score k-means on the pixels of the same pictures")
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Every scored picture once, by its position among the run's pictures, ascending."""
-
-    index: NDArray[np.int64]  # (N,)
-    probability: NDArray[np.float32]  # (N, K)
-
-    @property
-    def cluster(self) -> NDArray[np.int64]:
-        clusters: NDArray[np.int64] = self.probability.argmax(axis=1).astype(np.int64)
-        return clusters
-
-    def of(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and labels of the pictures of a split that could be read."""
-        return _common(self.index, split)
 
 
 @dataclass(frozen=True)
@@ -62,62 +52,11 @@ class Outcome:
     statistics: dict[str, Tensor]  # the buffers of the method, under which the predictions were made
 
 
-def _common(index: NDArray[np.int64], split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    kept = np.isin(split.index, index)
-    return np.searchsorted(index, split.index[kept]).astype(np.int64), split.labels[kept]
+def score(task: Task, predictions: Predictions, top_k: int | None = None, sample: Sample | None = None) -> Scores:
+    """For each scored split: ACC, NMI, ARI, AMI (None without labels), balance, confidence; `top<k>` if asked for.
 
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each part is put back into the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.train(False)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-def _scored(task: Task) -> NDArray[np.int64]:
-    return np.unique(np.concatenate([split.index for split in task.splits.values()]))
-
-
-def _batches(index: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    return (index[i : i + size] for i in range(0, len(index), size))
-
-
-def _shares(index: NDArray[np.int64], size: int) -> Iterator[Tensor]:
-    """Each rank's part of each batch, so that all ranks have equally many."""
-    return (torch.from_numpy(distributed.share(batch)) for batch in _batches(index, size))
-
-
-def predict(task: Task, batch_size: int, tick: Callable[[], None] = lambda: None) -> Predictions:
-    """Cluster probabilities of every picture of every scored split, under the test transform.
-
-    Args:
-        task: whose pictures, by whose method.
-        batch_size: pictures at a time, of all processes.
-        tick: called after each batch; what it raises ends the prediction.
+    With a sample, also `pui`, `silhouette` and `agreement` (`lib.labelfree`).
     """
-    index, rows = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, task.method.num_clusters)]
-    with evaluating(task.method):
-        for prepared in task.views.plain(_shares(_scored(task), batch_size)):
-            if len(prepared.index):
-                index.append(prepared.index)
-                rows.append(task.method.predict(prepared.views[0]).float().cpu())
-            tick()
-        whole, counts = distributed.exchange(torch.cat(index))
-        probability = distributed.gather(torch.cat(rows), counts)
-    if not len(whole):
-        raise UserError("none of the scored pictures can be read; mend or remove them")
-    order = whole.argsort()
-    return Predictions(whole[order].numpy(), probability[order].numpy())
-
-
-def score(task: Task, predictions: Predictions, top_k: int | None = None) -> Scores:
-    """For each scored split: ACC, NMI, ARI, AMI (None without labels), balance, confidence; `top<k>` if asked for."""
     found: Scores = {}
     for name, split in task.splits.items():
         rows, labels = predictions.of(split)
@@ -128,6 +67,7 @@ def score(task: Task, predictions: Predictions, top_k: int | None = None) -> Sco
             **metrics.scores(labels, clusters),
             **metrics.balance(clusters, task.method.num_clusters),
             "confidence": float(probability.max(axis=1).mean()),
+            **(sample.scores(split) if sample else {}),
         }
         if top_k is not None:
             found[name][f"top{top_k}"] = metrics.top_k(labels, probability, top_k)
@@ -156,7 +96,9 @@ def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None
     transform, from scratch. `test_bn` goes on from the trained ones with the scored pictures, as the
     IMC-SwAV authors do; its figures are comparable with theirs alone. Everything is put back.
     """
-    settings, first, found = config.of(EvaluationSettings), None, {}
+    settings, plain = config.of(EvaluationSettings), plain_recipe(config.of(TransformSettings))
+    first: Predictions | None = None
+    found: Scores = {}
     statistics: dict[str, Tensor] = {}
     distributed.follow_first(task.method)
     for treatment in task.method.treatments:
@@ -164,7 +106,9 @@ def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None
             _treat(task, config, treatment, tick)
             predictions = predict(task, settings.eval_batch_size, tick)
             statistics = statistics or {name: value.detach().clone() for name, value in task.method.named_buffers()}
-        scores = distributed.from_first(partial(score, task, predictions, settings.top_k))
+            size, count = settings.eval_batch_size, 0 if first else settings.eval_sample
+            sample = labelfree.sample(task, plain, count, size, tick)
+        scores = distributed.from_first(partial(score, task, predictions, settings.top_k, sample))
         for name, values in scores.items():
             # The result goes by the split's own name, the others by what they are.
             key = name if first is None else f"{name}:{treatment}"
@@ -201,7 +145,7 @@ def _treat(task: Task, config: Config, treatment: str, tick: Callable[[], None])
     if treatment == "plain":
         return
     own, size = treatment == "train_bn", config.of(DataSettings).batch_size
-    index = task.trained.index if own else _scored(task)
+    index = task.trained.index if own else scored(task)
     # Full batches alone, where there is one: each has the same weight.
     count = min(batchnorm.BATCHES, max(1, len(index) // size)) * size
     drawn = np.random.default_rng(config.of(SeedSettings).seed or 0).permutation(index)[:count]
@@ -209,7 +153,7 @@ def _treat(task: Task, config: Config, treatment: str, tick: Callable[[], None])
 
     def run() -> Iterator[Tensor]:
         nonlocal seen
-        for prepared in task.views.plain(_shares(drawn, size)):
+        for prepared in task.views.plain(shares(drawn, size)):
             whole, counts = distributed.exchange(prepared.index)
             if len(whole) > 1:  # a single picture has no variance
                 seen += 1
@@ -228,13 +172,13 @@ def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
 
     prepared = [
         (part.index, part.views[0].flatten(1).cpu())
-        for part in task.views.plain(map(torch.from_numpy, _batches(_scored(task), batch_size)))
+        for part in task.views.plain(map(torch.from_numpy, batches(scored(task), batch_size)))
     ]
     index, pixels = (torch.cat(parts).numpy() for parts in zip(*prepared, strict=True))
     clusters = KMeans(min(task.method.num_clusters, len(pixels)), n_init=10, random_state=seed).fit_predict(pixels)
     found = {}
     for name, split in task.splits.items():
-        rows, labels = _common(index, split)
+        rows, labels = common(index, split)
         found[name] = metrics.scores(labels, clusters[rows])
     return found
 
@@ -243,8 +187,8 @@ def line(scores: Mapping[str, Any]) -> str:
     """One split's scores in a line."""
     known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in metrics.TITLES if scores[key] is not None)
     shares = f"shares {scores['smallest']:.1%} to {scores['largest']:.1%}"
-    confidence = f", confidence {scores['confidence']:.3f}" if "confidence" in scores else ""
-    return f"{known or 'no labels'}; {shares}{confidence}"
+    judged = "".join(f", {title} {scores[key]:.3f}" for key, title in labelfree.TITLES if scores.get(key) is not None)
+    return f"{known or 'no labels'}; {shares}{judged}"
 
 
 def warn_of_collapse(session: Session, scores: Mapping[str, Any], k: int) -> None:

@@ -29,6 +29,10 @@ class Means:
         """Waits for the device."""
         return {name: float(total) / count for name, (total, count) in self._sums.items()}
 
+    def seconds(self) -> float:
+        """Time of the steps."""
+        return self._seconds
+
     def rate(self) -> float:
         """Pictures per second."""
         return self._pictures / max(self._seconds, 1e-9)

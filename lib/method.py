@@ -232,6 +232,7 @@ class Task:
     pictures: Pictures
     trained_name: str  # the split that is trained on, of PICA the main head's
     trained: Split
+    perturbed: Recipe  # a random view, as the training takes it
 
 
 @dataclass(frozen=True)

@@ -129,3 +129,16 @@ def _unit_columns(p: Tensor) -> Tensor:
     # does (torch's is 1e-12), would give gradients of 1e12.
     filled = square > 1e-24
     return torch.where(filled, p / torch.where(filled, square, 1).sqrt(), 0)
+
+
+def uncertainty(p: Tensor, q: Tensor) -> float:
+    """How far pictures lie between clusters: the mean of the partition uncertainty index over pairs of different clusters.
+
+    Args:
+        p, q: (N, K) assignments of the same N images in two views.
+
+    Returns:
+        0 where no picture is shared by two clusters, 1 where all clusters hold the same pictures
+    """
+    index, k = partition_uncertainty(p, q), p.shape[1]
+    return float((index.sum() - index.trace()) / (k * (k - 1)))

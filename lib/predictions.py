@@ -16,7 +16,7 @@ from lib.command import Command
 from lib.config import Config
 from lib.datasets import DataSettings, Pictures
 from lib.errors import UserError, advice
-from lib.evaluation import Predictions
+from lib.inference import Predictions
 from lib.progress import progress
 
 
@@ -29,6 +29,7 @@ def archive(pictures: Pictures, predictions: Predictions) -> dict[str, Any]:
         "cluster": predictions.cluster,
         "label": pictures.labels()[predictions.index],
         "probability": predictions.probability,
+        "classes": np.array(list(pictures.classes or ()), dtype=np.str_),
     }
 
 

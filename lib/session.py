@@ -38,6 +38,8 @@ from lib.config import Config
 from lib.errors import UserError
 from lib.settings import Section, setting
 
+METRICS, TRAINING = "metrics.jsonl", "training.jsonl"
+
 
 @dataclass(frozen=True)
 class SessionSettings(Section):
@@ -46,9 +48,14 @@ class SessionSettings(Section):
     session: str | None = setting(None, "name of the session's folder; none: the time, UTC", transient=True)
     session_root: str = setting("./sessions", "folder of all sessions")
     debug: bool = setting(False, "write no file at all", transient=True)
+    open: bool = setting(False, "show the report in the browser when the run is done", transient=True)
     brief: bool = setting(False, "show evaluations and warnings alone on the console")
     log_file: bool = setting(True, "write log.txt")
     log_tfb: bool = setting(True, "write TensorBoard's curves")
+
+    def __post_init__(self) -> None:
+        if self.open and self.debug:
+            raise UserError("--open shows the report, and --debug writes none; leave one out")
 
 
 class Session:
@@ -111,7 +118,7 @@ class Session:
         """Remove the folder of a run that failed before it had anything to keep."""
         if self.path is None or any(self.path.glob("checkpoint/*")) or any(self.path.glob("runs/*")):
             return
-        if not (self.path / "metrics.jsonl").exists():
+        if not (self.path / METRICS).exists():
             shutil.rmtree(self.path)
 
     def progress(self, text: str) -> None:
@@ -126,19 +133,22 @@ class Session:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Points of TensorBoard's curves."""
-        if self.path is None or not self._settings.log_tfb:
-            return
-        if self._board is None:
+        board = self.board()
+        for name, value in values.items() if board is not None else ():
+            board.add_scalar(name, value, step)
+
+    def board(self) -> Any:
+        """TensorBoard's SummaryWriter; None where it is not wanted."""
+        if self._board is None and self.path is not None and self._settings.log_tfb:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self.path / "tfboard"))
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        return self._board
 
-    def metrics(self, line: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Add a line to `METRICS` (a split's scores) or to `TRAINING` (an epoch's losses)."""
         if self.path is not None:
-            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with open(self.path / name, "a", encoding="utf-8") as file:
                 file.write(json.dumps(finite(line)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -175,11 +185,16 @@ class Session:
     def _growing(self) -> list[Path]:
         if self.path is None:
             return []
-        return [file for file in (self.path / "metrics.jsonl", *self.path.glob("tfboard/*")) if file.is_file()]
+        return [
+            file for file in (self.path / METRICS, self.path / TRAINING, *self.path.glob("tfboard/*")) if file.is_file()
+        ]
 
     def write(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode("utf-8", errors="backslashreplace"))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
         if self.path is not None:
-            write_atomically(self.path / name, text.encode("utf-8", errors="backslashreplace"))
+            write_atomically(self.path / name, content)
 
     def write_json(self, name: str, content: Any) -> None:
         self.write(name, json.dumps(finite(content), indent=1) + "\n")

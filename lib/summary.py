@@ -12,7 +12,7 @@ from typing import Any, Literal
 from lib.config import Config
 from lib.errors import UserError
 from lib.metrics import TITLES
-from lib.session import Session
+from lib.session import METRICS, Session
 from lib.settings import Section, setting
 from lib.yamlfile import load_yaml
 
@@ -99,7 +99,7 @@ def _extreme(values: Mapping[str, float | None], which: Callable[..., str]) -> s
 
 def _last_loss(folder: Path) -> float | None:
     """The training loss of the last finished epoch: of the part that the method names as its criterion."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
     loss: float | None = json.loads(lines[-1])["loss"]
     return loss
 

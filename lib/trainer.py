@@ -27,7 +27,7 @@ from lib.method import Method, Task
 from lib.optimizers import OptimizerSettings
 from lib.runtime import DeviceSettings, Interrupts
 from lib.schedules import ScheduleSettings
-from lib.session import Session
+from lib.session import METRICS, TRAINING, Session
 from lib.settings import Section, setting
 
 
@@ -238,6 +238,9 @@ class Trainer:
         )
         shown = [name for name in means if name.endswith("/loss") or ("/" not in name and name != "loss")]
         parts = ", ".join(f"{name} {means[name]:.3f}" for name in shown)
+        done = {"epoch": self.epoch + 1, "step": self.step, "rate": rate}
+        speed = {"seconds": self._means.seconds(), "pictures_per_second": self._means.rate()}
+        self.session.append(TRAINING, {**done, **speed, **means})
         self.session.info(
             f"epoch {self.epoch + 1}/{self.settings.max_epochs}: loss {means['loss']:.4f} ({parts}), "
             f"rate {rate:g}, {self._means.rate():,.0f} pictures/s"
@@ -256,7 +259,7 @@ class Trainer:
         assert self._latest is not None
         step, scores = self._latest[0], self._latest[1].scores
         for split, values in scores.items():
-            self.session.metrics({"split": split, "epoch": epoch, "step": step, **values, "loss": self._loss})
+            self.session.append(METRICS, {"split": split, "epoch": epoch, "step": step, **values, "loss": self._loss})
             curves = {n: v for n, v in values.items() if isinstance(v, int | float)}
             self.session.scalars({f"Evaluate/{split}/{n}": v for n, v in curves.items()}, step)
             self.session.info(f"  {split}: {evaluation.line(values)}")

@@ -190,7 +190,7 @@ def build(config: Config) -> Task:
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
     trained = Split(sets[-1], labels[sets[-1]])
-    return Task(method.place(config), source, views, splits, pictures, train[-1], trained)
+    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, perturbed)
 
 
 register("pica", Entry(build, build_method, PICASettings))

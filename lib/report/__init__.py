@@ -1,12 +1,12 @@
-"""What a person reads of a finished run: its files of scores and predictions, and its table.
+"""What a person gets of a finished run: its files of scores and predictions, its table, and report.html.
 
-`python -m lib.report SESSION …` shows the scores of finished sessions beside each other.
+`python -m lib.report SESSION …` makes the reports of finished sessions again, and compares them.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+import webbrowser
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,37 +16,39 @@ from lib.checkpoint import write_atomically
 from lib.command import Command
 from lib.config import Config
 from lib.datasets import DataSettings
-from lib.errors import UserError, exit_status
-from lib.evaluation import EvaluationSettings, Outcome, Predictions, Scores
+from lib.evaluation import EvaluationSettings, Outcome, Scores
+from lib.inference import Predictions
 from lib.method import MethodSettings, Task
+from lib.report import board, found, gallery, page
 from lib.runtime import SeedSettings
-from lib.session import Session
+from lib.session import Session, SessionSettings
 
 SHOWN = 20  # unreadable pictures that the console lists
 
 
 def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> None:
     """Leave scores.json and the predictions, do what --export and --copy-to ask for, and show the table."""
+    gallery.keep(session, task, config, outcome)
     skipped = distributed.merged(task.views.skipped)
     if not distributed.leads():
         return
-    command, settings, found = config.of(Command), config.of(EvaluationSettings), outcome.predictions
+    command, settings, predicted = config.of(Command), config.of(EvaluationSettings), outcome.predictions
     rows = {config.of(MethodSettings).method: outcome.scores}
     if settings.baseline == "kmeans" and not command.predict:
         seed = config.of(SeedSettings).seed or 0
         rows["k-means on pixels"] = evaluation.kmeans(task, settings.eval_batch_size, seed)
     if session.path is not None:
         root = Path(config.of(DataSettings).data_root).expanduser()
-        write_atomically(session.path / "predictions.csv", predictions.table(task.pictures, found, root))
-        np.savez_compressed(session.path / "predictions.npz", **predictions.archive(task.pictures, found))
+        write_atomically(session.path / "predictions.csv", predictions.table(task.pictures, predicted, root))
+        np.savez_compressed(session.path / "predictions.npz", **predictions.archive(task.pictures, predicted))
     if skipped:
         _tell_of_skipped(session, skipped)
-    session.write_json("scores.json", _scores_file(task, found, rows))  # it says that the run is done
+    session.write_json("scores.json", _scores_file(task, predicted, rows))  # it says that the run is done
     if command.export is not None:
         safetensors.export(command.export, config.as_dict(), task.method.state_dict(), outcome.statistics)
     target = predictions.check(task.pictures, config)
     if target is not None:
-        predictions.copy(task.pictures, found, target, command.link)
+        predictions.copy(task.pictures, predicted, target, command.link)
         session.info(f"the pictures by cluster: {target}")
     if any(values["acc"] is not None for values in outcome.scores.values()):
         session.info("\n" + summary.table(rows))
@@ -55,6 +57,20 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
             "\n" + "\n".join(f"{split}: {evaluation.line(values)}" for split, values in outcome.scores.items())
         )
     session.info(f"\nsession: {session.path or 'none, because of --debug'}")
+    if session.path is not None:
+        run = found.read(session.path)
+        session.write(page.FILE, page.page(run))
+        if (writer := session.board()) is not None:
+            board.show(writer, run)
+        tell(session, session.path / page.FILE, config.of(SessionSettings).open)
+
+
+def tell(session: Session, report: Path, shown: bool) -> None:
+    """Say where a report lies, and show it if that is wanted."""
+    address = report.resolve().as_uri()
+    session.info(f"report: {address}")
+    if shown and not webbrowser.open(address):
+        session.warn(f"--open: no browser was found; open {address} in one")
 
 
 def _tell_of_skipped(session: Session, skipped: Mapping[int, str]) -> None:
@@ -78,15 +94,3 @@ def _scores_file(task: Task, found: Predictions, by: Mapping[str, Scores]) -> Sc
         for other in others:
             content[name]["kmeans"] = other[name]
     return content
-
-
-@exit_status
-def main(folders: Sequence[str]) -> None:
-    """Compare sessions."""
-    if not folders or folders[0].startswith("-"):
-        raise UserError("name the folders of one or more sessions: python -m lib.report sessions/NAME …")
-    print(summary.compare([Path(folder) for folder in folders]))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""How good a clustering is where there are no labels, from a sample of its pictures.
+
+Each figure asks something else: whether the pictures fall clearly into one cluster (confidence, partition
+uncertainty), whether they stay there when the view changes (agreement), and whether the clusters lie apart in
+the space of the features (silhouette). None of them sees whether the groups are those that a person means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lib import metrics
+from lib.inference import Embedded, common, embed, scored
+from lib.method import Split, Task
+from lib.transforms.recipe import Recipe
+
+TITLES = (("confidence", "confidence"), ("pui", "PUI"), ("silhouette", "silhouette"), ("agreement", "agreement"))
+
+
+def spread(index: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most `count` of the positions, evenly spread over all."""
+    if len(index) <= count:
+        return index
+    return index[np.linspace(0, len(index) - 1, count).round().astype(np.int64)]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some of the scored pictures as they are, and in a random view of the training."""
+
+    plain: Embedded
+    perturbed: Embedded
+
+    def scores(self, split: Split) -> dict[str, float | None]:
+        """The figures of those pictures that belong to a split.
+
+        Returns:
+            `pui` (0 to 1, the lower the better): `lib.metrics.uncertainty` between the two views;
+            `silhouette` (−1 to 1): of the clusters, on cosine distances of the features (Rousseeuw, 1987);
+            `agreement` (1: the same): adjusted Rand index between the clusters in the two views.
+            Each None where it has no meaning: without pictures, or with a single cluster.
+        """
+        from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+        rows, _ = common(self.plain.index, split)
+        p, q = self.plain.probability[rows], self.perturbed.probability[rows]
+        clusters = p.argmax(axis=1) if len(rows) else np.zeros(0)
+        count = len(np.unique(clusters))
+        if count < 2:
+            return {"pui": None, "silhouette": None, "agreement": None}
+        apart = silhouette_score(self.plain.feature[rows], clusters, metric="cosine") if count < len(rows) else None
+        return {
+            "pui": metrics.uncertainty(torch.from_numpy(p), torch.from_numpy(q)),
+            "silhouette": None if apart is None else float(apart),
+            "agreement": float(adjusted_rand_score(clusters, q.argmax(axis=1))),
+        }
+
+
+def sample(
+    task: Task, plain: Recipe, count: int, batch_size: int, tick: Callable[[], None] = lambda: None
+) -> Sample | None:
+    """Look at `count` of the scored pictures, evenly spread; None for 0.
+
+    Args:
+        task: whose pictures, by whose method.
+        plain: the test view.
+        count: pictures at most.
+        batch_size: pictures at a time, of all processes.
+        tick: called after each batch.
+    """
+    if not count:
+        return None
+    return Sample(*embed(task, spread(scored(task), count), (plain, task.perturbed), batch_size, tick))

@@ -1,0 +1,27 @@
+"""Reports of finished sessions, made again from their files, and compared: python -m lib.report SESSION …"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib import summary
+from lib.checkpoint import write_atomically
+from lib.errors import UserError, exit_status
+from lib.report import found, page
+
+
+@exit_status
+def main(folders: Sequence[str]) -> None:
+    if not folders or folders[0].startswith("-"):
+        raise UserError("name the folders of one or more sessions: python -m lib.report sessions/NAME …")
+    compared = summary.compare([Path(folder) for folder in folders])
+    for folder in map(Path, folders):
+        write_atomically(folder / page.FILE, page.page(found.read(folder)).encode())
+        print(f"report: {(folder / page.FILE).resolve().as_uri()}")
+    print(compared)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""The pictures that a report shows: which they are, how they look, and where they lie among each other."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from lib import batchnorm, distributed, inference, runtime
+from lib.config import Config
+from lib.datasets import Pictures
+from lib.errors import UserError
+from lib.evaluation import EvaluationSettings, Outcome
+from lib.inference import Predictions
+from lib.labelfree import spread
+from lib.method import Task
+from lib.progress import progress
+from lib.session import Session
+from lib.transforms import TransformSettings, pil, plain_recipe
+
+FILE = "shown.npz"
+MOST_CONFIDENT, LEAST_CERTAIN = 18, 12  # pictures of each cluster, where the sample has room
+LARGEST = 64  # px, side of a thumbnail
+BYTES = 3_000_000  # of all thumbnails; a page holds a third more, in base64
+_TRIES = ((1.0, 82), (0.75, 80), (0.5, 75), (0.5, 50), (0.375, 40), (0.25, 30))  # share of the side, quality
+
+
+def choose(predictions: Predictions, count: int) -> NDArray[np.int64]:
+    """Rows of at most `count` predictions: the extremes of each cluster, the rest evenly spread over all."""
+    rows = np.arange(len(predictions.index))
+    if len(rows) <= count:
+        return rows
+    confidence, cluster, k = predictions.probability.max(axis=1), predictions.cluster, predictions.probability.shape[1]
+    share = min(1.0, count / 2 / (k * (MOST_CONFIDENT + LEAST_CERTAIN)))
+    best, worst = int(share * MOST_CONFIDENT), int(share * LEAST_CERTAIN)
+    chosen: list[NDArray[np.int64]] = []
+    for number in range(k):
+        own = np.flatnonzero(cluster == number)
+        own = own[np.argsort(-confidence[own], kind="stable")]
+        chosen += [own[:best], own[len(own) - min(worst, len(own)) :]]
+    extremes = np.unique(np.concatenate(chosen))
+    return np.union1d(extremes, spread(np.setdiff1d(rows, extremes), count - len(extremes)))
+
+
+def keep(session: Session, task: Task, config: Config, outcome: Outcome) -> None:
+    """Leave shown.npz: for the pictures that are shown, row among the predictions, feature, place on the map, look."""
+    settings = config.of(EvaluationSettings)
+    if not settings.eval_sample or not distributed.largest(int(session.path is not None)):
+        return
+    found = outcome.predictions
+    rows = choose(found, settings.eval_sample)
+    plain = plain_recipe(config.of(TransformSettings))
+    with batchnorm.restored(task.method):
+        for name, buffer in task.method.named_buffers():
+            buffer.copy_(outcome.statistics[name])
+        (embedded,) = inference.embed(task, found.index[rows], (plain,), settings.eval_batch_size)
+    if session.path is None:
+        return
+    rows = np.searchsorted(found.index, embedded.index)
+    images, pixelated = thumbnails(task.pictures, embedded.index)
+    sprite, cell = sprite_of(images)
+    content: dict[str, Any] = {
+        "row": rows, "feature": embedded.feature.astype(np.float16), "place": places(embedded.feature),
+        "sprite": np.frombuffer(sprite, dtype=np.uint8), "cell": cell, "pixelated": pixelated,
+    }  # fmt: skip
+    buffer_ = io.BytesIO()
+    np.savez_compressed(buffer_, **content)
+    session.write_bytes(FILE, buffer_.getvalue())
+
+
+def columns(count: int) -> int:
+    """Of the sheet on which `count` thumbnails lie."""
+    return max(1, int(np.ceil(np.sqrt(count))))
+
+
+def thumbnails(pictures: Pictures, index: NDArray[np.int64]) -> tuple[list[Image.Image], bool]:
+    """The middle squares of pictures, all of one side, in RGB; and whether they are so small that pixels show."""
+    with ThreadPoolExecutor(runtime.cores()) as pool:
+        made = pool.map(partial(_square, pictures), index.tolist())
+        found = list(progress(made, "making thumbnails", len(index)))
+    side = max((image.width for image in found if image), default=16)
+    pixelated, side = (
+        side <= 32,
+        min(LARGEST, -(-side // 16) * 16),
+    )  # whole blocks of JPEG, that none bleeds into another
+    filter_ = Image.Resampling.NEAREST if pixelated else Image.Resampling.BILINEAR
+    blank = Image.new("RGB", (side, side))
+    return [image.resize((side, side), filter_) if image else blank for image in found], pixelated
+
+
+def _square(pictures: Pictures, position: int) -> Image.Image | None:
+    try:
+        image = pil.load(pictures, position, 3, None)
+    except UserError:  # gone since it was predicted
+        return None
+    return ImageOps.fit(image, (min(LARGEST, *image.size),) * 2)
+
+
+def sprite_of(images: Sequence[Image.Image]) -> tuple[bytes, int]:
+    """One JPEG of all thumbnails, row by row, within `BYTES` if that can be; and the side of each, px."""
+    for share, quality in _TRIES:
+        side = max(16, int(images[0].width * share) // 16 * 16)
+        wide = columns(len(images))
+        sheet = Image.new("RGB", (wide * side, -(-len(images) // wide) * side))
+        for number, image in enumerate(images):
+            sheet.paste(image.resize((side, side)), (number % wide * side, number // wide * side))
+        content = io.BytesIO()
+        sheet.save(content, "JPEG", quality=quality, subsampling=0, optimize=True)
+        if content.tell() <= BYTES:
+            break
+    return content.getvalue(), side
+
+
+def places(feature: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, 2) in [0, 1]: neighbours in direction lie near each other (t-SNE, van der Maaten and Hinton, 2008)."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    count = len(feature)
+    units = feature / np.maximum(np.linalg.norm(feature, axis=1, keepdims=True), 1e-12)
+    if count < 3 or not units.std(axis=0).any():
+        found = np.zeros((count, 2), dtype=np.float32)
+        found[:, 0] = np.arange(count)
+    else:
+        few = PCA(min(50, count, units.shape[1]), random_state=0).fit_transform(units)
+        if count > 30 and few.shape[1] > 2:
+            found = TSNE(perplexity=min(30, count / 4), init="pca", max_iter=500, random_state=0).fit_transform(few)
+        else:
+            found = np.pad(few[:, :2], ((0, 0), (0, 2 - min(2, few.shape[1]))))
+    low, high = found.min(axis=0), found.max(axis=0)
+    inside: NDArray[np.float32] = ((found - low) / np.maximum(high - low, 1e-12)).astype(np.float32)
+    return inside

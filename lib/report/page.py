@@ -1,0 +1,196 @@
+"""report.html: one file that shows a finished run, made from the session's files alone."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib import metrics
+from lib.labelfree import TITLES as LABEL_FREE
+from lib.report import charts
+from lib.report.clusters import Gallery, clean, sections
+from lib.report.found import Found
+
+FILE = "report.html"
+MEANINGS = {
+    "acc": ("ACC", "share of the pictures in the cluster that is matched to their class"),
+    "nmi": ("NMI", "information shared with the classes; 1 is all"),
+    "ari": ("ARI", "pairs of pictures together and apart as in the classes, beyond chance; 1 is all"),
+    "confidence": ("Confidence", "mean probability of a picture's cluster; the higher the clearer"),
+    "pui": ("PUI", "partition uncertainty: how far clusters share their pictures; the lower the better"),
+    "silhouette": ("Silhouette", "how far the clusters lie apart in the features, −1 to 1; the higher the better"),
+    "agreement": ("Agreement", "whether pictures keep their cluster in a changed view (ARI); 1 is always"),
+}
+BOOKKEEPING = ("epoch", "step", "rate", "seconds", "pictures_per_second")  # in training.jsonl, beside the losses
+_HERE = Path(__file__).parent
+
+
+def page(found: Found) -> str:
+    """The whole report."""
+    gallery = Gallery(found) if found.shown is not None else None
+    parts = [
+        ("overview", "Overview", _overview(found)),
+        ("clusters", "Clusters", sections(found, gallery)),
+        *([("map", "Map", _map(gallery)), ("find", "Find", _FIND)] if gallery else []),
+        ("scores", "Scores", _scores(found)),
+        ("training", "Training", _training(found)),
+        ("settings", "Settings", _settings(found)),
+    ]
+    parts = [part for part in parts if part[2]]
+    style = (gallery.style if gallery else "") + (_HERE / "style.css").read_text(encoding="utf-8")
+    body = "".join(
+        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{content}</section>'
+        for key, title, content in parts
+    )
+    heading = f"{found.settings.get('method', '')}, {found.k} clusters".lstrip(", ")
+    return document(
+        f"{found.path.resolve().name}: {heading}",
+        style,
+        f"<header><h1>{escape(clean(found.path.resolve().name))}</h1><p>{escape(heading)}, {len(found.cluster):,} pictures "
+        f"of {escape(clean(str(found.settings.get('dataset'))))} in {escape(clean(str(found.settings.get('data_root'))))}</p>{_nav(parts)}</header><main>{body}</main>"
+        + (gallery.dialog + gallery.data if gallery else ""),
+        (_HERE / "script.js").read_text(encoding="utf-8") if gallery else "",
+    )
+
+
+def document(title: str, style: str, body: str, script: str = "") -> str:
+    """A page that loads nothing, and executes nothing but `script`."""
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{escape(clean(title))}</title><style>{style}</style></head>"
+        f"<body>{body}{f'<script>{script}</script>' if script else ''}</body></html>\n"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of texts, the first cell of each row its heading."""
+    cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    lines = (
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
+        for first, *rest in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _nav(parts: Iterable[tuple[str, str, str]]) -> str:
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in parts)
+    return f'<nav aria-label="Parts of this page">{links}</nav>'
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _overview(found: Found) -> str:
+    split, values = next(iter(found.scores.items()))
+    cards = [
+        f"<div><dt>{title}</dt><dd><b>{_figure(values[key])}</b><span>{meaning}</span></dd></div>"
+        for key, (title, meaning) in MEANINGS.items()
+        if values.get(key) is not None
+    ]
+    remarks = []
+    if values["entropy"] < math.log(found.k) / 2:
+        remarks.append("The clusters collapse: most of the pictures share few of them.")
+    if len(found.skipped):
+        listed = "".join(f"<li>{escape(line)}</li>" for line in found.skipped)
+        remarks.append(
+            f"<details><summary>{len(found.skipped)} pictures could not be read</summary><ul>{listed}</ul></details>"
+        )
+    noted = "".join(f'<div class="remark">{remark}</div>' for remark in remarks)
+    about = f"<p>Of the {'pictures' if len(found.scores) == 1 else f'split <b>{escape(split)}</b>'}"
+    about += "" if values.get("acc") is not None else "; there are no labels, so these figures do without"
+    return f'{noted}{about}:</p><dl class="cards">{"".join(cards)}</dl>'
+
+
+def _scores(found: Found) -> str:
+    keys = [key for key in MEANINGS if any(values.get(key) is not None for values in found.scores.values())]
+    rows = [
+        [split, *(_figure(values.get(key)) for key in keys), f"{values['smallest']:.1%}", f"{values['largest']:.1%}"]
+        for split, values in found.scores.items()
+    ]
+    content = table(["split", *(MEANINGS[key][0] for key in keys), "smallest cluster", "largest cluster"], rows)
+    known = found.label >= 0
+    if known.any():
+        counts, rows_, columns = metrics.contingency(found.label, found.cluster)
+        matched = metrics.matching(found.label, found.cluster)
+        partner = {label: cluster for cluster, label in matched.items()}
+        order = sorted(range(len(rows_)), key=lambda i: (int(rows_[i]) not in partner, i))
+        first = [partner[int(rows_[i])] for i in order if int(rows_[i]) in partner]
+        clusters = first + [int(c) for c in columns if int(c) not in first]
+        at = {int(c): j for j, c in enumerate(columns)}
+        ordered = counts[np.ix_(order, [at[c] for c in clusters])]
+        names = [clean(found.class_name(int(rows_[i]))) for i in order]
+        content += "<h3>Classes by cluster</h3><p>Rows are classes, columns clusters, matched ones on the diagonal; "
+        content += "the shade is the share of the class.</p>"
+        content += charts.confusion(ordered, names, [f"cluster {c}" for c in clusters])
+    return content
+
+
+def _over_time(lines: Sequence[Mapping[str, Any]], key: str, across: str) -> charts.Points:
+    return [(line[across], line[key]) for line in lines if line.get(key) is not None and line.get(across) is not None]
+
+
+def _training(found: Found) -> str:
+    last = found.training[-1] if found.training else {}
+    parts = [key for key in last if key.endswith("/loss") or ("/" not in key and key not in BOOKKEEPING)]
+    shown = {key: _over_time(found.training, key, "epoch") for key in parts}
+    if len(shown) == 2:
+        shown.pop("loss")  # the same as its only part
+    content = charts.lines("Loss", shown, "epochs")
+    first = next(iter(found.scores))
+    own = [line for line in found.metrics if line.get("split") == first]
+    titles = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", **dict(LABEL_FREE)}
+    curves = {title: _over_time(own, key, "epoch") for key, title in titles.items()}
+    if len(own) > 1:
+        content += charts.lines(f"Scores of {first}", curves, "epochs")
+    if last:
+        seconds = sum(line["seconds"] for line in found.training)
+        content = (
+            f"<p>{last['epoch']:,} epochs, {last['step']:,} steps, {_duration(seconds)} of training, "
+            f"{last['pictures_per_second']:,.0f} pictures a second at the end.</p>" + content
+        )
+    return content
+
+
+def _duration(seconds: float) -> str:
+    for size, name in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:,.0f} seconds"
+
+
+def _settings(found: Found) -> str:
+    last = found.provenance[-1] if found.provenance else {}
+    told = {**last, "command": " ".join(map(str, last["command"]))} if "command" in last else dict(last)
+    versions = table(["run", ""], [(key, clean(str(value))) for key, value in told.items()])
+    rows = table(["setting", ""], [(key, clean(str(value))) for key, value in found.settings.items()])
+    return f"{versions}<details><summary>All {len(found.settings)} settings</summary>{rows}</details>"
+
+
+_FIND = (
+    '<p><label for="search">Part of a file name</label> <input type="search" id="search" autocomplete="off"> '
+    '<span id="count" role="status"></span></p><div id="results" class="thumbs"></div>'
+)
+
+
+def _map(gallery: Gallery) -> str:
+    return (
+        f"<p>{gallery.scope} Pictures whose features point the same way lie near each other (t-SNE); the distance of far "
+        "ones, and the size of a group, say little. Hover, tap, or use the arrow keys and Enter.</p>"
+        '<canvas id="plane" tabindex="0" role="application" aria-label="Map of the pictures; arrow keys go from one to the '
+        'next, Enter opens it"></canvas><div id="tip" hidden></div><p id="told" class="unseen" role="status"></p>'
+        f'<div class="chips" role="group" aria-label="Show one cluster alone">{gallery.chips}</div>'
+        "<noscript><p>The map needs JavaScript.</p></noscript>"
+    )
