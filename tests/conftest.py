@@ -35,7 +35,8 @@ DIGITS = ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/digits.yaml", "-
 # Small enough for seconds: 899 pictures, 2 heads of 4 steps.
 QUICK = (*DIGITS, "--train-splits", "train", "--test-splits", "test", "--num-workers", 0, "--net-heads", 70, 10,
          "--batch-size", 256, "--net-width", 4, "--tfm-working-size", "none", "--tfm-size", 8, "--tfm-resize", 10,
-         "--baseline", "none", "--max-epochs", 1, "--eval-every", 1, "--display-freq", 20, "--base-lr", 1e-3)  # fmt: skip
+         "--baseline", "none", "--eval-sample", 50, "--max-epochs", 1, "--eval-every", 1, "--display-freq", 20,
+         "--base-lr", 1e-3)  # fmt: skip
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ LAYERS = (
         "batchnorm",
     },
     {"command", "config", "session", "resume", "optimizers", "networks", "datasets", "transforms", "method"},
-    {"evaluation", "predictions", "report", "summary", "seeds"},
+    {"inference", "labelfree", "evaluation", "predictions", "report", "summary", "seeds"},
     {"trainer"},
     {"forecast", "sections", "model"},
 )

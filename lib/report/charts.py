@@ -23,7 +23,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = 10 ** math.floor(math.log10(span / count))
     step *= next((factor for factor in (1, 2, 5) if span / (step * factor) <= count), 10)
     first = math.floor(low / step)
-    return [(first + i) * step for i in range(math.ceil(high / step - first - 1e-9) + 1)]
+    return [(first + i) * step for i in range(max(1, math.ceil(high / step - first - 1e-9)) + 1)]
 
 
 def lines(title: str, series: Mapping[str, Points], across: str) -> str:

@@ -86,7 +86,8 @@ def read(path: Path) -> Found:
             _shown(path / gallery.FILE, len(names)),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, BadZipFile, EOFError) as error:
-        raise UserError(f"cannot read the files of {path}: {error!r}; --evaluate makes them again") from error
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot read the files of {path} ({problem}); --evaluate makes them again") from error
 
 
 def _shown(path: Path, count: int) -> Shown | None:

@@ -111,7 +111,7 @@ def sprite_of(images: Sequence[Image.Image]) -> tuple[bytes, int]:
         for number, image in enumerate(images):
             sheet.paste(image.resize((side, side)), (number % wide * side, number // wide * side))
         content = io.BytesIO()
-        sheet.save(content, "JPEG", quality=quality, subsampling=0, optimize=True)
+        sheet.save(content, "JPEG", quality=quality, subsampling=0)
         if content.tell() <= BYTES:
             break
     return content.getvalue(), side

@@ -49,15 +49,13 @@ def page(found: Found) -> str:
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{content}</section>'
         for key, title, content in parts
     )
-    heading = f"{found.settings.get('method', '')}, {found.k} clusters".lstrip(", ")
-    return document(
-        f"{found.path.resolve().name}: {heading}",
-        style,
-        f"<header><h1>{escape(clean(found.path.resolve().name))}</h1><p>{escape(heading)}, {len(found.cluster):,} pictures "
-        f"of {escape(clean(str(found.settings.get('dataset'))))} in {escape(clean(str(found.settings.get('data_root'))))}</p>{_nav(parts)}</header><main>{body}</main>"
-        + (gallery.dialog + gallery.data if gallery else ""),
-        (_HERE / "script.js").read_text(encoding="utf-8") if gallery else "",
-    )
+    name, settings = clean(found.path.resolve().name), found.settings
+    kind = f"{settings.get('method')}, {found.k} clusters"
+    about = clean(f"{kind}, {len(found.cluster):,} pictures: {settings.get('dataset')} in {settings.get('data_root')}")
+    header = f"<header><h1>{escape(name)}</h1><p>{escape(about)}</p>{_nav(parts)}</header>"
+    extra = gallery.dialog + gallery.data if gallery else ""
+    script = (_HERE / "script.js").read_text(encoding="utf-8") if gallery else ""
+    return document(f"{name}: {kind}", style, f"{header}<main>{body}</main>{extra}", script)
 
 
 def document(title: str, style: str, body: str, script: str = "") -> str:
@@ -69,7 +67,7 @@ def document(title: str, style: str, body: str, script: str = "") -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'
-        f"<title>{escape(clean(title))}</title><style>{style}</style></head>"
+        f"<title>{escape(title)}</title><style>{style}</style></head>"
         f"<body>{body}{f'<script>{script}</script>' if script else ''}</body></html>\n"
     )
 
@@ -189,8 +187,8 @@ def _map(gallery: Gallery) -> str:
     return (
         f"<p>{gallery.scope} Pictures whose features point the same way lie near each other (t-SNE); the distance of far "
         "ones, and the size of a group, say little. Hover, tap, or use the arrow keys and Enter.</p>"
-        '<canvas id="plane" tabindex="0" role="application" aria-label="Map of the pictures; arrow keys go from one to the '
-        'next, Enter opens it"></canvas><div id="tip" hidden></div><p id="told" class="unseen" role="status"></p>'
+        '<div class="around"><canvas id="plane" tabindex="0" role="application" aria-label="Map of the pictures; arrow keys go from one to the '
+        'next, Enter opens it"></canvas><div id="tip" hidden></div></div><p id="told" class="unseen" role="status"></p>'
         f'<div class="chips" role="group" aria-label="Show one cluster alone">{gallery.chips}</div>'
         "<noscript><p>The map needs JavaScript.</p></noscript>"
     )

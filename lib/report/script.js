@@ -96,7 +96,6 @@ function nearest(x, y, reach) {
 function show(n) {
   tip.hidden = n < 0;
   if (n < 0) return;
-  const box = plane.getBoundingClientRect();
   const picture = document.createElement("div");
   picture.className = "t";
   look(picture, n);
@@ -104,8 +103,8 @@ function show(n) {
   text.textContent = `${data.names[n]}\n${told(n)}`;
   tip.replaceChildren(picture, text);
   const [x, y] = at(n);
-  tip.style.left = `${Math.max(4, Math.min(box.left + x + 14, innerWidth - tip.offsetWidth - 8))}px`;
-  tip.style.top = `${Math.max(4, Math.min(box.top + y + 14, innerHeight - tip.offsetHeight - 8))}px`;
+  tip.style.left = `${Math.max(0, Math.min(x + 14, size[0] - tip.offsetWidth))}px`;
+  tip.style.top = `${Math.max(0, Math.min(y + 14, size[1] - tip.offsetHeight))}px`;
 }
 
 const place = (event) => {
@@ -116,7 +115,6 @@ plane.addEventListener("pointermove", (event) => show(place(event)));
 plane.addEventListener("pointerleave", () => show(-1));
 plane.addEventListener("click", (event) => place(event) >= 0 && open(place(event)));
 plane.addEventListener("blur", () => show(-1));
-document.addEventListener("scroll", () => show(-1));
 
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 function beyond([dx, dy]) {
@@ -133,7 +131,10 @@ function beyond([dx, dy]) {
   return best;
 }
 plane.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && current >= 0) open(current);
+  if (event.key === "Enter" && current >= 0) {
+    event.preventDefault(); // or the same key closes what it opened
+    open(current);
+  }
   if (!(event.key in STEPS)) return;
   event.preventDefault();
   current = current < 0 ? nearest(size[0] / 2, size[1] / 2, Infinity) : beyond(STEPS[event.key]);

@@ -1,0 +1,234 @@
+"""report.html: made from the session's files alone, of any pictures, and right in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, picture
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lib.inference import Predictions
+from lib.report import board, charts, found, gallery, page
+from main import main
+
+NAMES = ("with space", "'quotes' and \"more\"", "new\nline", "<script>document.title='hacked'</script>",
+         '"><img src=x onerror=alert(1)>', "</script><b>", "Größe", "猫 🐈", "a&amp;b", os.fsdecode(b"\xff"))  # fmt: skip
+COLOURS = ("red", "green", "blue", "white")
+WORDS = ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/image_folder.yaml", "--network", "convnet", "--net-width", 4,
+         "--tfm-size", 8, "--tfm-resize", 10, "--batch-size", 16, "--max-epochs", 2, "--num-clusters", 4, "--seed", 3,
+         "--num-workers", 0)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on 60 pictures whose names are as bad as names can be; their folder is gone."""
+    root = tmp_path_factory.mktemp("report")
+    for i in range(60):
+        name = NAMES[i] if i < len(NAMES) else f"{i:02}"
+        file = picture(root / "pictures" / COLOURS[i % 4] / f"{name.replace('/', '∕')}.png", size=(40, 30 + i), seed=i)
+        Image.new("RGB", (40, 30 + i), COLOURS[i % 4]).save(file)
+    words = (*WORDS, "--data-root", root / "pictures", "--session-root", root / "sessions", "--session", "named")
+    assert main([str(word) for word in words]) == 0
+    shutil.rmtree(root / "pictures")
+    return root / "sessions" / "named"
+
+
+class Page(html.parser.HTMLParser):
+    """The elements of a page, with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+
+def test_the_report_is_made_again_from_the_files_alone(session: Path, tmp_path: Path) -> None:
+    first = (session / page.FILE).read_bytes()
+    copy = tmp_path / "named"
+    shutil.copytree(session, copy)
+    (copy / page.FILE).unlink()
+    done = subprocess.run([sys.executable, "-m", "lib.report", str(copy)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"report: {(copy / page.FILE).as_uri()}" in done.stdout
+    assert (copy / page.FILE).read_bytes() == first
+
+
+def test_the_page_is_one_file_and_executes_its_own_script_alone(session: Path) -> None:
+    text = (session / page.FILE).read_text(encoding="utf-8")
+    assert len(text) < 5_000_000
+    elements = Page(text).elements
+    assert [attributes.get("type") for tag, attributes in elements if tag == "script"] == ["application/json", None]
+    assert {tag for tag, _ in elements} & {"iframe", "object", "embed", "base", "img"} == set()
+    for tag, attributes in elements:
+        assert not [name for name in attributes if name.startswith("on") or name == "src"], (tag, attributes)
+        assert (attributes.get("href") or "#").startswith(("#", "data:,"))
+    assert "http://" not in text and "https://" not in text
+    (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(attributes["content"] for tag, attributes in elements if "http-equiv" in attributes)
+    assert policy is not None and policy.startswith("default-src 'none';") and f"script-src 'sha256-{digest}'" in policy
+
+
+def test_every_name_and_neighbour_is_right(session: Path) -> None:
+    run = found.read(session)
+    assert run.shown is not None and len(run.shown.row) == 60 == len(run.names)
+    (text,) = re.findall(r'id="data">(.*?)</script>', (session / page.FILE).read_text(encoding="utf-8"))
+    data = json.loads(text)
+    assert data["names"] == list(run.names) and {name.split("/")[1] for name in data["names"]} >= {
+        f"{name.replace('/', '∕')}.png" for name in NAMES
+    }
+    feature = run.shown.feature.astype(np.float64)
+    distance = np.linalg.norm(feature[:, None] - feature[None], axis=2)
+    for n, near in enumerate(data["near"]):
+        assert n not in near and len(set(near)) == len(near) == 8
+        others = np.delete(distance[n], [n, *near])
+        assert distance[n, near].max() <= others.min() + 1e-3
+    # Pictures of one colour look the same to the network.
+    assert all(data["label"][near[0]] == data["label"][n] for n, near in enumerate(data["near"]))
+
+
+def test_thumbnails_show_the_pictures(session: Path) -> None:
+    run = found.read(session)
+    assert run.shown is not None
+    means = board.thumbnails(run.shown).mean(axis=(1, 2))
+    wanted = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+    for row, mean in zip(run.shown.row, means, strict=True):
+        np.testing.assert_allclose(mean, wanted[run.names[row].split("/")[0]], atol=12)
+
+
+def test_tensorboard_has_the_features_the_clusters_and_the_settings(session: Path) -> None:
+    folder = session / "tfboard"
+    (tensors,) = folder.rglob("tensors.tsv")
+    run = found.read(session)
+    assert run.shown is not None
+    np.testing.assert_allclose(np.loadtxt(tensors), run.shown.feature, atol=1e-6)
+    lines = (tensors.parent / "metadata.tsv").read_text().splitlines()
+    assert len(lines) == 61 and all(line.count("\t") == 3 for line in lines)
+    assert (tensors.parent / "sprite.png").is_file()
+    curves = EventAccumulator(str(folder)).Reload()
+    held = {f"Clusters/{k:03}" for k in set(run.cluster.tolist())}
+    assert set(curves.Tags()["images"]) == held
+    assert {"Final/all/acc", "Final/all/confidence"} <= set(curves.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("name", ["predictions.npz", "shown.npz", "scores.json", "predictions.csv"])
+def test_damaged_files_end_in_one_line(
+    name: str, session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lib.report.__main__ import main
+
+    shutil.copytree(session, tmp_path / "a")
+    (tmp_path / "a" / name).write_bytes((session / name).read_bytes()[:100])
+    assert main([str(tmp_path / "a")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and str(tmp_path) in err
+
+
+def test_extremes_are_among_the_shown() -> None:
+    random = np.random.default_rng(0)
+    probability = random.dirichlet(np.full(7, 0.3), 3000).astype(np.float32)
+    predictions = Predictions(np.arange(3000) * 2, probability)
+    rows = gallery.choose(predictions, 500)
+    assert len(rows) == 500 == len(set(rows.tolist())) and (np.diff(rows) > 0).all()
+    confidence, cluster = probability.max(axis=1), predictions.cluster
+    for k in range(7):
+        own = np.flatnonzero(cluster == k)
+        order = own[np.argsort(-confidence[own], kind="stable")]
+        assert set(order[: gallery.MOST_CONFIDENT]) | set(order[-gallery.LEAST_CERTAIN :]) <= set(rows.tolist())
+    assert gallery.choose(predictions, 3000).tolist() == list(range(3000))
+    assert len(gallery.choose(predictions, 5)) == 5  # fewer than clusters
+
+
+def test_the_sheet_keeps_its_bound() -> None:
+    random = np.random.default_rng(0)
+    noise = [Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(2000)]
+    content, side = gallery.sprite_of(noise)
+    assert len(content) <= gallery.BYTES and side >= 16
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.31, 0.34), (-3.2, 17), (5, 5), (1e-4, 3e-4), (0, 0), (1, 200)])
+def test_ticks_cover_what_is_drawn(low: float, high: float) -> None:
+    marks = charts.ticks(low, high)
+    assert marks[0] <= low + 1e-12 and marks[-1] >= high - 1e-12 and 2 <= len(marks) <= 8
+    np.testing.assert_allclose(np.diff(marks), marks[1] - marks[0])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync = pytest.importorskip("playwright.sync_api")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    with sync.sync_playwright() as playwright:
+        found_ = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found_
+        found_.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_in_a_browser(width: int, scheme: str, browser: Any, session: Path) -> None:
+    tab = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    told: list[str] = []
+    tab.on("console", lambda message: told.append(message.text))
+    tab.on("pageerror", lambda error: told.append(str(error)))
+    tab.on("request", lambda request: request.url.startswith(("file:", "data:")) or told.append(request.url))
+    tab.goto((session / page.FILE).as_uri())
+    assert tab.title() == "named: pica, 4 clusters"  # no file's name has changed it
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+    # Every picture that is shown lies on one sheet, which decodes.
+    size = tab.evaluate("""async () => {
+        const sheet = new Image();
+        sheet.src = getComputedStyle(document.querySelector(".t")).backgroundImage.slice(5, -2);
+        await sheet.decode();
+        return [sheet.naturalWidth, sheet.naturalHeight];
+    }""")
+    assert size == [8 * 48, 8 * 48]
+    shown = tab.evaluate(
+        "[...document.querySelectorAll('#clusters .t')].map((one) => Number(one.dataset.n)).sort((a, b) => a - b)"
+    )
+    sizes = np.bincount(found.read(session).cluster)
+    assert len(shown) == len(set(shown)) == np.minimum(sizes, gallery.MOST_CONFIDENT + gallery.LEAST_CERTAIN).sum()
+
+    tab.fill("#search", "SCRIPT")
+    assert tab.locator("#results .t").count() == 2 and tab.locator("#count").inner_text() == "2 of 60"
+    tab.locator("#results .t").first.focus()
+    tab.keyboard.press("Enter")
+    assert tab.locator("#picture").is_visible() and tab.locator("#picture-near .t").count() == 8
+    assert "script" in tab.locator("#picture-name").inner_text()
+    tab.locator("#picture-near .t").first.click()
+    assert tab.locator("#picture").is_visible()
+    tab.keyboard.press("Escape")
+    assert not tab.locator("#picture").is_visible()
+
+    tab.focus("#plane")
+    for _ in range(3):
+        tab.keyboard.press("ArrowRight")
+    assert tab.locator("#tip .t").is_visible() and "cluster" in tab.locator("#told").inner_text()
+    tab.keyboard.press("Enter")
+    assert tab.locator("#picture").is_visible()
+    tab.keyboard.press("Escape")
+    tab.locator(".chips button").nth(1).click()
+    assert tab.locator(".chips button[aria-pressed=true]").inner_text() == "0"
+    unnamed = tab.evaluate(
+        "[...document.querySelectorAll('button')].filter((one) => !one.textContent.trim() && !one.ariaLabel).length"
+    )
+    assert unnamed == 0 and told == []
+    tab.close()
