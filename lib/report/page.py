@@ -187,8 +187,9 @@ def _map(gallery: Gallery) -> str:
     return (
         f"<p>{gallery.scope} Pictures whose features point the same way lie near each other (t-SNE); the distance of far "
         "ones, and the size of a group, say little. Hover, tap, or use the arrow keys and Enter.</p>"
-        '<div class="around"><canvas id="plane" tabindex="0" role="application" aria-label="Map of the pictures; arrow keys go from one to the '
-        'next, Enter opens it"></canvas><div id="tip" hidden></div></div><p id="told" class="unseen" role="status"></p>'
+        '<div class="around"><canvas id="plane" tabindex="0" role="application" '
+        'aria-label="Map of the pictures; arrow keys go from one to the next, Enter opens it"></canvas>'
+        '<div id="tip" hidden></div></div><p id="told" class="unseen" role="status"></p>'
         f'<div class="chips" role="group" aria-label="Show one cluster alone">{gallery.chips}</div>'
         "<noscript><p>The map needs JavaScript.</p></noscript>"
     )
