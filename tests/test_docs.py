@@ -17,7 +17,7 @@ from conftest import ROOT, picture
 
 import main
 
-SHORTEN = ("--num-workers", "0")
+SHORTEN = ("--num-workers", "0", "--eval-sample", "50")
 
 
 def blocks(path: Path, language: str) -> list[str]:

@@ -11,13 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, picture
+from conftest import QUICK, ROOT, picture
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -128,6 +128,20 @@ def test_tensorboard_has_the_features_the_clusters_and_the_settings(session: Pat
     assert {"Final/all/acc", "Final/all/confidence"} <= set(curves.Tags()["scalars"])
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_open_shows_the_report(
+    there: bool, cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: shown.append(address) or there)
+    status, out, err = cli(*QUICK, "--session", "a b", "--open")
+    address = (tmp_path / "sessions" / "a b" / page.FILE).as_uri()
+    assert status == 0 and shown == [address] and f"report: {address}" in out and "a%20b" in address
+    assert ("no browser was found" in err) != there
+    status, _, err = cli(*QUICK, "--debug", "--open")
+    assert status == 2 and "--open shows the report" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["predictions.npz", "shown.npz", "scores.json", "predictions.csv"])
 def test_damaged_files_end_in_one_line(
     name: str, session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -218,11 +232,10 @@ def test_in_a_browser(width: int, scheme: str, browser: Any, session: Path) -> N
     tab.keyboard.press("Escape")
     assert not tab.locator("#picture").is_visible()
 
-    tab.focus("#plane")
     for _ in range(3):
-        tab.keyboard.press("ArrowRight")
+        tab.locator("#plane").press("ArrowRight")
     assert tab.locator("#tip .t").is_visible() and "cluster" in tab.locator("#told").inner_text()
-    tab.keyboard.press("Enter")
+    tab.locator("#plane").press("Enter")
     assert tab.locator("#picture").is_visible()
     tab.keyboard.press("Escape")
     tab.locator(".chips button").nth(1).click()

@@ -34,7 +34,7 @@ def test_a_session_holds_everything(cli: Cli, tmp_path: Path) -> None:
     path = session_of(tmp_path)
     assert {entry.name for entry in path.iterdir()} == {
         "checkpoint", "config.yaml", "log.txt", "metrics.jsonl", "predictions.csv", "predictions.npz", "provenance.jsonl",
-        "scores.json", "tfboard",
+        "report.html", "scores.json", "shown.npz", "tfboard", "training.jsonl",
     }  # fmt: skip
     assert {entry.name for entry in (path / "checkpoint").iterdir()} == {"latest.ckpt", "best.ckpt"}
 
