@@ -1,7 +1,8 @@
 """Random views: whole batches at once against torchvision on Pillow pictures, on one core.
 
 Views per second of IMC-SwAV's two large and four small crops and of PICA's original and three perturbed
-copies, at 32, 64 and 96 px, on pieces of real photographs. Both end with normalised float tensors.
+copies, at 32, 64 and 96 px, on pieces of real photographs; and at 32 px on pieces of the shapes that a folder of
+photographs holds. Both end with normalised float tensors.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from PIL import Image
 
 from lib import runtime
 from lib.method import Request
+from lib.transforms.backend import STEP
 from lib.transforms.batched import BatchedViews
+from lib.transforms.parts import Part, Pile, whole
 from lib.transforms.recipe import Recipe
 
 MEANS, STDS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CROPS = {32: (28, 18), 64: (56, 36), 96: (76, 52)}  # IMC-SwAV's, large and small
 RESIZE = {32: 40, 64: 80, 96: 112}  # PICA's
+# Heights and widths for one working size: square, 4:3, 3:2 and 16:9, upright too.
+SHAPES = ((40, 40), (40, 53), (53, 40), (40, 60), (60, 40), (40, 71), (71, 40))
 
 
 def recipes(method: str, side: int) -> list[Recipe]:
@@ -48,20 +53,45 @@ def torchvisions(recipe: Recipe) -> Callable[[Any], Any]:
     return T.Compose([*steps, T.ToTensor(), T.Normalize(MEANS, STDS)])
 
 
+def one_size(n: int, side: int) -> list[Part]:
+    return [whole(photographs(n, side, side), 0)]
+
+
+def mixed_sizes(n: int) -> list[Part]:
+    """As many of each shape, in turn, padded as a run holds them."""
+    piles = {shape: Pile((*(-(-side // STEP) * STEP for side in shape), 3)) for shape in SHAPES}
+    pieces = {shape: iter(photographs(n, *shape)) for shape in SHAPES}
+    for i in range(n):
+        shape = SHAPES[i % len(SHAPES)]
+        piles[shape].add(i, next(pieces[shape]))
+    return [pile.part() for pile in piles.values()]
+
+
+def images(parts: list[Part]) -> list[Image.Image]:
+    found = {
+        position: Image.fromarray(place[: size[0], : size[1]])
+        for part in parts
+        for position, place, size in zip(part.positions, part.array, part.sizes, strict=True)
+    }
+    return [found[position] for position in sorted(found)]
+
+
 def main() -> None:
     options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     n, rounds = (64, 3) if options.short else (256, 7)
+    sets = [(f"{side} px", side, one_size(n, side)) for side in CROPS]
+    sets.append((f"40 px, {len(SHAPES)} sizes", 32, mixed_sizes(n)))
     rows, data = [], []
     for method in ("imc_swav", "pica"):
-        for side in CROPS:
-            pictures, wanted = photographs(n, side, side), recipes(method, side)
-            held = BatchedViews([pictures], {}, Recipe(side, "center", side), MEANS, STDS, seed=0, device=runtime.CPU)
+        for name, side, parts in sets:
+            wanted, test = recipes(method, side), Recipe(side, "center", side)
+            held = BatchedViews(parts, {}, test, MEANS, STDS, seed=0, device=runtime.CPU)
             request = Request(torch.arange(n), tuple(wanted))
-            images, pipelines = [Image.fromarray(picture) for picture in pictures], [torchvisions(r) for r in wanted]
+            shown, pipelines = images(parts), [torchvisions(r) for r in wanted]
 
-            def pil(images: Any = images, pipelines: Any = pipelines) -> object:
-                return [torch.stack([pipeline(image) for image in images]) for pipeline in pipelines]
+            def pil(shown: Any = shown, pipelines: Any = pipelines) -> object:
+                return [torch.stack([pipeline(image) for image in shown]) for pipeline in pipelines]
 
             def batched(held: Any = held, request: Any = request) -> object:
                 return list(held.stream([request]))
@@ -69,9 +99,9 @@ def main() -> None:
             seconds = interleaved({"pil": pil, "batched": batched}, rounds)
             times = ratio(seconds["pil"], seconds["batched"])
             each = {name: n / sorted(values)[len(values) // 2] for name, values in seconds.items()}
-            rows.append([method, f"{side} px", f"{each['pil']:,.0f}", f"{each['batched']:,.0f}", f"{times:.1f}"])
+            rows.append([method, name, f"{each['pil']:,.0f}", f"{each['batched']:,.0f}", f"{times:.1f}"])
             data.append(
-                {"method": method, "side": side, "pictures_per_second": each, "times": times, "seconds": seconds}
+                {"method": method, "pictures": name, "pictures_per_second": each, "times": times, "seconds": seconds}
             )
     publish(
         "augment",

@@ -41,7 +41,7 @@ def epoch(method: str, folder: Path, backend: str, steps: int, width: int) -> fl
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--data-root", type=Path, help="a folder of pictures of one size; none: pieces of photographs")
+    parser.add_argument("--data-root", type=Path, help="a folder of pictures; none: pieces of photographs")
     options = parser.parse_args()
     n, steps, rounds = (1024, 4, 1) if options.short else (4096, 12, 5)
     rows, data = [], []

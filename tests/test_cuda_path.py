@@ -24,6 +24,7 @@ from lib.method import Method, Request
 from lib.networks.resnet import ResNet18, ResNet34
 from lib.networks.sobel import Sobel
 from lib.transforms.batched import BatchedViews
+from lib.transforms.parts import whole
 from lib.transforms.recipe import Recipe
 
 N, CUDA = 8, torch.device("cuda")
@@ -37,8 +38,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def views(recipe: Recipe) -> Tensor:
-    arrays = [np.zeros((n, 32, 32, 3), dtype=np.uint8) for n in (5, N)]
-    held = BatchedViews(arrays, {}, recipe, (0.5,) * 3, (0.2,) * 3, seed=0, device=CUDA)
+    shapes = ((0, 4, 32, 32), (4, 1, 32, 32), (5, N, 40, 48))  # two of one shape, and another
+    parts = [whole(np.zeros((n, height, width, 3), dtype=np.uint8), start) for start, n, height, width in shapes]
+    held = BatchedViews(parts, {}, recipe, (0.5,) * 3, (0.2,) * 3, seed=0, device=CUDA)
     (made,) = held._views(
         np.arange(N), Request(torch.arange(N), (recipe,))
     )  # `stream` reads the index, which has no content

@@ -48,8 +48,8 @@ class ViewSettings(Section):
     title = "views"
     tfm_backend: Literal["auto", "batched", "pil"] = setting(
         "auto",
-        "what makes the views; batched: whole batches on the device, for pictures of one size that fit into "
-        "memory_budget; pil: Pillow, one at a time, in loader processes; auto: batched where it can",
+        "what makes the views; batched: whole batches on the device, for pictures that fit into memory_budget; "
+        "pil: Pillow, one at a time, in loader processes; auto: batched where it can",
     )
 
 

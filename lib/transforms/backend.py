@@ -1,4 +1,4 @@
-"""Which back end makes the views: `batched` where the pictures have one size and fit, otherwise `pil`."""
+"""Which back end makes the views: `batched` where the pictures fit into memory, otherwise `pil`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from lib.progress import progress
 from lib.runtime import DeviceSettings, SeedSettings
 from lib.transforms import LoaderSettings, TransformSettings, ViewSettings, normalisation
 from lib.transforms.batched import BatchedViews
+from lib.transforms.parts import Part, Pile, whole
 from lib.transforms.pil import PILViews, load
 from lib.transforms.recipe import Recipe
 
 READ_AHEAD = 256  # files that are decoded beside each other
-SPREAD = 64  # pictures, from all over a split, that are looked at before all are decoded
+SPREAD = 64  # pictures, from all over the run, that are looked at before all are decoded,
+SURE = 8  # of which so many may tell that there is no room for all
+STEP = 8  # px, in which the sides of pictures of several sizes are rounded up: fewer groups, few zeros
 GIB = 2**30
 
 
 class _Unfit(Exception):
-    """Why the pictures cannot be held as bytes of one shape."""
+    """Why the pictures cannot be held as bytes."""
 
 
 def open_views(config: Config, pictures: Pictures, test: Recipe) -> Views:
@@ -55,8 +58,7 @@ def open_views(config: Config, pictures: Pictures, test: Recipe) -> Views:
     if wanted != "pil" and not config.of(Command).dry_run:
         try:
             held = _Held(pictures, channels, size, loading.memory_budget, skip, fixed=wanted == "batched")
-            arrays = [held.array(positions, part) for positions, part in pictures.parts()]
-            return BatchedViews(arrays, held.skipped, test, means, stds, seed=seed, device=device)
+            return BatchedViews(held.parts(), held.skipped, test, means, stds, seed=seed, device=device)
         except _Unfit as reason:
             if wanted == "batched":
                 raise UserError(f"--tfm-backend batched: {reason}; or take --tfm-backend pil") from None
@@ -84,58 +86,82 @@ class _Held:
     ) -> None:
         self._pictures, self._channels, self._working_size = pictures, channels, working_size
         self._budget, self._skip, self._fixed = budget, skip, fixed
-        self._first: tuple[int, tuple[int, ...]] | None = None  # position and shape (height, width, channels)
+        self._bytes, self._count = 0, 0  # of pictures that are held
+        self._step = 1  # px, in which sides are rounded up
+        self._piles: dict[tuple[int, ...], Pile] = {}  # by height, width and channels of their places
         self.skipped: dict[int, str] = {}
 
-    def array(self, positions: range, part: Any) -> NDArray[np.uint8]:
-        """(n, H, W, C) of the pictures of a split; its own array where that will do.
+    def parts(self) -> list[Part]:
+        """All pictures; a split's own array where that will do.
 
         Raises:
-            _Unfit: they differ in size, or all pictures are more than the budget.
-            UserError: one cannot be read, or the split's array is not of its pictures.
+            _Unfit: they are more than the budget, or may be drawn anew each time.
+            UserError: one cannot be read, or a split's array is not of its pictures.
         """
-        own = _own_array(part)
-        if own is not None:
-            height, width, channels = own.shape[1:]
-            if channels == self._channels and self._working_size in (None, min(height, width)):
-                self._admit(positions[0], own.shape[1:])
-                return own
-        elif not self._fixed and not isinstance(part, PictureFiles):
-            raise _Unfit("the data set has no `array`, and may draw its pictures anew each time")
-        return self._decode(positions, part)
+        found, others = [], []
+        for positions, part in self._pictures.parts():
+            own = _own_array(part)
+            if own is not None and self._serves(own):
+                found.append(whole(own, positions[0]))
+                self._admit(own.size, len(own))
+            elif own is None and not self._fixed and not isinstance(part, PictureFiles):
+                raise _Unfit("the data set has no `array`, and may draw its pictures anew each time")
+            else:
+                others.append((positions, part))
+        if others:
+            self._look(np.concatenate([positions for positions, _ in others]))
+        for positions, part in others:
+            self._decode(positions, part)
+        return found + [pile.part() for pile in self._piles.values()]
 
-    def _decode(self, positions: range, part: Any) -> NDArray[np.uint8]:
-        for position in positions[:: max(1, len(positions) // SPREAD)]:
+    def _serves(self, array: NDArray[np.uint8]) -> bool:
+        height, width, channels = array.shape[1:]
+        return channels == self._channels and self._working_size in (None, min(height, width))
+
+    def _look(self, positions: NDArray[np.int64]) -> None:
+        """Decode a few: have all one size, and is there surely no room for them?"""
+        shapes: list[tuple[int, ...]] = []
+        for position in np.random.default_rng(0).permutation(positions)[:SPREAD].tolist():
             sample = self._read(position)
-            if isinstance(sample, np.ndarray):
-                self._admit(position, sample.shape)
-        array: NDArray[np.uint8] | None = None
+            shapes.append(sample.shape if isinstance(sample, np.ndarray) else (0, 0, 0))
+            differ = len({shape for shape in shapes if any(shape)}) > 1
+            self._step = STEP if differ else 1
+            sizes = np.array([math.prod(self._place(shape)) for shape in shapes])
+            about, doubt = sizes.mean() * len(positions), 3 * sizes.std() / math.sqrt(len(sizes)) * len(positions)
+            surely = len(sizes) >= min(SURE, len(positions))
+            if surely and self._bytes + about - doubt > self._budget * GIB:
+                raise self._unfit(f"the pictures take{' about' * differ}", self._bytes + about)
+
+    def _decode(self, positions: range, part: Any) -> None:
         found = progress(self._read_all(positions, part), "reading pictures", len(positions))
+        readable = 0
         for position, picture in zip(positions, found, strict=True):
             if isinstance(picture, UserError):
                 if not self._skip:
                     raise picture
                 self.skipped[position] = str(picture).removesuffix(ADVICE)
                 continue
-            self._admit(position, picture.shape)
-            if array is None:
-                array = np.zeros((len(positions), *picture.shape), dtype=np.uint8)
-            array[position - positions[0]] = picture
-        if array is None:
+            place = self._place(picture.shape)
+            self._admit(math.prod(place))
+            if place not in self._piles:
+                self._piles[place] = Pile(place)
+            self._piles[place].add(position, picture)
+            readable += 1
+        if not readable:
             raise UserError(f"none of the {len(positions)} pictures from {self._name(positions[0])} on can be read")
-        return array
 
-    def _admit(self, position: int, shape: tuple[int, ...]) -> None:
-        if self._first is None:
-            self._first = position, shape
-            size = len(self._pictures) * math.prod(shape) / GIB
-            if size > self._budget:
-                raise _Unfit(f"the pictures take {size:.3g} GiB, and --memory-budget is {self._budget:g}")
-        if shape != self._first[1]:
-            names = (
-                f"{self._name(at)} ({width}×{height} px)" for at, (height, width, _) in (self._first, (position, shape))
-            )
-            raise _Unfit(f"the pictures differ in size, such as {' and '.join(names)}")
+    def _place(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        height, width, channels = shape
+        return -(-height // self._step) * self._step, -(-width // self._step) * self._step, channels
+
+    def _admit(self, size: int, count: int = 1) -> None:
+        self._bytes, self._count = self._bytes + size, self._count + count
+        if self._bytes > self._budget * GIB:
+            alone = "" if self._count == len(self._pictures) else f"{self._count:,} of "
+            raise self._unfit(f"{alone}the pictures take", self._bytes)
+
+    def _unfit(self, what: str, size: float) -> _Unfit:
+        return _Unfit(f"{what} {size / GIB:.3g} GiB, and --memory-budget is {self._budget:g}")
 
     def _name(self, position: int) -> str:
         split, i = self._pictures.locate(position)

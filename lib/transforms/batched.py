@@ -1,14 +1,14 @@
 """The `batched` back end: all pictures as bytes on the training device, whole batches transformed at once.
 
 A crop and the antialiased resize that follows it are one linear map along each axis, so each picture's
-view is two small matrix products with weights of its own (Pillow's bilinear filter). Nothing is copied to
-the device but the draws.
+view is two small matrix products with weights of its own (Pillow's bilinear filter). Pictures of several
+sizes are multiplied in groups, padded; the padding has no weight. Nothing is copied to the device but the draws.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from lib import runtime
 from lib.method import Prepared, Request
 from lib.transforms import colour
-from lib.transforms.draws import Draws, draw, resized
+from lib.transforms.draws import Draws, Integers, draw, resized
+from lib.transforms.parts import Part
 from lib.transforms.recipe import Recipe
 
 WORK = 2**28  # bytes, which may be at work at a time
@@ -34,6 +35,9 @@ class Axis:
     scale: Tensor  # px of the picture per px of the view
     low: Tensor  # the pixels that may be looked at:
     high: Tensor  # low ≤ pixel < high
+
+    def of(self, rows: slice) -> Axis:
+        return Axis(self.start[rows], self.scale[rows], self.low[rows], self.high[rows])
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,16 @@ class Plan:
     grayscale: Tensor  # positions among the N
 
 
-def plan(recipe: Recipe, draws: Draws, height: int, width: int, device: torch.device) -> Plan:
-    """Bring draws for pictures of one size to the device."""
+def plan(recipe: Recipe, draws: Draws, sizes: Integers, device: torch.device) -> Plan:
+    """Bring draws for N pictures, (N, 2) their heights and widths, to the device."""
     top, left, h, w = draws.box.T.astype(np.float64)
     if recipe.crop == "resized":
         axes = [(start, length / recipe.size, start, start + length) for start, length in ((top, h), (left, w))]
     else:
-        shape = np.array([[height, width]])
-        scales = (shape / resized(shape, recipe.resize))[0]
+        scales = sizes / resized(sizes, recipe.resize)
         axes = [
-            (start * scale, np.full_like(start, scale), np.zeros_like(start), np.full_like(start, length))
-            for start, scale, length in zip((top, left), scales, (height, width), strict=True)
+            (start * scale, scale, np.zeros_like(start), length.astype(np.float64))
+            for start, scale, length in zip((top, left), scales.T, sizes.T, strict=True)
         ]
     jitter = draws.jitter.T.copy()
     jitter[3] = np.trunc(jitter[3] * 255) / 255  # torchvision turns Pillow pictures by whole steps
@@ -98,21 +101,25 @@ def weights(axis: Axis, size: int, length: int, flip: Tensor | None = None) -> T
     return shares.div_(shares.sum(dim=2, keepdim=True))
 
 
-def view(pictures: Tensor, plan: Plan) -> Tensor:
+def view(groups: Sequence[Tensor], plan: Plan) -> Tensor:
     """The views of N pictures before they are normalised.
 
     Args:
-        pictures: (N, H, C, W), floats in [0, 1].
+        groups: (n, H, C, W), floats in [0, 1]; one after the other the N pictures, each in the upper left corner.
         plan: for these pictures.
 
     Returns:
         (C, N, size, size) in [0, 1].
     """
-    (n, height, channels, width), size = pictures.shape, plan.recipe.size
-    rows = torch.bmm(weights(plan.y, size, height), pictures.flatten(2))  # (N, size, C·W)
-    columns = weights(plan.x, size, width, plan.flip).transpose(1, 2)  # (N, W, size)
-    planes = torch.bmm(rows.view(n, size * channels, width), columns).view(n, size, channels, size)
-    planes = planes.permute(2, 0, 1, 3).contiguous()
+    size, n, channels = plan.recipe.size, sum(map(len, groups)), groups[0].shape[2]
+    if len(groups) == 1:
+        planes = _cropped(groups[0], size, plan.y, plan.x, plan.flip).permute(2, 0, 1, 3).contiguous()
+    else:
+        planes, end = groups[0].new_empty(channels, n, size, size), 0
+        for pictures in groups:
+            rows = slice(end, end := end + len(pictures))
+            cropped = _cropped(pictures, size, plan.y.of(rows), plan.x.of(rows), plan.flip[rows])
+            planes[:, rows] = cropped.permute(2, 0, 1, 3)
     for which, chosen in plan.steps:
         part = planes.index_select(1, chosen)
         colour.JITTER[which](part, plan.jitter[which].index_select(0, chosen))
@@ -124,11 +131,19 @@ def view(pictures: Tensor, plan: Plan) -> Tensor:
     return planes
 
 
+def _cropped(pictures: Tensor, size: int, y: Axis, x: Axis, flip: Tensor) -> Tensor:
+    """(n, size, C, size) of (n, H, C, W)."""
+    n, height, channels, width = pictures.shape
+    rows = torch.bmm(weights(y, size, height), pictures.flatten(2))  # (n, size, C·W)
+    columns = weights(x, size, width, flip).transpose(1, 2)  # (n, W, size)
+    return torch.bmm(rows.view(n, size * channels, width), columns).view(n, size, channels, size)
+
+
 class BatchedViews:
-    """`Views` of pictures that have one size and fit into the device's memory.
+    """`Views` of pictures that fit into the device's memory.
 
     Args:
-        arrays: (n, H, W, C) 8-bit, one after the other the run's pictures.
+        parts: the run's pictures, but for the skipped.
         skipped: positions of those that could not be read, and why.
         test: the recipe of `plain`.
         means, stds: one per channel, on the scale [0, 1].
@@ -140,7 +155,7 @@ class BatchedViews:
 
     def __init__(
         self,
-        arrays: list[NDArray[np.uint8]],
+        parts: Sequence[Part],
         skipped: dict[int, str],
         test: Recipe,
         means: tuple[float, ...],
@@ -151,8 +166,17 @@ class BatchedViews:
     ) -> None:
         self.skipped = skipped
         # (n, H, C, W), whatever the order in memory.
-        self._parts = [_tensor(array).permute(0, 1, 3, 2).to(device) for array in arrays]
-        self._ends = np.cumsum([len(part) for part in self._parts])
+        self._parts = [_tensor(part.array).permute(0, 1, 3, 2).to(device) for part in parts]
+        shapes = [part.shape[1:] for part in self._parts]
+        self._shape = np.array([shapes.index(shape) for shape in shapes])  # of each part
+        self._numbers = np.array([shape.numel() for shape in shapes])  # of a picture in it
+        # For each of the run's pictures its part, its row there, and its own height and width.
+        count = 1 + max(*skipped, *(int(part.positions[-1]) for part in parts), 0)
+        self._part, self._row = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        self._sizes = np.zeros((count, 2), dtype=np.int64)
+        for number, part in enumerate(parts):
+            self._part[part.positions], self._row[part.positions] = number, np.arange(len(part.positions))
+            self._sizes[part.positions] = part.sizes
         self._unreadable = np.array(sorted(skipped), dtype=np.int64)
         self._test, self._seed, self._device = test, seed, device
         self._means, self._stds = (torch.tensor(values, device=device)[:, None, None, None] for values in (means, stds))
@@ -167,35 +191,49 @@ class BatchedViews:
         return self.stream(Request(index, (self._test,)) for index in batches)
 
     def describe(self) -> str:
-        count, (height, _, width) = int(self._ends[-1]), self._parts[0].shape[1:]
-        return f"batched, {count - len(self.skipped):,} pictures of {width}×{height} px in memory"
+        sizes = np.delete(self._sizes, self._unreadable, axis=0)
+        kinds, (height, width) = len(np.unique(sizes[:, 0] << 32 | sizes[:, 1])), sizes[0]
+        which = f"{width}×{height} px" if kinds == 1 else f"{kinds:,} sizes"
+        return f"batched, {len(sizes):,} pictures of {which} in memory"
 
     def close(self) -> None:
         pass
 
     def _views(self, index: NDArray[np.int64], request: Request) -> list[Tensor]:
-        each = max(1, WORK // (32 * self._parts[0][0].numel()))  # pictures; about 8 float copies of one are alive
-        parts = [list(self._some_views(index[i : i + each], request)) for i in range(0, max(1, len(index)), each)]
-        return parts[0] if len(parts) == 1 else [torch.cat(views) for views in zip(*parts, strict=True)]
+        shapes, back = self._shape[self._part[index]], None
+        if len(np.unique(shapes)) > 1:
+            order = np.argsort(shapes, kind="stable")
+            index, back = index[order], _send(np.argsort(order), self._device)
+        runs = [list(self._some_views(run, request)) for run in self._runs(index)]
+        views = runs[0] if len(runs) == 1 else [torch.cat(parts) for parts in zip(*runs, strict=True)]
+        return views if back is None else [view.index_select(0, back) for view in views]
+
+    def _runs(self, index: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """As many at a time as `WORK` allows; about 8 float copies of a picture are alive."""
+        ends, start = np.cumsum(self._numbers[self._part[index]]), 0
+        while start == 0 or start < len(index):
+            limit = WORK // 32 + (ends[start - 1] if start else 0)
+            stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
+            yield index[start:stop]
+            start = stop
 
     def _some_views(self, index: NDArray[np.int64], request: Request) -> Iterator[Tensor]:
-        height, _, width = self._parts[0].shape[1:]
-        sizes = np.array([[height, width]]).repeat(len(index), axis=0)
-        pictures = self._gather(index)
+        """Of pictures that are in the order of their shapes."""
+        sizes, shapes = self._sizes[index], self._shape[self._part[index]]
+        groups = [self._gather(group) for group in np.split(index, np.flatnonzero(np.diff(shapes)) + 1)]
         for copy, recipe in enumerate(request.recipes):
             draws = draw(recipe, sizes, self._seed, request.epoch, index, copy)
-            planes = view(pictures, plan(recipe, draws, height, width, self._device))
+            planes = view(groups, plan(recipe, draws, sizes, self._device))
             yield planes.sub_(self._means).div_(self._stds).transpose(0, 1).contiguous()
 
     def _gather(self, index: NDArray[np.int64]) -> Tensor:
-        """(N, H, C, W) floats in [0, 1]."""
-        pictures = torch.empty(len(index), *self._parts[0].shape[1:], device=self._device)
-        holder = np.searchsorted(self._ends, index, side="right")
+        """(N, H, C, W) floats in [0, 1] of pictures of one shape."""
+        holder, row = self._part[index], self._row[index]
+        shape = self._parts[holder[0] if len(index) else 0].shape[1:]
+        pictures = torch.empty(len(index), *shape, device=self._device)
         for number in np.unique(holder):
-            part = self._parts[number]
             own = np.flatnonzero(holder == number)
-            places = _send(index[own] - (self._ends[number] - len(part)), self._device)
-            chosen = part.index_select(0, places)
+            chosen = self._parts[number].index_select(0, _send(row[own], self._device))
             if len(own) == len(index):
                 pictures.copy_(chosen)
             else:
