@@ -21,7 +21,9 @@ class Command(Section):
         None, "new folder that gets a copy of every picture, in a folder for each cluster", transient=True
     )
     link: bool = setting(False, "with --copy-to: symbolic links instead of copies", transient=True)
-    export: str | None = setting(None, "with --evaluate: write the weights to this .safetensors file")
+    export: str | None = setting(
+        None, "with --evaluate: write the weights to this .safetensors file, or the model to this .onnx file"
+    )
     resume: str | None = setting(
         None, "go on from this checkpoint; auto: from the newest session of these very settings, if any"
     )

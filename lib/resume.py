@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import checkpoint, config, safetensors
+from lib import checkpoint, config, export
 from lib.command import Command
 from lib.config import Raw
 from lib.errors import UserError
@@ -92,7 +92,7 @@ def _check_combination(command: Command, several: bool) -> None:
     if command.restart and command.resume in (None, "auto"):
         raise UserError("--restart needs --resume CKPT, whose weights it takes")
     if command.export:
-        safetensors.check_ending(command.export)
+        export.check(command.export)
         if not command.evaluate:
             raise UserError("--export writes the weights of a checkpoint; name it with --evaluate")
 

@@ -19,25 +19,16 @@ STATISTICS = "statistics/"  # begins the names of these
 PROGRAM = "deep-image-clustering 1"
 
 
-def export(path: str, config: Mapping[str, Any], state: Mapping[str, Any], statistics: Mapping[str, Any]) -> None:
+def export(path: Path, config: Mapping[str, Any], state: Mapping[str, Any], statistics: Mapping[str, Any]) -> None:
     """Write the tensors of a state dict, the BatchNorm statistics for predictions, and the settings.
 
     Raises:
-        UserError: another ending, or the file cannot be written.
+        UserError: the file cannot be written.
     """
-    check_ending(path)
     named = {**state, **{STATISTICS + name: value for name, value in statistics.items()}}
     tensors = {name: value.detach().cpu().contiguous() for name, value in named.items() if torch.is_tensor(value)}
     metadata = {"program": PROGRAM, "config": json.dumps(dict(config)), "sha256": _digest(tensors)}
-    write_atomically(Path(path).expanduser(), safetensors.save(tensors, metadata))
-
-
-def check_ending(path: str) -> None:
-    """Raises UserError for a file that `export` does not know how to write, or that has no folder."""
-    if Path(path).suffix != ".safetensors":
-        raise UserError(f"--export {path}: the file's ending says what is written, and .safetensors is what there is")
-    if not Path(path).expanduser().absolute().parent.is_dir():
-        raise UserError(f"--export {path}: there is no such folder; make it first")
+    write_atomically(path, safetensors.save(tensors, metadata))
 
 
 class _Safetensors:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import distributed, evaluation, metrics, predictions, safetensors, summary
+from lib import distributed, evaluation, export, metrics, predictions, summary
 from lib.checkpoint import write_atomically
 from lib.command import Command
 from lib.config import Config
@@ -45,7 +45,7 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
         _tell_of_skipped(session, skipped)
     session.write_json("scores.json", _scores_file(task, predicted, rows))  # it says that the run is done
     if command.export is not None:
-        safetensors.export(command.export, config.as_dict(), task.method.state_dict(), outcome.statistics)
+        export.export(command.export, config, task.method.state_dict(), outcome.statistics)
     target = predictions.check(task.pictures, config)
     if target is not None:
         predictions.copy(task.pictures, predicted, target, command.link)

@@ -1,0 +1,43 @@
+"""What `--export` writes, by the file's ending."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lib import onnx, safetensors
+from lib.config import Config
+from lib.errors import UserError
+
+ENDINGS = (".safetensors", ".onnx")
+
+
+def check(path: str) -> None:
+    """See that the file can be written.
+
+    Raises:
+        UserError: another ending, no such folder, or a package is missing.
+    """
+    if Path(path).suffix not in ENDINGS:
+        known = " and ".join(ENDINGS)
+        raise UserError(f"--export {path}: the file's ending says what is written, and {known} are what there is")
+    if not Path(path).expanduser().absolute().parent.is_dir():
+        raise UserError(f"--export {path}: there is no such folder; make it first")
+    if Path(path).suffix == ".onnx":
+        onnx.check_installed(path)
+
+
+def export(path: str, config: Config, state: Mapping[str, Any], statistics: Mapping[str, Tensor]) -> None:
+    """Write the state dict of a method, and the BatchNorm statistics for predictions; replaces a file that is there.
+
+    Raises:
+        UserError: the file cannot be written; what was there before is intact.
+    """
+    file = Path(path).expanduser()
+    if file.suffix == ".onnx":
+        onnx.export(file, config, state, statistics)
+    else:
+        safetensors.export(file, config.as_dict(), state, statistics)
