@@ -13,8 +13,8 @@ if __name__ == "__main__":
     leave_on_signals()  # the imports below take seconds
 
 import imc_swav, pica  # noqa: E401, F401  (they register themselves)
-from lib import checkpoint, config, distributed, evaluation, forecast, launch, method, model
-from lib import predictions, report, resume, runtime, seeds, session, trainer
+from lib import checkpoint, config, distributed, evaluation, family, forecast, launch, method, model
+from lib import predictions, report, resume, runs, runtime, session, trainer
 from lib.command import Command
 from lib.config import Config
 from lib.runtime import DeviceSettings, SeedSettings
@@ -28,23 +28,23 @@ DEFAULTS = {"method": config.Raw("pica", config.DEFAULT)}
 def main(argv: Sequence[str]) -> int | None:
     """Run one command line, in one process or several."""
     raw = DEFAULTS | config.collect(argv, SECTIONS)
-    early = config.part(raw, (Command, SeedSettings, DeviceSettings))
+    early = config.part(raw, (Command, SeedSettings, DeviceSettings, method.MethodSettings))
     command, device = early.of(Command), early.of(DeviceSettings)
     shows = command.help or command.list or command.dry_run or not argv
-    if not shows and not early.of(SeedSettings).seeds and (count := launch.processes(device)) > 1:
+    if not shows and not family.asked(early) and (count := launch.processes(device)) > 1:
         return launch.launch([__file__, *argv], count)
     with distributed.joined(device):
         start = distributed.from_first(lambda: resume.start_of(raw, SECTIONS))
         settings = config.resolve(raw, SECTIONS, start.stored and start.stored["config"], start.folder is not None)
         if command.help or command.list or not argv:
             print(config.component_list(SECTIONS) if command.list else config.help_text(settings))
-        elif settings.of(SeedSettings).seeds and not command.dry_run:
-            seeds.run(settings.replace(seed=None, resume=None), start.folder, __file__)
+        elif family.asked(settings) and not command.dry_run:
+            runs.run(settings.replace(resume=None), start.folder, __file__)
         else:
             seed = distributed.from_first(lambda: runtime.seed_of(settings.of(SeedSettings)))
             settings = settings.replace(seed=seed, resume=command.resume if command.restart else None)
             if command.dry_run:
-                print(forecast.forecast(build(settings), settings))
+                print("\n\n".join(forecast.forecast(build(one), one) for one in family.numbered(settings)))
             else:
                 run(settings, start)
 

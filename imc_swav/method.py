@@ -17,7 +17,7 @@ from lib import datasets, distributed, networks, runtime
 from lib.command import Command
 from lib.config import Config
 from lib.errors import UserError
-from lib.method import Entry, Method, MethodSettings, Split, Task, register
+from lib.method import Entry, Method, MethodSettings, Split, Task, number_of_clusters, register
 from lib.runtime import SeedSettings
 from lib.settings import Section, setting
 from lib.transforms import TransformSettings, plain_recipe
@@ -135,7 +135,7 @@ class IMCSwAV(Method):
 
 
 def build_method(config: Config) -> IMCSwAV:
-    clusters, channels = config.of(MethodSettings).num_clusters, config.of(networks.NetworkSettings).net_cin
+    clusters, channels = number_of_clusters(config), config.of(networks.NetworkSettings).net_cin
     if clusters is None:
         raise UserError("how many clusters? Give --num-clusters K")
     size = config.of(datasets.DataSettings).batch_size

@@ -20,6 +20,7 @@ from lib import batchnorm, distributed, runtime
 from lib.command import Command
 from lib.config import Config
 from lib.datasets import Pictures
+from lib.errors import UserError
 from lib.networks import convolution
 from lib.registry import Registry
 from lib.runtime import DeviceSettings, PrecisionSettings
@@ -30,18 +31,40 @@ _registry = Registry("method", exclusive=True)
 register, get, names = _registry.register, _registry.get, _registry.names
 
 
+def _numbers(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """Each once; one alone is that number."""
+    each = tuple(dict.fromkeys(value)) if isinstance(value, tuple) else (value,)
+    return each if len(each) > 1 else each[0]
+
+
 @dataclass(frozen=True)
 class MethodSettings(Section):
     title = "method"
     bound = True
     method: str = setting("", "which one", component=_registry)
-    num_clusters: int | None = setting(None, "groups to find; none: as the method's own settings say", low=2)
+    num_clusters: int | tuple[int, ...] | None = setting(
+        None,
+        "groups to find; several numbers: a run for each; none: as the method's own settings say",
+        low=2, convert=_numbers,
+    )  # fmt: skip
     group_crops: bool = setting(
         False, "pass views of one size through the network together, as one BatchNorm batch; theirs are apart"
     )
     sync_batchnorm: bool = setting(
         True, "of several processes, make one BatchNorm batch; false: each its own, so that their number matters"
     )
+
+
+def number_of_clusters(config: Config) -> int | None:
+    """The number that a method is built with.
+
+    Raises:
+        UserError: there are several (`lib.family`).
+    """
+    number = config.of(MethodSettings).num_clusters
+    if isinstance(number, tuple):
+        raise UserError(f"num_clusters {' '.join(map(str, number))}: a method has one number of clusters; give one")
+    return number
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import checkpoint, config, export
+from lib import checkpoint, config, export, family
 from lib.command import Command
 from lib.config import Raw
 from lib.errors import UserError
+from lib.method import MethodSettings
 from lib.runtime import SeedSettings
 from lib.session import SessionSettings
 from lib.settings import Section
@@ -36,11 +37,11 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
         UserError: no such checkpoint, a damaged one, one that holds weights alone and is to go on, or
             options that exclude each other.
     """
-    early = config.part(raw, [Command, SeedSettings])
-    command, several = early.of(Command), early.of(SeedSettings).seeds is not None
+    early = config.part(raw, [Command, SeedSettings, MethodSettings])
+    command, several = early.of(Command), family.asked(early)
     path: str | Path | None = command.resume
     _check_combination(command, several)
-    if several and "seed" in raw and raw["seed"].flag:
+    if early.of(SeedSettings).seeds and "seed" in raw and raw["seed"].flag:
         raise UserError("--seed and --seeds exclude each other; leave one out")
     if command.predict:
         if "data_root" not in raw:
@@ -52,7 +53,7 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
     if not path:
         return AFRESH
     if path == "auto":
-        newest = _newest(raw, sections, several)
+        newest = _newest(raw, sections, bool(several))
         if newest is None or several:
             return Start(folder=newest)
         path = newest / "checkpoint" / "latest.ckpt"
@@ -74,7 +75,8 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
     return Start(stored, folder)
 
 
-def _check_combination(command: Command, several: bool) -> None:
+def _check_combination(command: Command, several: str) -> None:
+    """`several`: the flag that asks for several runs, or nothing."""
     for name in ("evaluate", "predict", "resume"):
         if getattr(command, name) == "":
             raise UserError(f"--{name} has an empty value; name a checkpoint, or leave it out")
@@ -82,13 +84,15 @@ def _check_combination(command: Command, several: bool) -> None:
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} exclude each other; leave one out")
     if not command.trains and several:
-        raise UserError(f"--seeds trains anew, and {given[0]} does not; leave one out")
+        raise UserError(f"{several} trains anew, and {given[0]} does not; leave one out")
     if command.copy_to and several:
-        raise UserError("--copy-to sorts by one run, and --seeds trains several; --predict with the checkpoint of one")
+        raise UserError(
+            f"--copy-to sorts by one run, and {several} trains several; --predict with the checkpoint of one"
+        )
     if command.link and not command.copy_to:
         raise UserError("--link needs --copy-to DIR, where the links go")
     if command.resume not in (None, "auto") and several:
-        raise UserError("--resume CKPT goes on with one run, and --seeds with those of a session by --resume auto")
+        raise UserError(f"--resume CKPT goes on with one run, and {several} with those of a session by --resume auto")
     if command.restart and command.resume in (None, "auto"):
         raise UserError("--restart needs --resume CKPT, whose weights it takes")
     if command.export:
@@ -98,7 +102,7 @@ def _check_combination(command: Command, several: bool) -> None:
 
 
 def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]], several: bool) -> Path | None:
-    """The newest session of the same settings that has a checkpoint, or runs of any seeds; an unset seed is any."""
+    """The newest session of the same settings that has a checkpoint, or a family's runs; an unset seed is any."""
     wanted = config.resolve(raw, sections)
     root, name = Path(wanted.of(SessionSettings).session_root), wanted.of(SessionSettings).session
     held = "runs/*" if several else "checkpoint/latest.ckpt"
@@ -112,9 +116,11 @@ def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]], several: 
         except UserError:  # of another version, or of components that are not imported here
             continue
         ours = wanted.identity()
-        for seed in ("seed", "seeds"):
-            if several or (seed == "seed" and ours[seed] is None):
-                ours[seed] = found[seed]
+        for many in ("seeds", "num_clusters"):  # of a family, which others may join
+            if isinstance(ours[many], list) and isinstance(found[many], list):
+                ours[many] = found[many]
+        if ours["seed"] is None or ours["seeds"] is not None:
+            ours["seed"] = found["seed"]
         if ours == found and name in (None, folder.name):
             return folder
     return None

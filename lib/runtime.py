@@ -60,7 +60,7 @@ class DeviceSettings(Section):
     )
     jobs: int | None = setting(
         None,
-        "with --seeds, runs side by side; none: one for each of gpus, or on a CPU as many as `threads` fits into the cores",
+        "of several runs, those side by side; none: one for each of gpus, or on a CPU as many as `threads` fits into the cores",
         low=1, high=1024,
     )  # fmt: skip
     compile: bool = setting(False, "compile the network (torch.compile); the first steps take minutes")

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
+import numpy as np
+from numpy.typing import NDArray
+
+from lib import choice
+from lib.columns import aligned, spread
 from lib.config import Config
+from lib.datasets import parts_of
 from lib.errors import UserError
+from lib.family import Member
 from lib.metrics import TITLES
+from lib.runtime import SeedSettings
 from lib.session import METRICS, Session
 from lib.settings import Section, setting
 from lib.yamlfile import load_yaml
 
 Row = Mapping[str, Mapping[str, Any]]  # split → name → value
+Assigned = tuple[NDArray[np.int64], NDArray[np.int64]]  # (N,) which picture, (N,) its cluster
 
 
 @dataclass(frozen=True)
@@ -43,32 +54,87 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def summarise(session: Session, config: Config, runs: Mapping[str, Path]) -> None:
-    """Leave summary.json over the runs of several seeds, and show its table.
-
-    `best` is the run with the best accuracy on the first split, chosen by labels; `chosen` the one with the lowest
-    training loss, which nobody's labels chose.
+def summarise(session: Session, config: Config, runs: Mapping[Member, Path]) -> None:
+    """Leave summary.json over the finished runs of a family, and show its table.
 
     Args:
-        session: of all runs.
-        config: theirs.
+        session: of the family.
+        config: its settings.
+        runs: the folder of each.
+    """
+    numbers = list(dict.fromkeys(member.clusters for member in runs))
+    common = str(config.of(SeedSettings).seed)
+    found = {
+        number: of_seeds({one.seed or common: folder for one, folder in runs.items() if one.clusters == number})
+        for number in numbers
+    }
+    content: dict[str, Any]
+    if None in found:
+        content = found[None] | _published(config.of(PublishedSettings))
+        text = _text(content)
+    else:
+        content = {"num_clusters": {str(number): values for number, values in found.items()}}
+        text = choice.text(content["num_clusters"])
+    session.write_json("summary.json", content)
+    session.info("\n" + text)
+    session.info(f"\nsession: {session.path}")
+
+
+def of_seeds(runs: Mapping[str, Path]) -> dict[str, Any]:
+    """What the runs of several seeds show together.
+
+    `best` is the run with the best accuracy on the first split, chosen by labels; `chosen` the one with the lowest
+    training loss, which nobody's labels chose; `seed_agreement` the mean adjusted Rand index between the clusters of two
+    runs on the first split, None for a single run.
+
+    Args:
         runs: the folder of each seed.
     """
-    settings = config.of(PublishedSettings)
     scores = {seed: _read(folder / "scores.json") for seed, folder in runs.items()}
-    content: dict[str, Any] = {"seeds": scores, **over(list(scores.values()))}
+    losses = {seed: _last_loss(folder) for seed, folder in runs.items()}
     first = next(iter(next(iter(scores.values()))))
-    content["loss"] = {seed: _last_loss(folder) for seed, folder in runs.items()}
-    content["best"] = _extreme({seed: run[first]["acc"] for seed, run in scores.items()}, max)
-    content["chosen"] = _extreme(content["loss"], min)
-    if settings.published:
-        content["published"] = {
-            "split": settings.published_split, "nmi": settings.published_nmi,
-            "rows": {name: dict(zip(("acc", "nmi", "ari"), rest, strict=True)) for name, *rest in settings.published},
-        }  # fmt: skip
-    session.write_json("summary.json", content)
-    session.info("\n" + _text(content))
-    session.info(f"\nsession: {session.path}")
+    return {
+        "seeds": scores,
+        **over(list(scores.values())),
+        "loss": losses,
+        "best": _extreme({seed: run[first]["acc"] for seed, run in scores.items()}, max),
+        "chosen": _extreme(losses, min),
+        "seed_agreement": _agreement([_clusters(folder / "predictions.npz", first) for folder in runs.values()]),
+    }
+
+
+def _clusters(path: Path, expression: str) -> Assigned:
+    """What a run's predictions.npz says of the pictures of `split` or `split+split+…`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with np.load(path) as archive:
+            split, index, cluster = (archive[name] for name in ("split", "index", "cluster"))
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise UserError(f"cannot read {path}: {error}; remove the run's folder, and it is trained again") from error
+    parts = [(number, split == name) for number, name in enumerate(parts_of(expression))]
+    keys = np.concatenate([number * 2**40 + index[own] for number, own in parts])
+    return keys, np.concatenate([cluster[own] for _, own in parts])
+
+
+def _agreement(runs: Sequence[Assigned]) -> float | None:
+    """The mean adjusted Rand index of all pairs, each on the pictures that both have."""
+    from sklearn.metrics import adjusted_rand_score
+
+    found = []
+    for (keys, clusters), (others, theirs) in combinations(runs, 2):
+        _, ours, other = np.intersect1d(keys, others, assume_unique=True, return_indices=True)
+        found.append(float(adjusted_rand_score(clusters[ours], theirs[other])))
+    return statistics.fmean(found) if found else None
+
+
+def _published(settings: PublishedSettings) -> dict[str, Any]:
+    if not settings.published:
+        return {}
+    rows = {name: dict(zip(("acc", "nmi", "ari"), rest, strict=True)) for name, *rest in settings.published}
+    return {"published": {"split": settings.published_split, "nmi": settings.published_nmi, "rows": rows}}
 
 
 def over(runs: list[Row]) -> dict[str, Any]:
@@ -117,8 +183,13 @@ def _text(content: Mapping[str, Any]) -> str:
         for name, values in published["rows"].items():
             rows[f"published, {name}"] = {published["split"]: {**values, nmi: values["nmi"]}}
     splits = list(next(iter(runs.values())))
-    note = "\nNMI by the geometric mean, as published." if nmi != "nmi" else ""
-    return table(rows, splits, nmi) + note
+    notes = ["NMI by the geometric mean, as published."] if nmi != "nmi" else []
+    if content["seed_agreement"] is not None:
+        index = f"{content['seed_agreement']:.3f}"
+        notes.append(
+            f"The seeds agree by {index} on {splits[0]} (adjusted Rand index of their clusters, mean of all pairs)."
+        )
+    return "\n".join([table(rows, splits, nmi), *notes])
 
 
 def table(rows: Mapping[str, Row], splits: list[str] | None = None, nmi: str = "nmi") -> str:
@@ -152,11 +223,8 @@ def compare(folders: list[Path]) -> str:
     """
     lines = [("session", "split", "seeds", *(title for _, title in TITLES))]
     for folder in folders:
-        name = folder.resolve().name
-        for split, (seeds, cells) in _cells(folder).items():
-            lines.append((name, split, seeds, *cells))
-    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, wide, strict=True)).rstrip() for line in lines]
+        for name, split, seeds, *cells in _cells(folder):
+            lines.append((folder.resolve().name + name, split, seeds, *cells))
     settings = [load_yaml(folder / "config.yaml") for folder in folders]
     names = dict.fromkeys(name for held in settings for name in held if name != "session_root")
     values = {name: [held.get(name) for held in settings] for name in names}
@@ -165,27 +233,27 @@ def compare(folders: list[Path]) -> str:
         for name, found in values.items()
         if found.count(found[0]) < len(found)
     ]
-    return "\n".join([*shown, *(["", "Settings that differ, in this order:", *differing] if differing else [])])
+    return "\n".join([aligned(lines), *(["", "Settings that differ, in this order:", *differing] if differing else [])])
 
 
-def _cells(folder: Path) -> dict[str, tuple[str, list[str]]]:
-    """Split → (number of seeds, a text for each column)."""
-    runs = folder / "summary.json"
-    found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
-    if not runs.is_file():
-        found = {split: (values, {}) for split, values in _read(folder / "scores.json").items()}
-        seeds = "1"
-    else:
-        content = _read(runs)
-        seeds = str(len(content["seeds"]))
-        found = {split: (values, content["deviation"][split]) for split, values in content["mean"].items()}
-    return {
-        split: (seeds, [_spread(values.get(key), deviations.get(key)) for key, _ in TITLES])
-        for split, (values, deviations) in found.items()
-    }
+def _cells(folder: Path) -> Iterator[tuple[str, ...]]:
+    """Of a single run, of all seeds, or of each number of clusters: what to add to the name, split, seeds, a text each."""
+    held = folder / "summary.json"
+    if not held.is_file():
+        for split, values in _read(folder / "scores.json").items():
+            yield "", split, "1", *(spread(values.get(key), None) for key, _ in TITLES)
+        return
+    content = _read(held)
+    numbers = {f"/clusters-{number}": found for number, found in content.get("num_clusters", {}).items()}
+    for name, found in (numbers or {"": content}).items():
+        for split, values in found["mean"].items():
+            deviations = found["deviation"][split]
+            cells = (spread(values.get(key), deviations.get(key)) for key, _ in TITLES)
+            yield name, split, str(len(found["seeds"])), *cells
 
 
-def _spread(value: float | None, deviation: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if deviation is None else f"{value:.3f} ± {deviation:.3f}"
+def runs_of(folder: Path) -> list[Path]:
+    """The finished runs of a session: itself, or the members of its family."""
+    if not (folder / "summary.json").is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob("runs/*/scores.json"))

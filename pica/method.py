@@ -14,7 +14,7 @@ from lib import datasets, distributed, networks
 from lib.command import Command
 from lib.config import Config
 from lib.errors import UserError
-from lib.method import Entry, Method, MethodSettings, Split, Task, register
+from lib.method import Entry, Method, MethodSettings, Split, Task, number_of_clusters, register
 from lib.networks.sobel import Sobel
 from lib.runtime import SeedSettings
 from lib.settings import Section, setting
@@ -135,7 +135,7 @@ def build_network(config: Config) -> nn.Module:
 
 
 def _heads(config: Config) -> tuple[int, ...]:
-    return head_sizes(config.of(PICASettings).net_heads, config.of(MethodSettings).num_clusters)
+    return head_sizes(config.of(PICASettings).net_heads, number_of_clusters(config))
 
 
 def build_method(config: Config) -> PICA:

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = (
-    {"errors", "registry", "settings", "yamlfile", "progress"},
+    {"errors", "registry", "settings", "yamlfile", "progress", "columns"},
     {
         "runtime",
         "distributed",
@@ -34,8 +34,9 @@ LAYERS = (
         "method",
         "onnx",
         "export",
+        "family",
     },
-    {"inference", "labelfree", "evaluation", "predictions", "report", "summary", "seeds"},
+    {"inference", "labelfree", "evaluation", "predictions", "report", "summary", "choice", "runs"},
     {"trainer"},
     {"forecast", "sections", "model"},
 )

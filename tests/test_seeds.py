@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ import torch
 import yaml
 from conftest import QUICK, ROOT
 from runs import assert_same_run, launch, only
+from sklearn.metrics import adjusted_rand_score
 
-from lib import report, runtime, seeds, summary
+from lib import runs, runtime, summary
+from lib.report import __main__ as report_of
 from lib.runtime import DeviceSettings
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -45,7 +48,7 @@ def test_several_seeds_get_a_summary_and_more_can_join(tmp_path: Path) -> None:
     process = launch((*words, "--seeds", 3, 4, 9, "--resume", "auto"), root)
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert only(root) == path and "2 of 3 seeds are done" in out
+    assert only(root) == path and "2 of 3 runs are done" in out
     assert (path / "runs" / "seed-3" / "log.txt").read_text() == before
     content = json.loads((path / "summary.json").read_text())
     each = [scores(path, seed)["acc"] for seed in (3, 4, 9)]
@@ -58,6 +61,11 @@ def test_several_seeds_get_a_summary_and_more_can_join(tmp_path: Path) -> None:
         for seed in (3, 4, 9)
     ]
     assert content["chosen"] == str((3, 4, 9)[int(np.argmin(losses))]) and len(set(losses)) == 3
+    clusters = [np.load(path / f"runs/seed-{seed}/predictions.npz")["cluster"] for seed in (3, 4, 9)]
+    pairs = [adjusted_rand_score(one, other) for one, other in combinations(clusters, 2)]
+    assert (
+        content["seed_agreement"] == pytest.approx(np.mean(pairs)) and f"agree by {np.mean(pairs):.3f} on test" in out
+    )
     assert content["published"]["rows"]["best"] == {"acc": 0.6, "nmi": 0.5, "ari": 0.4}
     for shown in ("median", "deviation", "best by labels", "lowest loss", "published, mean   ", "geometric"):
         assert shown in out
@@ -73,13 +81,13 @@ def test_a_stopped_command_goes_on_and_ends_alike(tmp_path: Path, cli: Cli) -> N
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "the state is saved" in err, err
-    runs = only(root) / "runs"
-    assert not (runs / "seed-0" / "scores.json").exists() and not (runs / "seed-1").exists()
+    each = only(root) / "runs"
+    assert not (each / "seed-0" / "scores.json").exists() and not (each / "seed-1").exists()
     process = launch((*words, "--seeds", "0-1", "--jobs", 1, "--resume", "auto"), root)
     out, err = process.communicate()
     assert process.returncode == 0 and "goes on after step" in out, err
     cli(*words, "--seed", 0, "--session", "straight")
-    assert_same_run(tmp_path / "sessions" / "straight", runs / "seed-0")
+    assert_same_run(tmp_path / "sessions" / "straight", each / "seed-0")
     assert list(json.loads((only(root) / "summary.json").read_text())["seeds"]) == ["0", "1"]
 
 
@@ -87,7 +95,7 @@ def test_a_run_that_stops_itself_leaves_the_others(tmp_path: Path) -> None:
     process = launch((*SHORT, "--base-lr", 1e30, "--seeds", "0-1", "--jobs", 2), tmp_path)
     _, err = process.communicate()
     assert process.returncode == 1
-    assert "of the seeds, 0, 1 ended early" in err.splitlines()[-1] and "not finite" in err
+    assert "of the runs, seed 0; seed 1 ended early" in err.splitlines()[-1] and "not finite" in err
 
 
 def test_mistakes(cli: Cli, tmp_path: Path) -> None:
@@ -122,10 +130,10 @@ def test_room(
     monkeypatch.setattr(runtime, "cores", lambda: cores)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    found = seeds.room(settings)
+    found = runs.room(settings)
     assert (found.at_once, found.threads) == (at_once, threads)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert seeds.room(DeviceSettings()).at_once == cores // 4
+    assert runs.room(DeviceSettings()).at_once == cores // 4
 
 
 def test_sessions_are_compared(cli: Cli, tmp_path: Path) -> None:
@@ -133,7 +141,7 @@ def test_sessions_are_compared(cli: Cli, tmp_path: Path) -> None:
     cli(*QUICK, "--session", "b", "--batch-size", 128)
     folders = [str(tmp_path / "sessions" / name) for name in "ab"]
     done = subprocess.run([sys.executable, "-m", "lib.report", *folders], cwd=ROOT, capture_output=True, text=True)
-    lines = done.stdout.splitlines()
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("report: ")]
     assert lines[0].split() == ["session", "split", "seeds", "ACC", "NMI", "ARI"]
     acc = json.loads((tmp_path / "sessions" / "b" / "scores.json").read_text())["test"]["acc"]
     assert lines[2].split()[:4] == ["b", "test", "1", f"{acc:.3f}"]
@@ -142,7 +150,7 @@ def test_sessions_are_compared(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [[], ["."], ["--help"]])
 def test_what_is_no_session_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main(words) == 2
+    assert report_of.main(words) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1
 

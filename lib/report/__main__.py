@@ -17,7 +17,7 @@ def main(folders: Sequence[str]) -> None:
     if not folders or folders[0].startswith("-"):
         raise UserError("name the folders of one or more sessions: python -m lib.report sessions/NAME …")
     compared = summary.compare([Path(folder) for folder in folders])
-    for folder in map(Path, folders):
+    for folder in (run for session in folders for run in summary.runs_of(Path(session))):
         write_atomically(folder / page.FILE, page.page(found.read(folder)).encode())
         print(f"report: {(folder / page.FILE).resolve().as_uri()}")
     print(compared)

@@ -1,4 +1,4 @@
-"""Several seeds: a run for each, in a process of its own, side by side where there is room; then their summary."""
+"""A family of runs: each in a process of its own, side by side where there is room; then their summary."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import distributed, runtime, summary
+from lib import distributed, family, method, runtime, summary
 from lib.config import Config
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
+from lib.family import Member
+from lib.method import MethodSettings
 from lib.runtime import DeviceSettings, Interrupts, SeedSettings
 from lib.session import Session, discard
+from lib.yamlfile import load_yaml
 
 POLL = 0.1  # s, between two looks at the runs
 
@@ -46,71 +49,84 @@ def room(settings: DeviceSettings) -> Room:
 
 
 def run(settings: Config, goes_on: Path | None, program: str) -> None:
-    """Train every seed that is not done, and leave summary.json over all that are.
+    """Train every member that is not done, and leave summary.json over all that are.
 
     Args:
-        settings: of every run, with the seeds.
+        settings: of every run, with the seeds and the numbers of clusters.
         goes_on: the folder of the session that goes on, if one does.
         program: the file that runs a command line.
 
     Raises:
         RunStopped: some runs stopped themselves; the others are done.
         Echo: a run met the user's mistake, and has told it.
-        UserError: these settings cannot have several seeds.
+        UserError: these settings cannot have several runs.
         Interrupted: SIGINT or SIGTERM came; the runs have saved their states.
     """
+    flag, members = family.asked(settings), family.members(settings)
     if distributed.started():
-        raise UserError("--seeds starts processes by itself; give --processes or --gpus instead of a launcher")
-    seeds = list(settings.of(SeedSettings).seeds or ())
-    with Session(settings, goes_on) as family:
-        if family.path is None:
+        raise UserError(f"{flag} starts processes by itself; give --processes or --gpus instead of a launcher")
+    for one in family.numbered(settings):
+        method.get(one.of(MethodSettings).method).model(one)  # contradicting settings are met here, once
+    settings = settings.replace(seed=_common_seed(settings, goes_on))
+    with Session(settings, goes_on) as session:
+        if session.path is None:
             raise UserError(
-                "--seeds collects what its runs leave in their folders, and --debug writes none; leave it out"
+                f"{flag} collects what its runs leave in their folders, and --debug writes none; leave it out"
             )
-        failed = _train(family, family.path, seeds, room(settings.of(DeviceSettings)), program)
-        done = [seed for seed in seeds if _is_done(family.path, seed)]
+        failed = _train(session, session.path, members, room(settings.of(DeviceSettings)), program)
+        done = [member for member in members if _is_done(session.path, member)]
         if done:
-            summary.summarise(family, settings, {seed: _folder(family.path, seed) for seed in done})
+            summary.summarise(session, settings, {member: _folder(session.path, member) for member in done})
         if failed:
-            names = ", ".join(sorted(failed, key=seeds.index))
-            raise RunStopped(f"of the seeds, {names} ended early; with --resume auto the same command tries them again")
+            names = "; ".join(str(member) for member in members if member in failed)
+            raise RunStopped(f"of the runs, {names} ended early; with --resume auto the same command tries them again")
 
 
-def _folder(family: Path, seed: str) -> Path:
-    return family / "runs" / f"seed-{seed}"
+def _common_seed(settings: Config, goes_on: Path | None) -> int | None:
+    """Of runs that differ by their number of clusters alone; drawn where none is set."""
+    if settings.of(SeedSettings).seeds is not None:
+        return None
+    if goes_on is not None and settings.of(SeedSettings).seed is None:
+        held: int = load_yaml(goes_on / "config.yaml")["seed"]
+        return held
+    return runtime.seed_of(settings.of(SeedSettings))
 
 
-def _is_done(family: Path, seed: str) -> bool:
-    return (_folder(family, seed) / "scores.json").is_file()  # written when all else is
+def _folder(session: Path, member: Member) -> Path:
+    return session / "runs" / member.name
 
 
-def _train(family: Session, path: Path, seeds: Sequence[str], room: Room, program: str) -> list[str]:
-    """Returns the seeds whose runs stopped themselves."""
-    waiting = [seed for seed in seeds if not _is_done(path, seed)]
-    if len(waiting) < len(seeds):
-        family.info(f"{len(seeds) - len(waiting)} of {len(seeds)} seeds are done")
-    slots, running, failed = list(range(min(room.at_once, len(waiting)))), dict[str, _Run](), list[str]()
+def _is_done(session: Path, member: Member) -> bool:
+    return (_folder(session, member) / "scores.json").is_file()  # written when all else is
+
+
+def _train(session: Session, path: Path, members: Sequence[Member], room: Room, program: str) -> list[Member]:
+    """Returns those whose runs stopped themselves."""
+    waiting = [member for member in members if not _is_done(path, member)]
+    if len(waiting) < len(members):
+        session.info(f"{len(members) - len(waiting)} of {len(members)} runs are done")
+    slots, running, failed = list(range(min(room.at_once, len(waiting)))), dict[Member, _Run](), list[Member]()
     told: set[str] = set()
     with Interrupts(agree=lambda number: number) as interrupts:
         try:
             while waiting or running:
                 while waiting and slots:
-                    seed = waiting.pop(0)
-                    family.info(f"seed {seed}, {len(seeds) - len(waiting)} of {len(seeds)}")
-                    running[seed] = _Run([program], path, seed, slots.pop(0), room, told)
+                    member = waiting.pop(0)
+                    session.info(f"{member}: {len(members) - len(waiting)} of {len(members)}")
+                    running[member] = _Run([program], path, member, slots.pop(0), room, told)
                 interrupts.check()
                 time.sleep(POLL)
-                for seed, one in list(running.items()):
+                for member, one in list(running.items()):
                     status = one.status()
                     if status is None:
                         continue
-                    slots.append(running.pop(seed).slot)
+                    slots.append(running.pop(member).slot)
                     if status == 2 and not one.goes_on:  # a mistake, which the run has told, and the others would meet
-                        raise Echo(UserError(f"seed {seed} ended so"))
+                        raise Echo(UserError(f"{member} ended so"))
                     if status:
                         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-                        family.warn(f"the run of seed {seed} ended {how}")
-                        failed.append(seed)
+                        session.warn(f"the run of {member} ended {how}")
+                        failed.append(member)
         except Interrupted as error:
             for one in running.values():
                 one.stop(error.number)
@@ -123,24 +139,26 @@ def _train(family: Session, path: Path, seeds: Sequence[str], room: Room, progra
 
 
 class _Run:
-    """The process of one seed.
+    """The process of one member.
 
     Args:
         command: the program, to which the words are added.
-        family: the folder of the session.
-        seed: of the run.
+        session: the folder of the family's.
+        member: which run.
         slot: its number among the runs side by side.
         room: what it gets of the machine.
         told: mistakes that one of the runs has told.
     """
 
-    def __init__(self, command: list[str], family: Path, seed: str, slot: int, room: Room, told: set[str]) -> None:
+    def __init__(
+        self, command: list[str], session: Path, member: Member, slot: int, room: Room, told: set[str]
+    ) -> None:
         self.slot, self._told, self._stopped = slot, told, False
-        folder = _folder(family, seed)
+        folder = _folder(session, member)
         self.goes_on = (folder / "checkpoint" / "latest.ckpt").exists()
         if folder.exists() and not self.goes_on:
             discard(folder)  # it ended before there was anything to keep
-        words = ["--cfgs", family / "config.yaml", "--seeds", "none", "--seed", seed, "--session-root", folder.parent,
+        words = ["--cfgs", session / "config.yaml", *member.words, "--session-root", folder.parent,
                  "--session", folder.name, "--resume", "auto"]  # fmt: skip
         if room.gpus:
             words += ["--gpus", room.gpus[slot % len(room.gpus)]]
@@ -152,13 +170,13 @@ class _Run:
             [sys.executable, "-u", *command, *map(str, words)], text=True, start_new_session=True,
             stdout=pipe, stderr=pipe and subprocess.STDOUT, env={**os.environ, ENDS_WITH_PARENT: "1"},
         )  # fmt: skip
-        self._teller = threading.Thread(target=self._tell, args=(seed,), daemon=True)
+        self._teller = threading.Thread(target=self._tell, args=(str(member),), daemon=True)
         self._teller.start()
 
-    def _tell(self, seed: str) -> None:
+    def _tell(self, title: str) -> None:
         for line in self._process.stdout or ():
             if not line.startswith(("error:", "warning:")):
-                print(f"seed {seed} | {line.rstrip()}", flush=True)
+                print(f"{title} | {line.rstrip()}", flush=True)
             elif line not in self._told:
                 self._told.add(line)
                 print(line.rstrip(), file=sys.stderr, flush=True)
