@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import distributed, family, method, runtime, summary
+from lib import distributed, family, method, report, runtime, summary
 from lib.config import Config
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
 from lib.family import Member
 from lib.method import MethodSettings
+from lib.report import several
 from lib.runtime import DeviceSettings, Interrupts, SeedSettings
 from lib.session import Session, discard
 from lib.yamlfile import load_yaml
@@ -77,6 +78,7 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
         done = [member for member in members if _is_done(session.path, member)]
         if done:
             summary.summarise(session, settings, {member: _folder(session.path, member) for member in done})
+            report.show(session, settings, several.make(session.path, again=False))
         if failed:
             names = "; ".join(str(member) for member in members if member in failed)
             raise RunStopped(f"of the runs, {names} ended early; with --resume auto the same command tries them again")

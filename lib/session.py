@@ -16,6 +16,7 @@ With `--debug` there is no folder, and nothing is written.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import logging
 import math
@@ -30,6 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -195,6 +197,12 @@ class Session:
     def write_bytes(self, name: str, content: bytes) -> None:
         if self.path is not None:
             write_atomically(self.path / name, content)
+
+    def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """An .npz file."""
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        self.write_bytes(name, content.getvalue())
 
     def write_json(self, name: str, content: Any) -> None:
         self.write(name, json.dumps(finite(content), indent=1) + "\n")

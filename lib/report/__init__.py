@@ -9,17 +9,14 @@ import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from lib import distributed, evaluation, export, metrics, predictions, summary
-from lib.checkpoint import write_atomically
 from lib.command import Command
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.evaluation import EvaluationSettings, Outcome, Scores
 from lib.inference import Predictions
 from lib.method import MethodSettings, Task
-from lib.report import board, found, gallery, page
+from lib.report import board, found, gallery, several
 from lib.runtime import SeedSettings
 from lib.session import Session, SessionSettings
 
@@ -39,8 +36,8 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
         rows["k-means on pixels"] = evaluation.kmeans(task, settings.eval_batch_size, seed)
     if session.path is not None:
         root = Path(config.of(DataSettings).data_root).expanduser()
-        write_atomically(session.path / "predictions.csv", predictions.table(task.pictures, predicted, root))
-        np.savez_compressed(session.path / "predictions.npz", **predictions.archive(task.pictures, predicted))
+        session.write_bytes("predictions.csv", predictions.table(task.pictures, predicted, root))
+        session.write_arrays("predictions.npz", predictions.archive(task.pictures, predicted))
     if skipped:
         _tell_of_skipped(session, skipped)
     session.write_json("scores.json", _scores_file(task, predicted, rows))  # it says that the run is done
@@ -58,18 +55,16 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
         )
     session.info(f"\nsession: {session.path or 'none, because of --debug'}")
     if session.path is not None:
-        run = found.read(session.path)
-        session.write(page.FILE, page.page(run))
         if (writer := session.board()) is not None:
-            board.show(writer, run)
-        tell(session, session.path / page.FILE, config.of(SessionSettings).open)
+            board.show(writer, found.read(session.path))
+        show(session, config, several.make(session.path))
 
 
-def tell(session: Session, report: Path, shown: bool) -> None:
-    """Say where a report lies, and show it if that is wanted."""
+def show(session: Session, config: Config, report: Path) -> None:
+    """Say where a report lies, and open it if that is wanted."""
     address = report.resolve().as_uri()
     session.info(f"report: {address}")
-    if shown and not webbrowser.open(address):
+    if config.of(SessionSettings).open and not webbrowser.open(address):
         session.warn(f"--open: no browser was found; open {address} in one")
 
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib import summary
-from lib.checkpoint import write_atomically
 from lib.errors import UserError, exit_status
-from lib.report import found, page
+from lib.report import several
 
 
 @exit_status
@@ -17,9 +16,8 @@ def main(folders: Sequence[str]) -> None:
     if not folders or folders[0].startswith("-"):
         raise UserError("name the folders of one or more sessions: python -m lib.report sessions/NAME …")
     compared = summary.compare([Path(folder) for folder in folders])
-    for folder in (run for session in folders for run in summary.runs_of(Path(session))):
-        write_atomically(folder / page.FILE, page.page(found.read(folder)).encode())
-        print(f"report: {(folder / page.FILE).resolve().as_uri()}")
+    for folder in map(Path, folders):
+        print(f"report: {several.make(folder).resolve().as_uri()}")
     print(compared)
 
 

@@ -6,7 +6,6 @@ import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,13 +64,11 @@ def keep(session: Session, task: Task, config: Config, outcome: Outcome) -> None
     rows = np.searchsorted(found.index, embedded.index)
     images, pixelated = thumbnails(task.pictures, embedded.index)
     sprite, cell = sprite_of(images)
-    content: dict[str, Any] = {
+    content = {
         "row": rows, "feature": embedded.feature.astype(np.float16), "place": places(embedded.feature),
         "sprite": np.frombuffer(sprite, dtype=np.uint8), "cell": cell, "pixelated": pixelated,
     }  # fmt: skip
-    buffer_ = io.BytesIO()
-    np.savez_compressed(buffer_, **content)
-    session.write_bytes(FILE, buffer_.getvalue())
+    session.write_arrays(FILE, content)
 
 
 def columns(count: int) -> int:

@@ -44,7 +44,6 @@ def page(found: Found) -> str:
         ("settings", "Settings", _settings(found)),
     ]
     parts = [part for part in parts if part[2]]
-    style = (gallery.style if gallery else "") + (_HERE / "style.css").read_text(encoding="utf-8")
     body = "".join(
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{content}</section>'
         for key, title, content in parts
@@ -55,7 +54,14 @@ def page(found: Found) -> str:
     header = f"<header><h1>{escape(name)}</h1><p>{escape(about)}</p>{_nav(parts)}</header>"
     extra = gallery.dialog + gallery.data if gallery else ""
     script = (_HERE / "script.js").read_text(encoding="utf-8") if gallery else ""
-    return document(f"{name}: {kind}", style, f"{header}<main>{body}</main>{extra}", script)
+    return document(
+        f"{name}: {kind}", (gallery.style if gallery else "") + style(), f"{header}<main>{body}</main>{extra}", script
+    )
+
+
+def style() -> str:
+    """The style sheet of every report."""
+    return (_HERE / "style.css").read_text(encoding="utf-8")
 
 
 def document(title: str, style: str, body: str, script: str = "") -> str:
@@ -87,14 +93,14 @@ def _nav(parts: Iterable[tuple[str, str, str]]) -> str:
     return f'<nav aria-label="Parts of this page">{links}</nav>'
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
 def _overview(found: Found) -> str:
     split, values = next(iter(found.scores.items()))
     cards = [
-        f"<div><dt>{title}</dt><dd><b>{_figure(values[key])}</b><span>{meaning}</span></dd></div>"
+        f"<div><dt>{title}</dt><dd><b>{figure(values[key])}</b><span>{meaning}</span></dd></div>"
         for key, (title, meaning) in MEANINGS.items()
         if values.get(key) is not None
     ]
@@ -115,7 +121,7 @@ def _overview(found: Found) -> str:
 def _scores(found: Found) -> str:
     keys = [key for key in MEANINGS if any(values.get(key) is not None for values in found.scores.values())]
     rows = [
-        [split, *(_figure(values.get(key)) for key in keys), f"{values['smallest']:.1%}", f"{values['largest']:.1%}"]
+        [split, *(figure(values.get(key)) for key in keys), f"{values['smallest']:.1%}", f"{values['largest']:.1%}"]
         for split, values in found.scores.items()
     ]
     content = table(["split", *(MEANINGS[key][0] for key in keys), "smallest cluster", "largest cluster"], rows)
