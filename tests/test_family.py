@@ -142,15 +142,11 @@ def test_seeds_are_compared_on_the_first_split_alone(tmp_path: Path) -> None:
         values = {"acc": None, "entropy": 0.5}
         (tmp_path / f"{seed}/scores.json").write_text(json.dumps({"b+a": values, "c": values}))
         (tmp_path / f"{seed}/metrics.jsonl").write_text(json.dumps({"loss": seed}) + "\n")
-        # The first run has a picture more, and the pictures of another split differ throughout.
-        split, index = np.array(["a", "a", "b", "b", "c", "c"]), np.array([0, 2, 0, 1, 0, 1])
-        rows = [0, 1, 2, 3, 4, 5] if seed else [0, 1, 2, 3, 5, 4]
-        np.savez(
-            tmp_path / f"{seed}/predictions.npz",
-            split=split[rows],
-            index=index[rows],
-            cluster=np.array([*clusters, seed, 9]),
-        )
+        pictures = [*zip("aabbcc", (0, 2, 0, 1, 0, 1), (*clusters, seed, 9), strict=True)]
+        if seed == 0:
+            pictures.insert(1, ("a", 1, 7))  # which the others could not read
+        split, index, cluster = map(np.array, zip(*pictures, strict=True))
+        np.savez(tmp_path / f"{seed}/predictions.npz", split=split, index=index, cluster=cluster)
     expected = (1 + 2 * adjusted_rand_score(one, third)) / 3
     assert summary.of_seeds(folders)["seed_agreement"] == pytest.approx(expected)
     (tmp_path / "0/predictions.npz").write_bytes(b"no archive")
