@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from lib import checkpoint, config, evaluation, method, runtime
@@ -50,7 +50,8 @@ class Model:
         """(N, C, H, W), as the network takes them, on its device.
 
         Args:
-            images: Pillow images of any size and mode, or an (N, C, H, W) 8-bit tensor of 1 or 3 channels.
+            images: Pillow images of any size and mode (turned upright by their EXIF tag), or an (N, C, H, W) 8-bit
+                tensor of 1 or 3 channels.
 
         Raises:
             ValueError: a tensor of another type or shape.
@@ -106,7 +107,7 @@ def load(path: str, defaults: Mapping[str, Raw]) -> Model:
 
 def _images(images: Sequence[Image.Image] | Tensor) -> list[Image.Image]:
     if not isinstance(images, Tensor):
-        return list(images)
+        return [ImageOps.exif_transpose(image) for image in images]
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
             f"(N, C, H, W) of bytes with 1 or 3 channels is wanted, not {tuple(images.shape)} {images.dtype}"

@@ -159,6 +159,13 @@ def test_the_example_in_python_gives_the_clusters_of_the_run(method: str, cli: C
     assert clusters.tolist() == archive["cluster"].tolist()
     np.testing.assert_allclose(probability, archive["probability"], atol=1e-5)
 
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    images[0].save(tmp_path / "turned.tiff", exif=turned)  # shown upright, it is turned by a quarter
+    upright = images[0].transpose(Image.Transpose.ROTATE_270)
+    (_, first), (_, second) = (names["model"].predict([one]) for one in (Image.open(tmp_path / "turned.tiff"), upright))
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
     tensor = torch.from_numpy(
         np.stack([np.asarray(image.convert("RGB").resize((12, 12))) for image in images])
     ).permute(0, 3, 1, 2)
