@@ -19,6 +19,7 @@ from lib.runtime import DeviceSettings
 from lib.sections import SECTIONS
 from lib.transforms import TransformSettings, normalisation, pil, plain_recipe
 from lib.transforms.draws import draw
+from lib.transforms.reader import prepare
 
 
 class Model:
@@ -56,7 +57,7 @@ class Model:
         Raises:
             ValueError: a tensor of another type or shape.
         """
-        shown = [pil.prepare(image, self._channels, self._working_size) for image in _images(images)]
+        shown = [prepare(image, self._channels, self._working_size) for image in _images(images)]
         sizes = np.array([(image.height, image.width) for image in shown], dtype=np.int64).reshape(-1, 2)
         draws = draw(self._recipe, sizes, 0, 0, np.arange(len(shown)), 0)  # the middle: nothing in it is random
         side, views = self._recipe.size, [pil.view(image, self._recipe, draws, n) for n, image in enumerate(shown)]

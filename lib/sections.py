@@ -5,6 +5,7 @@ from __future__ import annotations
 from lib import runtime
 from lib.command import Command
 from lib.datasets import DataSettings
+from lib.datasets.cache import CacheSettings
 from lib.evaluation import EvaluationSettings
 from lib.method import MethodSettings
 from lib.networks import NetworkSettings
@@ -17,5 +18,6 @@ from lib.transforms import LoaderSettings, TransformSettings, ViewSettings
 
 SECTIONS = (
     Command, MethodSettings, DataSettings, TransformSettings, NetworkSettings, OptimizerSettings, ScheduleSettings,
-    TrainerSettings, EvaluationSettings, ViewSettings, SessionSettings, *runtime.SECTIONS, LoaderSettings, PublishedSettings,
+    TrainerSettings, EvaluationSettings, ViewSettings, SessionSettings, *runtime.SECTIONS, LoaderSettings, CacheSettings,
+    PublishedSettings,
 )  # fmt: skip

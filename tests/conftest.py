@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,15 @@ QUICK = (*DIGITS, "--train-splits", "train", "--test-splits", "test", "--num-wor
          "--batch-size", 256, "--net-width", 4, "--tfm-working-size", "none", "--tfm-size", 8, "--tfm-resize", 10,
          "--baseline", "none", "--eval-sample", 50, "--max-epochs", 1, "--eval-every", 1, "--display-freq", 20,
          "--base-lr", 1e-3)  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What runs keep goes to a temporary folder, for the processes that tests start too."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder / "deep-image-clustering"
 
 
 @pytest.fixture

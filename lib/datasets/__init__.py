@@ -8,15 +8,18 @@ A data set is a class that takes `(root, split, transform=None, download=False)`
 - `array`: all pictures, (N, H, W, C) 8-bit, where they have one size,
 - `classes`: the names of the classes,
 - `path(i)`: the file of picture i,
-- `check()`, which raises a UserError for files that cannot be read, before anything is trained,
+- `check(numbers)`, which raises a UserError for those of these pictures that cannot be read, before anything is trained,
+- `keeps`: true where its last argument is `keep`, a folder for what it finds out, or none: nothing may be kept,
 - `splits(root)`, a class or static method giving `Splits`; without it, `train` and `test` are assumed.
 """
 
 from __future__ import annotations
 
 import bisect
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +30,13 @@ from PIL import Image
 from lib import distributed
 from lib.command import Command
 from lib.config import Config
+from lib.datasets import cache
+from lib.datasets.files import PictureFiles
 from lib.errors import MissingData, UserError
+from lib.networks import NetworkSettings
 from lib.registry import Registry, nearest
-from lib.session import SessionSettings
 from lib.settings import Section, setting
+from lib.transforms import TransformSettings
 
 _registry = Registry("data set")
 register, get, names = _registry.register, _registry.get, _registry.names
@@ -69,12 +75,20 @@ class DataSettings(Section):
 class Pictures:
     """The pictures of every split that a run uses, in one numbering.
 
-    `expected`: they are not there; what is declared of them stands in their place.
+    Args:
+        parts: the data set of each split.
+        train, scored: as for `Splits`, and as the settings choose.
+        expected: they are not there; what is declared of them stands in their place.
     """
 
-    def __init__(self, parts: Mapping[str, Any], expected: bool = False) -> None:
+    store: cache.Store | None = None
+    """Those that are kept on disk, decoded."""
+
+    def __init__(
+        self, parts: Mapping[str, Any], train: Sequence[str] = (), scored: Sequence[str] = (), expected: bool = False
+    ) -> None:
         self._parts = dict(parts)
-        self.expected = expected
+        self.train, self.scored, self.expected = tuple(train), tuple(scored), expected
         self._names = list(parts)
         self._ends = np.cumsum([len(part) for part in parts.values()]).tolist()
         self.classes: Sequence[str] | None = next(
@@ -99,6 +113,24 @@ class Pictures:
         name, i = self.locate(position)
         find = getattr(self._parts[name], "path", None)
         return None if find is None else Path(find(i))
+
+    @cached_property
+    def files(self) -> list[str] | None:
+        """(N) the files of all pictures; None where some have none."""
+        found: list[str] = []
+        for part in self._parts.values():
+            if isinstance(part, PictureFiles):
+                found += part.files
+            elif hasattr(part, "path"):
+                found += [str(part.path(i)) for i in range(len(part))]
+            else:
+                return None
+        return found
+
+    @cached_property
+    def stamps(self) -> NDArray[np.int64]:
+        """(N, 2) sizes and modification times, ns, of the files as the run begins; 0 for one that is gone."""
+        return np.array([_stamp(file) for file in self.files or ()], dtype=np.int64).reshape(-1, 2)
 
     def locate(self, position: int) -> tuple[str, int]:
         """The split of a picture, and its number within that split."""
@@ -130,6 +162,14 @@ class Pictures:
                 targets = [part[i][1] for i in range(len(part))]
             found.append(np.asarray(targets, dtype=np.int64).reshape(-1))
         return np.concatenate(found)
+
+
+def _stamp(file: str) -> tuple[int, int]:
+    try:
+        found = os.stat(file)
+    except OSError:  # its reader will say so
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def parts_of(expression: str) -> list[str]:
@@ -171,22 +211,41 @@ def open_pictures(config: Config) -> Pictures:
     train, test, sizes = choose_splits(config)
     used = dict.fromkeys(name for expression in (*train, *test) for name in parts_of(expression))
     dataset = get(settings.dataset)
-    if config.of(SessionSettings).debug:
-        config = config.replace(index_cache=None)  # no file is written at all
+    kept = {"keep": cache.folder(config) if cache.writes(config) else None} if getattr(dataset, "keeps", False) else {}
     download, extra = settings.download and not dry, config.extra(dataset)
     try:
         with distributed.one_first():
-            parts = {name: dataset(settings.data_root, name, None, download, *extra) for name in used}
+            parts = {name: dataset(settings.data_root, name, None, download, *extra, **kept) for name in used}
     except MissingData:
         if not dry or not sizes:
             raise
-        return Pictures({name: _Expected(sizes[name]) for name in used}, expected=True)
+        return Pictures({name: _Expected(sizes[name]) for name in used}, train, test, expected=True)
     for name, part in parts.items():
         if not len(part):
             raise UserError(f"the data set {settings.dataset} in {settings.data_root}: its split {name} is empty")
+    pictures = Pictures(parts, train, test)
+    pictures.store = _store(pictures, config)
+    missing = np.arange(len(pictures)) if pictures.store is None else pictures.store.missing
+    for positions, part in pictures.parts():
         if settings.on_bad_image == "error" and hasattr(part, "check"):
-            part.check()
-    return Pictures(parts)
+            own = missing[(missing >= positions.start) & (missing < positions.stop)]
+            part.check((own - positions.start).tolist())
+    return pictures
+
+
+def _store(pictures: Pictures, config: Config) -> cache.Store | None:
+    """Where decoded pictures are kept: of files alone, and where a size is set to which they are brought."""
+    root, side, place = (
+        config.of(DataSettings).data_root,
+        config.of(TransformSettings).tfm_working_size,
+        cache.folder(config),
+    )
+    if place is None or side is None or not all(isinstance(part, PictureFiles) for _, part in pictures.parts()):
+        return None
+    base = str(Path(root).expanduser())
+    names = [file.removeprefix(base) for file in pictures.files or ()]
+    key = os.path.realpath(base), side
+    return cache.Store(place, key, config.of(NetworkSettings).net_cin, names, pictures.stamps)
 
 
 class _Expected:

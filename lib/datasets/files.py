@@ -7,7 +7,8 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,19 +50,38 @@ class PictureFiles:
     """
 
     def __init__(
-        self, files: Sequence[Path], targets: Sequence[int], transform: Callable[[Any], Any] | None = None
+        self,
+        files: Iterable[str | os.PathLike[str]],
+        targets: Sequence[int],
+        transform: Callable[[Any], Any] | None = None,
     ) -> None:
-        self._files, self.targets, self._transform = files, targets, transform
+        self.files = [os.fspath(file) for file in files]  # a Path is slow to make, and large
+        self.targets, self._transform = targets, transform
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def path(self, i: int) -> Path:
-        return self._files[i]
+        return Path(self.files[i])
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
         image = read(self.path(i))
         return (self._transform(image) if self._transform else image), int(self.targets[i])
+
+
+def below(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """The pictures in a folder and the folders in it, as deep as they lie, in no order.
+
+    Hidden files and folders are left out, and so are folders that are links.
+    """
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with suppress(PermissionError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting += [] if entry.name.startswith(".") else [entry.path]
+                elif is_picture(entry.name) and entry.is_file():
+                    yield entry.path.removeprefix("./")  # as a Path shows it
 
 
 def is_picture(name: str) -> bool:
@@ -136,5 +156,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot keep the list of files in {folder}: {error.strerror}; choose another --index-cache, or none"
+            f"cannot keep the list of files in {folder}: {error.strerror}; choose another folder by --cache, or keep none: "
+            "--disk-cache 0"
         ) from error

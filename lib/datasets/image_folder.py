@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from lib.datasets import Splits, register
-from lib.datasets.files import ADVICE, READ_ERRORS, PictureFiles, is_picture
+from lib.datasets.files import ADVICE, READ_ERRORS, PictureFiles, below, is_picture
 from lib.errors import UserError
 from lib.settings import Section, setting
 
@@ -71,15 +71,16 @@ class ImageFolder(PictureFiles):
         numbers = {name: i for i, name in enumerate(self.classes)}
         super().__init__(files, [-1 if name is None else numbers[name] for name in names], transform)
 
-    def check(self) -> None:
-        """Open every header: better a word now than in the middle of the first epoch."""
+    def check(self, numbers: Sequence[int]) -> None:
+        """Open the headers of these: better a word now than in the middle of the first epoch."""
+        files = [self.files[i] for i in numbers]
         with ThreadPoolExecutor(8) as pool:
-            for file, problem in zip(self._files, pool.map(_problem, self._files), strict=True):
+            for file, problem in zip(files, pool.map(_problem, files), strict=True):
                 if problem:
                     raise UserError(f"cannot read the picture {file}: {problem}{ADVICE}")
 
 
-Found = tuple[tuple[Path, ...], tuple[str | None, ...]]  # files, and the class of each
+Found = tuple[tuple[str, ...], tuple[str | None, ...]]  # files, and the class of each
 
 
 def _index(root: Path) -> dict[str, Found]:
@@ -93,18 +94,21 @@ def _index(root: Path) -> dict[str, Found]:
 
 
 def _labelled(folder: Path) -> Found:
-    for inner in (folder, *(entry for entry in folder.iterdir() if entry.is_dir())):
-        if not os.access(inner, os.R_OK | os.X_OK):
-            raise UserError(f"cannot read the folder {inner}: permission denied; give access to it")
-    flat = _pictures(folder.iterdir())
+    _see(folder)
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    folders = [entry for entry in entries if entry.is_dir()]
+    for entry in folders:
+        _see(entry)
+    flat = tuple(str(folder / entry.name) for entry in entries if is_picture(entry.name) and entry.is_file())
     inside = {
-        entry.name: _pictures(entry.rglob("*"))
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".")
+        entry.name: tuple(sorted(below(folder / entry.name), key=_parts))
+        for entry in folders
+        if not entry.name.startswith(".")
     }
     filled = {name: files for name, files in inside.items() if files}
     if flat and filled:
-        flat = tuple(sorted([*flat, *(file for files in filled.values() for file in files)]))
+        flat = tuple(sorted([*flat, *(file for files in filled.values() for file in files)], key=_parts))
     if not flat and not filled:
         raise UserError(f"{folder} holds no picture: {LAYOUTS}")
     if len(filled) < len(inside) and not flat:
@@ -115,9 +119,18 @@ def _labelled(folder: Path) -> Found:
     return tuple(f for files in filled.values() for f in files), tuple(n for n in filled for _ in filled[n])
 
 
+def _see(folder: str | os.PathLike[str]) -> None:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(f"cannot read the folder {os.fspath(folder)}: permission denied; give access to it")
+
+
+def _parts(file: str) -> list[str]:
+    return file.split(os.sep)
+
+
 def _relabelled(found: Mapping[str, Found], root: Path, table: Path) -> dict[str, Found]:
     """The same pictures with the classes of a table; those that it does not name have none."""
-    classes: dict[Path, str] = {}
+    classes: dict[str, str] = {}
     files = {file for pictures, _ in found.values() for file in pictures}
     try:
         with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
@@ -126,8 +139,8 @@ def _relabelled(found: Mapping[str, Found], root: Path, table: Path) -> dict[str
                     raise UserError(
                         f"{table}, line {number}: a file and its class are wanted, in UTF-8, with a comma between"
                     )
-                if root / row[0] in files:
-                    classes[root / row[0]] = row[1]
+                if str(root / row[0]) in files:
+                    classes[str(root / row[0])] = row[1]
                 elif number > 1:  # the first line may be a heading
                     where = f"{table}, line {number} names {row[0]!r}"
                     raise UserError(f"{where}, and there is no such picture in {root}; mend or remove the line")
@@ -141,11 +154,7 @@ def _relabelled(found: Mapping[str, Found], root: Path, table: Path) -> dict[str
     return {name: (held, tuple(map(classes.get, held))) for name, (held, _) in found.items()}
 
 
-def _pictures(entries: Any) -> tuple[Path, ...]:
-    return tuple(sorted(entry for entry in entries if is_picture(entry.name) and entry.is_file()))
-
-
-def _problem(file: Path) -> str | None:
+def _problem(file: str) -> str | None:
     try:
         with Image.open(file):
             return None

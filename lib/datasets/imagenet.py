@@ -48,14 +48,6 @@ n02112137 chow
 WNID = re.compile(r"n\d{8}")
 
 
-@dataclass(frozen=True)
-class IndexSettings(Section):
-    title = "list of ImageNet's files"
-    index_cache: str | None = setting(
-        "~/.cache/deep-image-clustering", "folder that keeps the list of files between runs; none: nowhere"
-    )
-
-
 class Subset(PictureFiles):
     """The training pictures of some classes, one folder of `root` each; nothing is copied.
 
@@ -63,7 +55,7 @@ class Subset(PictureFiles):
         UserError: class folders are missing, empty or elsewhere, or a list of classes is none.
     """
 
-    Settings: ClassVar[type[IndexSettings]] = IndexSettings
+    keeps: ClassVar[bool] = True  # the list of its files
     listed: ClassVar[str]  # its classes, a line each
     size: ClassVar[int]
 
@@ -78,32 +70,29 @@ class Subset(PictureFiles):
         transform: Callable[[Any], Any] | None = None,
         download: bool = False,
         settings: Any = None,
+        *,
+        keep: Path | None = None,
     ) -> None:
         if split != "train":
             raise UserError(f"ImageNet is read from a training folder, which has no split {split!r}: it has train")
         if download:
             raise UserError("ImageNet is given to registered users alone, by image-net.org; leave --download out")
-        settings = settings or self.Settings()
         base = Path(root).expanduser()
         wanted = self._chosen(base, settings)
         _check(base, root, list(wanted))
-        cache = None if settings.index_cache is None else Path(settings.index_cache).expanduser()
-        names = Index(base, cache).files(list(wanted))
+        names = Index(base, keep).files(list(wanted))
         empty = next((wnid for wnid, files in zip(wanted, names, strict=True) if not files), None)
         if empty is not None:
             raise UserError(f"the class folder {base / empty} holds no picture; unpack {empty}.tar into it")
         self.classes = tuple(wanted.values())
         targets = np.repeat(np.arange(len(names)), [len(files) for files in names])
-        inside = [Path(wnid, file) for wnid, files in zip(wanted, names, strict=True) for file in files]
+        folders = [str(base / wnid) for wnid in wanted]
+        inside = [f"{folder}/{file}" for folder, files in zip(folders, names, strict=True) for file in files]
         super().__init__(inside, targets.tolist(), transform)
-        self._base = base
 
     def _chosen(self, base: Path, settings: Any) -> dict[str, str]:
         """WordNet number → name of the classes wanted."""
         return _parse(self.listed.splitlines())
-
-    def path(self, i: int) -> Path:
-        return self._base / super().path(i)
 
 
 @register("imagenet10")
@@ -125,7 +114,7 @@ class ImageNet(Subset):
     """ImageNet: the training pictures of all classes, or of those in `class_list`."""
 
     @dataclass(frozen=True)
-    class Settings(IndexSettings):
+    class Settings(Section):
         title = "data set imagenet"
         class_list: str | None = setting(
             None, "file of classes, one n01440764 a line, a name behind it if you like; none: every class folder"
@@ -136,7 +125,7 @@ class ImageNet(Subset):
         return Splits({}, train=("train",), test=("train",))
 
     def _chosen(self, base: Path, settings: Any) -> dict[str, str]:
-        if settings.class_list is not None:
+        if settings is not None and settings.class_list is not None:
             return _read_list(settings.class_list)
         inside = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
         return {name: name for name in inside if WNID.fullmatch(name)}

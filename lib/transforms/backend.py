@@ -24,10 +24,10 @@ from lib.runtime import DeviceSettings, SeedSettings
 from lib.transforms import LoaderSettings, TransformSettings, ViewSettings, normalisation
 from lib.transforms.batched import BatchedViews
 from lib.transforms.parts import Part, Pile, whole
-from lib.transforms.pil import PILViews, load
+from lib.transforms.pil import PILViews
+from lib.transforms.reader import READ_AHEAD, Reader, open_reader
 from lib.transforms.recipe import Recipe
 
-READ_AHEAD = 256  # files that are decoded beside each other
 SPREAD = 64  # pictures, from all over the run, that are looked at before all are decoded,
 SURE = 8  # of which so many may tell that there is no room for all
 STEP = 8  # px, in which the sides of pictures of several sizes are rounded up: fewer groups, few zeros
@@ -50,41 +50,35 @@ def open_views(config: Config, pictures: Pictures, test: Recipe) -> Views:
         UserError: the back end asked for cannot serve these pictures, or one of them cannot be read.
     """
     transforms, loading = config.of(TransformSettings), config.of(LoaderSettings)
-    channels, size = config.of(NetworkSettings).net_cin, transforms.tfm_working_size
-    means, stds = normalisation(transforms, channels)
+    means, stds = normalisation(transforms, config.of(NetworkSettings).net_cin)
     device, seed = runtime.device(config.of(DeviceSettings)), config.of(SeedSettings).seed or 0
     skip, wanted = config.of(DataSettings).on_bad_image == "skip", config.of(ViewSettings).tfm_backend
-    why = ""
+    why, reader = "", open_reader(config, pictures)
     if wanted != "pil" and not config.of(Command).dry_run:
         try:
-            held = _Held(pictures, channels, size, loading.memory_budget, skip, fixed=wanted == "batched")
+            held = _Held(reader, loading.memory_budget, skip, fixed=wanted == "batched")
             return BatchedViews(held.parts(), held.skipped, test, means, stds, seed=seed, device=device)
         except _Unfit as reason:
             if wanted == "batched":
                 raise UserError(f"--tfm-backend batched: {reason}; or take --tfm-backend pil") from None
             why = str(reason)
     workers = runtime.workers(loading.num_workers, device)
-    return PILViews(
-        pictures, test, means, stds, working_size=size, seed=seed, workers=workers, skip=skip, device=device, why=why
-    )
+    return PILViews(reader, test, means, stds, seed=seed, workers=workers, skip=skip, device=device, why=why)
 
 
 class _Held:
     """Brings the pictures of a run into memory.
 
     Args:
-        pictures: the pictures.
-        channels: 1 or 3, to which they are brought.
-        working_size: px, to which their shorter side is brought; none: as it is.
+        reader: of the pictures.
         budget: GiB that they may take.
         skip: note unreadable pictures, and leave them black.
         fixed: the user vouches that every access to a picture gives the same.
     """
 
-    def __init__(
-        self, pictures: Pictures, channels: int, working_size: int | None, budget: float, skip: bool, fixed: bool
-    ) -> None:
-        self._pictures, self._channels, self._working_size = pictures, channels, working_size
+    def __init__(self, reader: Reader, budget: float, skip: bool, fixed: bool) -> None:
+        self._reader, self._pictures = reader, reader.pictures
+        self._channels, self._working_size = reader.channels, reader.working_size
         self._budget, self._skip, self._fixed = budget, skip, fixed
         self._bytes, self._count = 0, 0  # of pictures that are held
         self._step = 1  # px, in which sides are rounded up
@@ -177,7 +171,7 @@ class _Held:
 
     def _read(self, position: int) -> NDArray[np.uint8] | UserError:
         try:
-            image = load(self._pictures, position, self._channels, self._working_size)
+            image = self._reader.read(position)
         except UserError as error:
             return error
         return np.asarray(image).reshape(image.height, image.width, self._channels)

@@ -27,7 +27,7 @@ from lib.errors import MissingData, UserError
 
 
 def open_pictures(name: str, root: Path, *words: object) -> datasets.Pictures:
-    imagenet = ("--index-cache", root.parent / "cache") if name.startswith("imagenet") else ()
+    imagenet = ("--cache", root.parent / "cache") if name.startswith("imagenet") else ()
     return datasets.open_pictures(resolve("--dataset", name, "--data-root", root, *imagenet, *words))
 
 
@@ -117,7 +117,7 @@ def test_imagenet_subsets_take_their_folders_in_the_papers_order(tmp_path: Path)
     pictures = open_pictures("imagenet10", root)
     assert len(pictures) == 30 and pictures.labels().tolist() == sorted([*range(10)] * 3)
     assert pictures.classes is not None and pictures.classes[0] == "king penguin"
-    part = ImageNet10(str(root), "train", settings=ImageNet10.Settings(index_cache=None))
+    part = ImageNet10(str(root), "train")
     assert [part.path(i).parent.name for i in range(0, 30, 3)] == wnids
     image_net(tmp_path / "dogs", IMAGENET_DOGS)
     assert len(open_pictures("imagenet_dogs", tmp_path / "dogs")) == 45
@@ -152,7 +152,8 @@ def test_an_index_is_kept_and_notices_changes(tmp_path: Path, monkeypatch: pytes
 
 def test_debug_keeps_no_index(tmp_path: Path) -> None:
     image_net(tmp_path / "train")
-    open_pictures("imagenet10", tmp_path / "train", "--debug")
+    for words in (["--debug"], ["--disk-cache", 0], ["--dry-run"]):
+        open_pictures("imagenet10", tmp_path / "train", *words)
     assert not (tmp_path / "cache").exists()
     open_pictures("imagenet10", tmp_path / "train")
     assert (tmp_path / "cache").exists()
@@ -278,7 +279,7 @@ def test_mistakes_with_imagenet(tmp_path: Path) -> None:
     (tmp_path / "a file").write_text("")
     with pytest.raises(UserError, match="cannot keep the list of files"):
         datasets.open_pictures(
-            resolve("--dataset", "imagenet", "--data-root", root.parent / "train", "--index-cache", tmp_path / "a file" / "x",
+            resolve("--dataset", "imagenet", "--data-root", root.parent / "train", "--cache", tmp_path / "a file" / "x",
                     "--class-list", _list(tmp_path, wnids[:2]))
         )  # fmt: skip
 

@@ -15,7 +15,8 @@ from lib.errors import UserError
 from lib.method import Request
 from lib.transforms import TransformSettings, normalisation
 from lib.transforms.draws import draw, uniforms
-from lib.transforms.pil import PILViews, to_channels, view
+from lib.transforms.pil import PILViews, view
+from lib.transforms.reader import Reader, to_channels
 from lib.transforms.recipe import Recipe
 
 JITTER = (0.4, 0.4, 0.4, 0.1)
@@ -117,9 +118,9 @@ def test_views_are_the_same_whoever_prepares_them_and_in_any_batch(workers: int,
     config = resolve("--dataset", "image_folder", "--data-root", class_folders)
     pictures = datasets.open_pictures(config)
     recipe, test = Recipe(8, "resized", jitter=JITTER, flip=0.5), Recipe(8, "center", 9)
-    options: dict[str, Any] = {"working_size": None, "seed": 5, "skip": False, "device": torch.device("cpu")}
-    here = PILViews(pictures, test, (0.5,) * 3, (0.2,) * 3, workers=0, **options)
-    there = PILViews(pictures, test, (0.5,) * 3, (0.2,) * 3, workers=workers, **options)
+    options: dict[str, Any] = {"seed": 5, "skip": False, "device": torch.device("cpu")}
+    here = PILViews(Reader(pictures, 3, None), test, (0.5,) * 3, (0.2,) * 3, workers=0, **options)
+    there = PILViews(Reader(pictures, 3, None), test, (0.5,) * 3, (0.2,) * 3, workers=workers, **options)
     (whole,) = here.stream([Request(torch.arange(24), (recipe, recipe), 3)])
     parts = list(there.stream(Request(index, (recipe, recipe), 3) for index in torch.arange(24).split(7)))
     for copy in range(2):
@@ -159,7 +160,7 @@ def test_a_picture_that_breaks_later_can_be_left_out(class_folders: Any) -> None
 def make_views(
     pictures: datasets.Pictures, working_size: int | None = None, workers: int = 0, skip: bool = False
 ) -> PILViews:
-    return PILViews(pictures, Recipe(8, "center", 9), (0.0,) * 3, (1.0,) * 3, working_size=working_size, seed=0,
+    return PILViews(Reader(pictures, 3, working_size), Recipe(8, "center", 9), (0.0,) * 3, (1.0,) * 3, seed=0,
                     workers=workers, skip=skip, device=torch.device("cpu"))  # fmt: skip
 
 
