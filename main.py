@@ -13,15 +13,13 @@ if __name__ == "__main__":
     leave_on_signals()  # the imports below take seconds
 
 import imc_swav, pica  # noqa: E401, F401  (they register themselves)
-from lib import checkpoint, config, distributed, evaluation, family, forecast, launch, method, model
-from lib import predictions, report, resume, runs, runtime, session, trainer
+from lib import adaptive, checkpoint, config, datasets, distributed, evaluation, family, forecast, launch
+from lib import method, model, predictions, report, resume, runs, runtime, session, trainer
 from lib.command import Command
-from lib.config import Config
 from lib.runtime import DeviceSettings, SeedSettings
 from lib.sections import SECTIONS
 
-# The PICA authors' files name no method.
-DEFAULTS = {"method": config.Raw("pica", config.DEFAULT)}
+DEFAULTS = {"method": config.Raw("pica", config.DEFAULT)}  # the PICA authors' files name none
 
 
 @exit_status
@@ -44,14 +42,17 @@ def main(argv: Sequence[str]) -> int | None:
             seed = distributed.from_first(lambda: runtime.seed_of(settings.of(SeedSettings)))
             settings = settings.replace(seed=seed, resume=command.resume if command.restart else None)
             if command.dry_run:
-                print("\n\n".join(forecast.forecast(build(one), one) for one in family.numbered(settings)))
+                print("\n\n".join(forecast.forecast(build(one)) for one in family.numbered(settings)))
             else:
                 run(settings, start)
 
 
-def build(settings: Config) -> method.Task:  # its weights are drawn from the seed
+def build(settings: config.Config) -> method.Task:  # its weights are drawn from the seed
     runtime.configure(*(settings.of(section) for section in runtime.SECTIONS))
-    return method.get(settings.of(method.MethodSettings).method).build(settings)  # type: ignore[no-any-return]
+    pictures = datasets.open_pictures(settings)
+    predictions.check(pictures, settings)
+    settings = adaptive.counted(settings, pictures)
+    return method.get(settings.of(method.MethodSettings).method).build(settings, pictures)  # type: ignore[no-any-return]
 
 
 def load(path: str) -> model.Model:
@@ -59,10 +60,9 @@ def load(path: str) -> model.Model:
     return model.load(path, DEFAULTS)
 
 
-def run(settings: Config, start: resume.Start) -> None:
+def run(settings: config.Config, start: resume.Start) -> None:
     """Train, score a checkpoint, or predict by it."""
-    task = build(settings)
-    predictions.check(task.pictures, settings)
+    settings = (task := build(settings)).config
     log = session.Session(settings, start.folder, silent=not distributed.leads())
     training = trainer.Trainer(task, settings) if settings.of(Command).trains else None
     if training and start.stored and start.folder:

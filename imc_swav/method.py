@@ -22,6 +22,7 @@ from lib.runtime import SeedSettings
 from lib.settings import Section, setting
 from lib.transforms import TransformSettings, plain_recipe
 from lib.transforms.backend import open_views
+from lib.transforms.measure import measured
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,12 @@ def build_method(config: Config) -> IMCSwAV:
     clusters, channels = number_of_clusters(config), config.of(networks.NetworkSettings).net_cin
     if clusters is None:
         raise UserError("how many clusters? Give --num-clusters K")
-    size = config.of(datasets.DataSettings).batch_size
+    size = config.of(datasets.DataSettings).batch
     return IMCSwAV(networks.build(config, channels), clusters, size, config.of(IMCSwAVSettings))
 
 
-def build(config: Config) -> Task:
-    """Everything that a run needs, from its settings.
+def build(config: Config, pictures: datasets.Pictures) -> Task:
+    """Everything that a run needs, from its settings and pictures.
 
     Raises:
         UserError: from the data set, or settings that do not go together.
@@ -153,22 +154,22 @@ def build(config: Config) -> Task:
     crops = recipes(
         transforms, settings.nmb_crops, settings.size_crops, settings.min_scale_crops, settings.max_scale_crops
     )
-    train, scored, _ = datasets.choose_splits(config)
-    pictures = datasets.open_pictures(config)
+    train, scored = pictures.train, pictures.scored
     chosen, classified = pictures.index(train[-1]), np.ones(len(pictures), dtype=np.bool_)
     if settings.classifier_splits is not None:
         classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
     method = build_method(config)
     method.idles = not classified[chosen].all()
+    config = measured(config, pictures)
     views, seed = open_views(config, pictures, plain_recipe(transforms)), config.of(SeedSettings).seed or 0
-    source = IMCSource(views, chosen, classified, crops, batch_size=data.batch_size, channels=channels, seed=seed)
+    source = IMCSource(views, chosen, classified, crops, batch_size=data.batch, channels=channels, seed=seed)
     if config.of(Command).trains:
         source.check()
-        distributed.check_parts(data.batch_size, config.of(MethodSettings).sync_batchnorm)
+        distributed.check_parts(data.batch, config.of(MethodSettings).sync_batchnorm)
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
     trained = Split(chosen, labels[chosen])
-    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, crops[0])
+    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, crops[0], config)
 
 
 register("imc_swav", Entry(build, build_method, IMCSwAVSettings))

@@ -75,6 +75,12 @@ class Config:
             for kind in kinds for name, field in _fields(kind).items() if not field.metadata["transient"]
         }  # fmt: skip
 
+    def undecided(self) -> list[str]:
+        """The settings that are left to the pictures."""
+        fields = (pair for kind in self._sections for pair in _fields(kind).items())
+        plain = self.as_dict()
+        return [name for name, field in fields if field.metadata["adaptive"] and plain[name] is None]
+
     def changes(self, earlier: Mapping[str, Any]) -> list[str]:
         """What differs from the settings in a checkpoint of the same run."""
         return [
@@ -172,8 +178,8 @@ def resolve(
         UserError: an unknown name, a value of another type, a setting of a method that is not in
             use, or a flag that contradicts the checkpoint.
     """
-    origin = "the checkpoint"
-    merged = {name: Raw(value, origin) for name, value in (stored or {}).items()} | dict(raw)
+    origin, known = "the checkpoint", stored or {}
+    merged = {name: Raw(value, origin) for name, value in known.items()} | dict(raw)
     queue, found = list(sections), {}
     registries: list[Registry] = []
     notes: list[str] = []
@@ -183,9 +189,12 @@ def resolve(
         for name, field in _fields(section).items():
             if section.local and name not in raw:
                 merged.pop(name, None)
-            if stored is not None and name in stored and (section.bound or (goes_on and field.metadata["fixed"])):
-                notes += _check_bound(name, field, section, raw.get(name), stored[name])
-                merged[name] = Raw(stored[name], origin)
+            given = raw.get(name)
+            if name in known and given and field.metadata["adaptive"] and _read(given, name, field, section) is None:
+                given, merged[name] = None, Raw(known[name], origin)
+            if name in known and (section.bound or (goes_on and field.metadata["fixed"])):
+                notes += _check_bound(name, field, section, given, known[name])
+                merged[name] = Raw(known[name], origin)
             values[name] = _read(merged[name], name, field, section) if name in merged else field.default
             registry = field.metadata["component"]
             if registry is not None:

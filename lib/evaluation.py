@@ -144,7 +144,7 @@ def adopt(method: Method, stored: Mapping[str, Any]) -> str:
 def _treat(task: Task, config: Config, treatment: str, tick: Callable[[], None]) -> None:
     if treatment == "plain":
         return
-    own, size = treatment == "train_bn", config.of(DataSettings).batch_size
+    own, size = treatment == "train_bn", config.of(DataSettings).batch
     index = task.trained.index if own else scored(task)
     # Full batches alone, where there is one: each has the same weight.
     count = min(batchnorm.BATCHES, max(1, len(index) // size)) * size

@@ -16,16 +16,18 @@ from lib.method import MethodSettings, Task
 from lib.networks import NetworkSettings
 from lib.runtime import DeviceSettings
 from lib.trainer import TrainerSettings, build_optimizer
+from lib.transforms import TransformSettings, normalisation
 
 # FLOP/s outside of tensor cores, from NVIDIA's data sheets; the share is an assumption, not a measurement.
 PEAKS = {"an A100": 19.5e12, "an H100 SXM": 67e12}
 SHARE = 0.4
 
 
-def forecast(task: Task, config: Config) -> str:
+def forecast(task: Task) -> str:
     """A line for each thing that one wants to know before a run."""
-    method, source, data = task.method, task.source, config.of(DataSettings)
-    epochs, limit = config.of(TrainerSettings).max_epochs, config.of(TrainerSettings).max_steps
+    method, source, config = task.method, task.source, task.config
+    data = config.of(DataSettings)
+    epochs, limit = config.of(TrainerSettings).epochs, config.of(TrainerSettings).max_steps
     steps = min(len(source) * epochs, limit if limit is not None else len(source) * epochs)
     trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
     fixed = sum(weight.numel() for weight in method.parameters()) - trained
@@ -39,6 +41,7 @@ def forecast(task: Task, config: Config) -> str:
         ("data", f"{data.dataset} in {data.data_root}{absent}"),
         *(("train", f"{expected}{line}") for line in source.describe()),
         *(("score", f"{expected}{name}: {len(split.index):,} pictures") for name, split in task.splits.items()),
+        ("values", _values(config)),
         ("method", f"{config.of(MethodSettings).method}, {method.num_clusters} clusters"),
         ("network", f"{config.of(NetworkSettings).network} with heads: {trained:,} trained weights, {fixed:,} fixed ones"),
         ("steps", f"{len(source):,} per epoch, {steps:,} in {epochs} epochs or less"),
@@ -49,6 +52,13 @@ def forecast(task: Task, config: Config) -> str:
         ("device", f"{several}{runtime.describe(runtime.device(config.of(DeviceSettings)))}"),
     ]  # fmt: skip
     return "\n".join(f"{name:<9}{text}" for name, text in rows)
+
+
+def _values(config: Config) -> str:
+    """How pictures are normalised."""
+    means, stds = normalisation(config.of(TransformSettings), config.of(NetworkSettings).net_cin)
+    measured = f"less {' '.join(map(str, means))}, divided by {' '.join(map(str, stds))}"
+    return "to be measured on the pictures" if config.undecided() else measured
 
 
 def _duration(seconds: float) -> str:

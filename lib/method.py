@@ -256,12 +256,13 @@ class Task:
     trained_name: str  # the split that is trained on, of PICA the main head's
     trained: Split
     perturbed: Recipe  # a random view, as the training takes it
+    config: Config  # all settings, with those that were left to the pictures
 
 
 @dataclass(frozen=True)
 class Entry:
     """What a method registers: how to build its task, or the method alone, not yet placed; and its settings."""
 
-    build: Callable[[Config], Task]
+    build: Callable[[Config, Pictures], Task]
     model: Callable[[Config], Method]
     Settings: type[Section]

@@ -21,7 +21,7 @@ from lib.config import Config
 from lib.errors import UserError
 from lib.method import Method, MethodSettings
 from lib.networks import NetworkSettings
-from lib.transforms import TransformSettings, normalisation, pil, plain_recipe
+from lib.transforms import TransformSettings, normalisation, plain_recipe, reader
 
 NEEDED = ("onnx", "onnxscript")
 
@@ -116,9 +116,9 @@ def _steps(transforms: TransformSettings, channels: int) -> dict[str, Any]:
     recipe = plain_recipe(transforms)
     return {
         "orientation": "exif",
-        "oblong": pil.OBLONG,
+        "oblong": reader.OBLONG,
         "deep": "value / 65535 * 255",
-        "background": list(pil.BACKGROUND),
+        "background": list(reader.BACKGROUND),
         "channels": channels,
         "working_size": transforms.tfm_working_size,
         "resize": recipe.resize,

@@ -102,7 +102,10 @@ def _check_combination(command: Command, several: str) -> None:
 
 
 def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]], several: bool) -> Path | None:
-    """The newest session of the same settings that has a checkpoint, or a family's runs; an unset seed is any."""
+    """The newest session of the same settings that has a checkpoint, or a family's runs.
+
+    An unset seed is any, and so is what is left to the pictures.
+    """
     wanted = config.resolve(raw, sections)
     root, name = Path(wanted.of(SessionSettings).session_root), wanted.of(SessionSettings).session
     held = "runs/*" if several else "checkpoint/latest.ckpt"
@@ -121,6 +124,7 @@ def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]], several: 
                 ours[many] = found[many]
         if ours["seed"] is None or ours["seeds"] is not None:
             ours["seed"] = found["seed"]
+        ours |= {left: found[left] for left in wanted.undecided()}
         if ours == found and name in (None, folder.name):
             return folder
     return None

@@ -36,6 +36,7 @@ def setting(
     idle: bool = False,
     fixed: bool = False,
     about_data: bool = False,
+    adaptive: bool = False,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -50,11 +51,12 @@ def setting(
         idle: the value is accepted, and has no effect.
         fixed: a run that has begun cannot go on with another value.
         about_data: it says which pictures a run had; --predict has others.
+        adaptive: none leaves it to the pictures, so it contradicts no value that a run has found.
     """
     metadata = {
         "help": help, "unit": unit, "low": low, "high": high,
         "component": component, "convert": convert, "transient": transient, "idle": idle, "fixed": fixed,
-        "about_data": about_data,
+        "about_data": about_data, "adaptive": adaptive,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -129,7 +131,7 @@ def _typed(raw: Any, hint: Any, flag: bool) -> Any:
         raw = raw[0]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if type(None) in arguments and (raw is None or (flag and raw in ("none", "null"))):
+        if type(None) in arguments and (raw is None or raw in ("none", "null")):
             return None
         return _first(raw, [kind for kind in arguments if kind is not type(None)], flag)
     if origin is typing.Literal:

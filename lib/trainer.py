@@ -34,7 +34,13 @@ from lib.settings import Section, setting
 @dataclass(frozen=True)
 class TrainerSettings(Section):
     title = "training"
-    max_epochs: int = setting(200, "to train", unit="epochs", low=0)
+    max_epochs: int | None = setting(
+        200,
+        "to train; none: what makes about 5,000 steps on the (main head's) training pictures, from 20 to 500",
+        unit="epochs",
+        low=0,
+        adaptive=True,
+    )
     max_steps: int | None = setting(None, "to train at most; none: no bound", unit="steps", low=0)
     display_freq: int = setting(80, "between two lines of progress", unit="steps", low=1)
     save_every_steps: int | None = setting(
@@ -45,6 +51,12 @@ class TrainerSettings(Section):
     best_by: Literal["loss", "acc"] = setting(
         "loss", "what chooses best.ckpt: the training loss, or the accuracy by labels, which is an oracle's choice"
     )
+
+    @property
+    def epochs(self) -> int:
+        """The epochs to train, once they are known."""
+        assert self.max_epochs is not None
+        return self.max_epochs
 
 
 class Trainer:
@@ -131,7 +143,7 @@ class Trainer:
     def _begin_epoch(self) -> bool:
         """Fix the rate of the next epoch; False where there is none."""
         s = self.settings
-        if self.epoch >= s.max_epochs or (s.max_steps is not None and self.step >= s.max_steps):
+        if self.epoch >= s.epochs or (s.max_steps is not None and self.step >= s.max_steps):
             return False
         # Once an epoch: a schedule in a file may change, and all ranks take the same rate.
         self._rate = distributed.from_first(lambda: self.schedule(self.epoch))
@@ -216,7 +228,7 @@ class Trainer:
         means = self._means.values()
         steps = f"step {self.position}/{len(self.task.source)}"
         loss = f"loss {means['loss']:.4f}, {self._means.rate():,.0f} pictures/s"
-        self.session.progress(f"epoch {self.epoch + 1}/{self.settings.max_epochs}, {steps}: {loss}")
+        self.session.progress(f"epoch {self.epoch + 1}/{self.settings.epochs}, {steps}: {loss}")
 
     def _record_fault(self, fault: RunStopped) -> RunStopped:
         """Leave what is needed to look into a fault: the state, and the pictures of the last batches."""
@@ -242,7 +254,7 @@ class Trainer:
         speed = {"seconds": self._means.seconds(), "pictures_per_second": self._means.rate()}
         self.session.append(TRAINING, {**done, **speed, **means})
         self.session.info(
-            f"epoch {self.epoch + 1}/{self.settings.max_epochs}: loss {means['loss']:.4f} ({parts}), "
+            f"epoch {self.epoch + 1}/{self.settings.epochs}: loss {means['loss']:.4f} ({parts}), "
             f"rate {rate:g}, {self._means.rate():,.0f} pictures/s"
         )
         for name, nothing in self.method.uninformative().items():
@@ -269,7 +281,7 @@ class Trainer:
     def _progress(self, batches: Iterable[Any]) -> Iterator[Any]:
         bar = tqdm(
             batches, total=len(self.task.source), initial=self.position, disable=not self.session.bar,
-            desc=f"epoch {self.epoch + 1}/{self.settings.max_epochs}", unit="step", leave=False,
+            desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", unit="step", leave=False,
         )  # fmt: skip
         yield from bar
 

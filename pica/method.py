@@ -20,6 +20,7 @@ from lib.runtime import SeedSettings
 from lib.settings import Section, setting
 from lib.transforms import TransformSettings, plain_recipe
 from lib.transforms.backend import open_views
+from lib.transforms.measure import measured
 from pica.data import Batch, PICASource, recipes
 from pica.losses import PUILoss
 
@@ -158,8 +159,8 @@ def check_single(network: nn.Module, shape: tuple[int, int, int]) -> None:
         ) from error
 
 
-def build(config: Config) -> Task:
-    """Everything that a run needs, from its settings.
+def build(config: Config, pictures: datasets.Pictures) -> Task:
+    """Everything that a run needs, from its settings and pictures.
 
     Raises:
         UserError: from the data set, or settings that do not go together.
@@ -168,29 +169,29 @@ def build(config: Config) -> Task:
     transforms, channels = config.of(TransformSettings), config.of(networks.NetworkSettings).net_cin
     heads = _heads(config)
     original, perturbed = recipes(transforms)
-    train, scored, _ = datasets.choose_splits(config)
+    train, scored = pictures.train, pictures.scored
     if len(train) > len(heads):
         raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
     method = build_method(config)
-    pictures = datasets.open_pictures(config)
     trains = config.of(Command).trains
     if trains and len(pictures) < heads[-1]:
         raise UserError(f"{len(pictures)} pictures do not make {heads[-1]} clusters; give a smaller --num-clusters")
     sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
     if trains:
-        smallest = min(len(chosen) % data.batch_size or data.batch_size for chosen in sets)
+        smallest = min(len(chosen) % data.batch or data.batch for chosen in sets)
         distributed.check_parts(smallest, config.of(MethodSettings).sync_batchnorm)
-    if trains and any(len(chosen) % data.batch_size == 1 or data.batch_size == 1 for chosen in sets):
+    if trains and any(len(chosen) % data.batch == 1 or data.batch == 1 for chosen in sets):
         check_single(method.network, (channels, transforms.tfm_size, transforms.tfm_size))
+    config = measured(config, pictures)
     views = open_views(config, pictures, plain_recipe(transforms))
     source = PICASource(
-        views, sets, original, perturbed, repeat=settings.data_nrepeat, batch_size=data.batch_size,
+        views, sets, original, perturbed, repeat=settings.data_nrepeat, batch_size=data.batch,
         channels=channels, seed=config.of(SeedSettings).seed or 0,
     )  # fmt: skip
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
     trained = Split(sets[-1], labels[sets[-1]])
-    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, perturbed)
+    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, perturbed, config)
 
 
 register("pica", Entry(build, build_method, PICASettings))

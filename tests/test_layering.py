@@ -38,7 +38,7 @@ LAYERS = (
     },
     {"inference", "labelfree", "evaluation", "predictions", "report", "summary", "choice", "runs"},
     {"trainer"},
-    {"forecast", "sections", "model"},
+    {"adaptive", "forecast", "sections", "model"},
 )
 FILES = sorted(path for folder in ("lib", "pica", "imc_swav") for path in (ROOT / folder).rglob("*.py"))
 

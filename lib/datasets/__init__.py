@@ -69,7 +69,19 @@ class DataSettings(Section):
     on_bad_image: Literal["error", "skip"] = setting(
         "error", "what an unreadable picture means: the end, or that it is left out, counted and listed"
     )
-    batch_size: int = setting(256, "pictures per step", low=1, fixed=True)
+    batch_size: int | None = setting(
+        256,
+        "pictures per step; none: the largest power of two of which the training pictures make 8, from 16 to 256",
+        low=1,
+        fixed=True,
+        adaptive=True,
+    )
+
+    @property
+    def batch(self) -> int:
+        """The batch size, once it is known."""
+        assert self.batch_size is not None
+        return self.batch_size
 
 
 class Pictures:

@@ -93,7 +93,7 @@ def thumbnails(pictures: Pictures, index: NDArray[np.int64]) -> tuple[list[Image
 
 def _square(pictures: Pictures, position: int) -> Image.Image | None:
     try:
-        image = pil.load(pictures, position, 3, None)
+        image = Reader(pictures, 3, None).decode(position)
     except UserError:  # gone since it was predicted
         return None
     return ImageOps.fit(image, (min(LARGEST, *image.size),) * 2)

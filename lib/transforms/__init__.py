@@ -30,8 +30,12 @@ class TransformSettings(Section):
     tfm_colorjitter_probability: float = setting(1.0, "probability of that jitter", low=0, high=1)
     tfm_random_grayscale: float = setting(0.0, "probability of a grey picture", low=0, high=1)
     tfm_random_hflip: float = setting(0.0, "probability of a mirrored picture", low=0, high=1)
-    tfm_means: tuple[float, ...] | None = setting(None, "subtracted from each channel in [0, 1]; none: 0")
-    tfm_stds: tuple[float, ...] | None = setting(None, "each channel is divided by; none: 1", low=1e-6)
+    tfm_means: tuple[float, ...] | None = setting(
+        None, "subtracted from each channel in [0, 1]; none: measured on the training pictures", adaptive=True
+    )
+    tfm_stds: tuple[float, ...] | None = setting(
+        None, "each channel is divided by; none: measured on the training pictures", low=1e-6, adaptive=True
+    )
 
     def __post_init__(self) -> None:
         if self.tfm_resize < self.tfm_size:
@@ -72,7 +76,7 @@ def plain_recipe(s: TransformSettings) -> Recipe:
 
 
 def normalisation(s: TransformSettings, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Means and deviations, one per channel.
+    """Means and deviations, one per channel; 0 and 1 where none were given or measured.
 
     Raises:
         UserError: their number is not that of the channels.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -15,7 +15,7 @@ from lib import runtime
 from lib.config import Config
 from lib.datasets import DataSettings, Pictures, cache
 from lib.datasets.cache import CacheSettings
-from lib.datasets.files import ADVICE, READ_ERRORS
+from lib.datasets.files import ADVICE, READ_ERRORS, PictureFiles
 from lib.errors import UserError
 from lib.networks import NetworkSettings
 from lib.progress import progress
@@ -24,6 +24,7 @@ from lib.transforms.draws import resized
 
 BACKGROUND = (255, 255, 255)  # shows through transparent pictures
 OBLONG = 8  # a picture that is longer is cut to its middle: 1×5000 px would become 40×200,000
+Found = Iterator[tuple[int, NDArray[np.uint8] | UserError]]
 READ_AHEAD = 256  # files that are decoded beside each other
 
 
@@ -118,23 +119,30 @@ class Reader:
             self._store.fill(partial(self._decoded, skip), bound)
 
     def _decoded(self, skip: bool, positions: NDArray[np.int64]) -> cache.Decoded:
-        for position, found in progress(self._all(positions), "decoding pictures", len(positions)):
-            if isinstance(found, UserError) and not skip:
-                raise found
-            yield position, None if isinstance(found, UserError) else found
+        found = self._all(positions, self.decode)
+        for position, picture in progress(found, "decoding pictures", len(positions)):
+            if isinstance(picture, UserError) and not skip:
+                raise picture
+            yield position, None if isinstance(picture, UserError) else picture
 
-    def _all(self, positions: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8] | UserError]]:
+    def arrays(self, positions: NDArray[np.int64]) -> Found:
+        """Position and (H, W, C) of each, or why it cannot be read."""
+        return self._all(positions, self.read)
+
+    def _all(self, positions: NDArray[np.int64], read: Callable[[int], Image.Image]) -> Found:
+        def one(position: int) -> tuple[int, NDArray[np.uint8] | UserError]:
+            try:
+                image = read(position)
+            except UserError as error:
+                return position, error
+            return position, np.asarray(image).reshape(image.height, image.width, self.channels)
+
+        if not all(isinstance(part, PictureFiles) for _, part in self.pictures.parts()):
+            yield from map(one, positions.tolist())  # a user's data set may not bear threads
+            return
         with ThreadPoolExecutor(min(runtime.cores(), torch.get_num_threads())) as pool:
             for start in range(0, len(positions), READ_AHEAD):
-                chunk = positions[start : start + READ_AHEAD].tolist()
-                yield from zip(chunk, pool.map(self._array, chunk), strict=True)
-
-    def _array(self, position: int) -> NDArray[np.uint8] | UserError:
-        try:
-            image = self.decode(position)
-        except UserError as error:
-            return error
-        return np.asarray(image).reshape(image.height, image.width, self.channels)
+                yield from pool.map(one, positions[start : start + READ_AHEAD].tolist())
 
 
 def open_reader(config: Config, pictures: Pictures) -> Reader:
