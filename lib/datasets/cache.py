@@ -43,8 +43,8 @@ RECORD = np.dtype(
      ("crc", "<u4")]
 )  # fmt: skip
 
-Decoded = Iterator[tuple[int, NDArray[np.uint8] | None]]
-"""Position and (H, W, C) of pictures; None for one that cannot be read."""
+Decode = Callable[[list[int]], Iterator[NDArray[np.uint8] | None]]
+"""Positions → (H, W, C) of each picture; None for one that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Store:
         self._names = [hashlib.blake2b(os.fsencode(name), digest_size=16).digest() for name in names]
         self._file: BinaryIO | None = None
         self._use: BinaryIO | None = None
+        self.unfit = 0  # pictures that are not kept because there is no room for them
         self._look()
 
     def __len__(self) -> int:
@@ -107,6 +108,10 @@ class Store:
     def missing(self) -> NDArray[np.int64]:
         """(n,) positions of the pictures that are not kept."""
         return np.flatnonzero(self._rows < 0).astype(np.int64)
+
+    def holds(self, positions: list[int]) -> bool:
+        """Whether all of these are kept."""
+        return bool((self._rows[positions] >= 0).all())
 
     def read(self, position: int) -> NDArray[np.uint8] | None:
         """(H, W, C), or None where it is not kept or no longer what was written."""
@@ -133,15 +138,15 @@ class Store:
                 index.seek(row * RECORD.itemsize)
                 index.write(bytes(RECORD["name"].itemsize))
 
-    def fill(self, decoded: Callable[[NDArray[np.int64]], Decoded], bound: float) -> None:
+    def fill(self, decode: Decode, bound: float) -> None:
         """Keep the pictures that are not kept yet, as far as they fit; one process at a time.
 
         Args:
-            decoded: gives pictures at positions.
+            decode: gives pictures.
             bound: bytes that all that is kept may take. What was used longest ago is removed for it.
 
         Raises:
-            UserError: the folder cannot be written, or the disk is full; or from `decoded`.
+            UserError: the folder cannot be written, or the disk is full; or from `decode`.
         """
         if not len(self.missing) and self._size() <= bound:
             with suppress(OSError):  # reading is enough
@@ -152,15 +157,16 @@ class Store:
             with open(self.folder / "filling", "wb") as lock:
                 _wait(lock)
                 self._look()  # another process may have been faster
-                self._append(decoded, bound)
+                self._append(decode, bound)
         except OSError as error:
             raise UserError(
                 f"cannot keep decoded pictures in {self.folder}: {error.strerror or error}; choose another folder by "
                 "--cache, or keep none: --disk-cache 0"
             ) from error
 
-    def _append(self, decoded: Callable[[NDArray[np.int64]], Decoded], bound: float) -> None:
+    def _append(self, decode: Decode, bound: float) -> None:
         allowed, counted = self._allowance(self._size(), bound), self._size()
+        full = False
         if self._is_waste(allowed):
             for name in ("index.bin", "data.bin"):  # in this order: data without an index is nothing
                 (self.folder / name).unlink(missing_ok=True)
@@ -173,14 +179,16 @@ class Store:
             end, begun = int(self._ends.max(initial=0)), len(self._records) * RECORD.itemsize
             data.truncate(end)
             index.truncate(begun)
-            for position, picture in decoded(self.missing):
+            wanted = self.missing.tolist()
+            for position, picture in zip(wanted, decode(wanted), strict=False):
                 if picture is None:
                     continue
                 content = picture.tobytes()
                 taken = end + len(content) + begun + RECORD.itemsize
                 if taken > allowed or taken > counted + RECOUNT:
                     allowed, counted = self._allowance(taken, bound), taken
-                if taken > allowed:
+                full = taken > allowed
+                if full:
                     break
                 _write(data, content)
                 place = (end, picture.shape[0], picture.shape[1], zlib.crc32(content))
@@ -188,6 +196,7 @@ class Store:
                 _write(index, record.tobytes())
                 end, begun = end + len(content), begun + RECORD.itemsize
         self._look()
+        self.unfit = len(self.missing) if full else 0
 
     def _look(self) -> None:
         """Find out what is kept of the pictures."""

@@ -21,7 +21,8 @@ from lib.labelfree import spread
 from lib.method import Task
 from lib.progress import progress
 from lib.session import Session
-from lib.transforms import TransformSettings, pil, plain_recipe
+from lib.transforms import TransformSettings, plain_recipe
+from lib.transforms.reader import Reader
 
 FILE = "shown.npz"
 MOST_CONFIDENT, LEAST_CERTAIN = 18, 12  # pictures of each cluster, where the sample has room

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lib import runtime
@@ -25,7 +22,7 @@ from lib.transforms import LoaderSettings, TransformSettings, ViewSettings, norm
 from lib.transforms.batched import BatchedViews
 from lib.transforms.parts import Part, Pile, whole
 from lib.transforms.pil import PILViews
-from lib.transforms.reader import READ_AHEAD, Reader, open_reader
+from lib.transforms.reader import Reader, open_reader
 from lib.transforms.recipe import Recipe
 
 SPREAD = 64  # pictures, from all over the run, that are looked at before all are decoded,
@@ -105,7 +102,7 @@ class _Held:
         if others:
             self._look(np.concatenate([positions for positions, _ in others]))
         for positions, part in others:
-            self._decode(positions, part)
+            self._decode(positions)
         return found + [pile.part() for pile in self._piles.values()]
 
     def _serves(self, array: NDArray[np.uint8]) -> bool:
@@ -126,8 +123,8 @@ class _Held:
             if surely and self._bytes + about - doubt > self._budget * GIB:
                 raise self._unfit(f"the pictures take{' about' * differ}", self._bytes + about)
 
-    def _decode(self, positions: range, part: Any) -> None:
-        found = progress(self._read_all(positions, part), "reading pictures", len(positions))
+    def _decode(self, positions: range) -> None:
+        found = progress(self._reader.arrays(list(positions)), "reading pictures", len(positions))
         readable = 0
         for position, picture in zip(positions, found, strict=True):
             if isinstance(picture, UserError):
@@ -160,14 +157,6 @@ class _Held:
     def _name(self, position: int) -> str:
         split, i = self._pictures.locate(position)
         return str(self._pictures.path(position) or f"number {i} of {split}")
-
-    def _read_all(self, positions: range, part: Any) -> Iterator[NDArray[np.uint8] | UserError]:
-        if not isinstance(part, PictureFiles):  # a user's data set may not bear threads
-            yield from map(self._read, positions)
-            return
-        with ThreadPoolExecutor(min(runtime.cores(), torch.get_num_threads())) as pool:
-            for start in range(0, len(positions), READ_AHEAD):
-                yield from pool.map(self._read, positions[start : start + READ_AHEAD])
 
     def _read(self, position: int) -> NDArray[np.uint8] | UserError:
         try:

@@ -51,7 +51,7 @@ def moments(reader: Reader, positions: NDArray[np.int64], skip: bool = False) ->
         UserError: a picture, or every one, cannot be read.
     """
     rows = []
-    for _, found in progress(reader.arrays(positions), "measuring pictures", len(positions)):
+    for found in progress(reader.arrays(positions.tolist()), "measuring pictures", len(positions)):
         if not isinstance(found, UserError):
             pixels = found.reshape(-1, reader.channels) / 255
             rows.append((pixels.mean(axis=0), np.square(pixels).mean(axis=0)))

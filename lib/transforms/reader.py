@@ -22,9 +22,10 @@ from lib.progress import progress
 from lib.transforms import TransformSettings
 from lib.transforms.draws import resized
 
+Array = NDArray[np.uint8]
+
 BACKGROUND = (255, 255, 255)  # shows through transparent pictures
 OBLONG = 8  # a picture that is longer is cut to its middle: 1×5000 px would become 40×200,000
-Found = Iterator[tuple[int, NDArray[np.uint8] | UserError]]
 READ_AHEAD = 256  # files that are decoded beside each other
 
 
@@ -102,7 +103,7 @@ class Reader:
 
     def describe(self) -> str:
         """What is decoded anew each time although it could be kept, for the log."""
-        count = 0 if self._store is None else len(self._store.missing)
+        count = 0 if self._store is None else self._store.unfit
         return f"; {count:,} pictures, for which --disk-cache is too small, are decoded each time" if count else ""
 
     def fill(self, bound: float, skip: bool) -> None:
@@ -118,31 +119,34 @@ class Reader:
         if self._store is not None:
             self._store.fill(partial(self._decoded, skip), bound)
 
-    def _decoded(self, skip: bool, positions: NDArray[np.int64]) -> cache.Decoded:
-        found = self._all(positions, self.decode)
-        for position, picture in progress(found, "decoding pictures", len(positions)):
-            if isinstance(picture, UserError) and not skip:
-                raise picture
-            yield position, None if isinstance(picture, UserError) else picture
+    def _decoded(self, skip: bool, positions: list[int]) -> Iterator[Array | None]:
+        for found in progress(self._beside(positions, self.decode), "decoding pictures", len(positions)):
+            if isinstance(found, UserError) and not skip:
+                raise found
+            yield None if isinstance(found, UserError) else found
 
-    def arrays(self, positions: NDArray[np.int64]) -> Found:
-        """Position and (H, W, C) of each, or why it cannot be read."""
-        return self._all(positions, self.read)
+    def arrays(self, positions: list[int]) -> Iterator[Array | UserError]:
+        """(H, W, C) of each, or why it cannot be read."""
+        for start in range(0, len(positions), READ_AHEAD):
+            chunk = positions[start : start + READ_AHEAD]
+            kept = self._store is not None and self._store.holds(chunk)
+            # What is kept is read faster than threads hand it over.
+            yield from map(partial(self._array, self.read), chunk) if kept else self._beside(chunk, self.read)
 
-    def _all(self, positions: NDArray[np.int64], read: Callable[[int], Image.Image]) -> Found:
-        def one(position: int) -> tuple[int, NDArray[np.uint8] | UserError]:
-            try:
-                image = read(position)
-            except UserError as error:
-                return position, error
-            return position, np.asarray(image).reshape(image.height, image.width, self.channels)
-
+    def _beside(self, positions: list[int], read: Callable[[int], Image.Image]) -> Iterator[Array | UserError]:
         if not all(isinstance(part, PictureFiles) for _, part in self.pictures.parts()):
-            yield from map(one, positions.tolist())  # a user's data set may not bear threads
+            yield from map(partial(self._array, read), positions)  # a user's data set may not bear threads
             return
         with ThreadPoolExecutor(min(runtime.cores(), torch.get_num_threads())) as pool:
             for start in range(0, len(positions), READ_AHEAD):
-                yield from pool.map(one, positions[start : start + READ_AHEAD].tolist())
+                yield from pool.map(partial(self._array, read), positions[start : start + READ_AHEAD])
+
+    def _array(self, read: Callable[[int], Image.Image], position: int) -> Array | UserError:
+        try:
+            image = read(position)
+        except UserError as error:
+            return error
+        return np.asarray(image).reshape(image.height, image.width, self.channels)
 
 
 def open_reader(config: Config, pictures: Pictures) -> Reader:
