@@ -20,7 +20,7 @@ torture: .venv/test  ## runs killed fifty times and resumed; half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture -s
 
 bench: .venv/main  ## the claims of speed, in short; benchmarks/results/ gets the tables
-	for theme in augment step epoch scale startup; do $(BIN)/python benchmarks/$$theme.py --short || exit 1; done
+	for theme in augment step epoch scale startup folder; do $(BIN)/python benchmarks/$$theme.py --short || exit 1; done
 
 .venv/main: requirements.txt
 	$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("error: Python 3.11 or newer is needed: make PYTHON=…")'

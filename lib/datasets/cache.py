@@ -98,9 +98,6 @@ class Store:
         self.unfit = 0  # pictures that are not kept because there is no room for them
         self._look()
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_use": None, "_names": [], "_last": {}}
 
@@ -133,10 +130,11 @@ class Store:
 
     def _forget(self, row: int) -> None:
         """Let the next run decode a damaged picture again."""
+        place, known = row * RECORD.itemsize, self._records[row].tobytes()
         if self._use is not None:
-            with suppress(OSError), open(self.folder / "index.bin", "r+b") as index:
-                index.seek(row * RECORD.itemsize)
-                index.write(bytes(RECORD["name"].itemsize))
+            with suppress(OSError), open(self.folder / "index.bin", "r+b", buffering=0) as index:
+                if os.pread(index.fileno(), RECORD.itemsize, place) == known:  # no other process has begun afresh
+                    os.pwrite(index.fileno(), bytes(RECORD["name"].itemsize), place)
 
     def fill(self, decode: Decode, bound: float) -> None:
         """Keep the pictures that are not kept yet, as far as they fit; one process at a time.
@@ -156,6 +154,7 @@ class Store:
             self._hold()
             with open(self.folder / "filling", "wb") as lock:
                 _wait(lock)
+                self._file = None
                 self._look()  # another process may have been faster
                 self._append(decode, bound)
         except OSError as error:
@@ -170,7 +169,6 @@ class Store:
         if self._is_waste(allowed):
             for name in ("index.bin", "data.bin"):  # in this order: data without an index is nothing
                 (self.folder / name).unlink(missing_ok=True)
-            self._file = None
             self._look()
         with (
             open(self.folder / "data.bin", "ab", buffering=0) as data,

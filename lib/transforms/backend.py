@@ -98,10 +98,10 @@ class _Held:
             elif own is None and not self._fixed and not isinstance(part, PictureFiles):
                 raise _Unfit("the data set has no `array`, and may draw its pictures anew each time")
             else:
-                others.append((positions, part))
+                others.append(positions)
         if others:
-            self._look(np.concatenate([positions for positions, _ in others]))
-        for positions, part in others:
+            self._look(np.concatenate(others))
+        for positions in others:
             self._decode(positions)
         return found + [pile.part() for pile in self._piles.values()]
 
