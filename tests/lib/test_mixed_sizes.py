@@ -54,7 +54,7 @@ def mixed(tmp_path: Path) -> Path:
 def folder_views(root: Path, *words: object) -> Views:
     settings = resolve("--cfgs", "configs/base.yaml", "configs/image_folder.yaml", "--data-root", root, "--num-workers",
                        0, "--num-clusters", 3, "--on-bad-image", "skip", "--seed", 4, "--tfm-means",
-                       "none", "--tfm-stds", "none", *words)  # fmt: skip
+                       "none", "--tfm-stds", "none", "--tfm-working-size", "none", *words)  # fmt: skip
     return open_views(settings, datasets.open_pictures(settings), Recipe(32, "center", 36))
 
 
