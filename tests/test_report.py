@@ -29,6 +29,8 @@ NAMES = ("with space", "'quotes' and \"more\"", "new\nline", "<script>document.t
          '"><img src=x onerror=alert(1)>', "</script><b>", "Größe", "猫 🐈", "a&amp;b", os.fsdecode(b"\xff"))  # fmt: skip
 COLOURS = ("red", "green", "blue", "white")
 WORDS = ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/image_folder.yaml", "--network", "convnet", "--net-width", 4,
+         "--tfm-means", 0.485, 0.456, 0.406,
+         "--tfm-stds", 0.229, 0.224, 0.225,
          "--tfm-size", 8, "--tfm-resize", 10, "--batch-size", 16, "--max-epochs", 2, "--num-clusters", 4, "--seed", 3,
          "--num-workers", 0)  # fmt: skip
 
