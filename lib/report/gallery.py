@@ -83,10 +83,8 @@ def thumbnails(pictures: Pictures, index: NDArray[np.int64]) -> tuple[list[Image
         made = pool.map(partial(_square, pictures), index.tolist())
         found = list(progress(made, "making thumbnails", len(index)))
     side = max((image.width for image in found if image), default=16)
-    pixelated, side = (
-        side <= 32,
-        min(LARGEST, -(-side // 16) * 16),
-    )  # whole blocks of JPEG, that none bleeds into another
+    pixelated = side <= 32
+    side = min(LARGEST, -(-side // 16) * 16)  # whole blocks of JPEG, so that none bleeds into another
     filter_ = Image.Resampling.NEAREST if pixelated else Image.Resampling.BILINEAR
     blank = Image.new("RGB", (side, side))
     return [image.resize((side, side), filter_) if image else blank for image in found], pixelated
