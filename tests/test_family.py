@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import math
 import signal
 import subprocess
@@ -61,6 +62,9 @@ def test_numbers_of_clusters_are_shown_side_by_side_and_others_join(tmp_path: Pa
     for number in ("3", "6"):
         scores = json.loads((path / "runs" / f"clusters-{number}" / "scores.json").read_text())
         assert numbers[number]["seeds"] == {str(seed): scores} and numbers[number]["seed_agreement"] is None
+    links = re.findall(r'href="(runs/[^"]+)"', (path / "report.html").read_text(encoding="utf-8"))
+    assert links == [f"runs/clusters-{number}/report.html" for number in (3, 4, 6)]
+    assert all((path / link).is_file() for link in links)
     table = out[out.index("\ntest\n") :].splitlines()[1:]
     assert table[1].split() == [
         "clusters",

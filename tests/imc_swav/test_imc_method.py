@@ -56,7 +56,7 @@ def test_outputs_equal_the_authors() -> None:
         np.testing.assert_allclose(scores, golden["prototype_scores"], rtol=1e-9)
 
 
-@pytest.mark.parametrize("stop_after", [None, 1])
+@pytest.mark.parametrize("stop_after", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_training_steps_equal_the_authors_also_across_a_stop(stop_after: int | None, tmp_path: Path) -> None:
     def optimizer_of(method: IMCSwAV) -> torch.optim.Optimizer:
         return torch.optim.Adam(method.parameters(), lr=float(golden["lr"]), betas=(0.8, 0.999), weight_decay=1e-5)
@@ -175,7 +175,7 @@ def test_an_idle_classifier(idle: str, moves: bool) -> None:
 QUICK = ("--cfgs", ROOT / "configs/imc_swav/base.yaml", ROOT / "configs/imc_swav/digits.yaml", "--seed", 7,
          "--train-splits", "train", "--test-splits", "test", "--num-workers", 0, "--net-width", 4, "--batch-size", 256,
          "--prototypes", 20, "--classifier-dim", 16, "--size-crops", 12, 8, "--max-epochs", 2, "--eval-every", 1,
-         "--baseline", "none", "--warmup-steps", 2, "--frozen-prototype-steps", 2)  # fmt: skip
+         "--baseline", "none", "--eval-sample", 50, "--warmup-steps", 2, "--frozen-prototype-steps", 2)  # fmt: skip
 ALL = ("--batchnorm-scores", "train_bn", "plain", "test_bn")
 
 

@@ -46,7 +46,9 @@ def test_network_outputs_equal_the_authors() -> None:
             np.testing.assert_allclose(method.assign(x, head), golden[f"out{head}"], rtol=1e-9)
 
 
-@pytest.mark.parametrize(("idle", "stop_after"), [("zeros", None), ("none", 2), ("zeros", 1)])
+@pytest.mark.parametrize(
+    ("idle", "stop_after"), [pytest.param("zeros", None, marks=pytest.mark.slow), ("none", 2), ("zeros", 1)]
+)
 def test_alternating_steps_equal_the_authors_also_across_a_stop(
     idle: str, stop_after: int | None, tmp_path: Path
 ) -> None:
