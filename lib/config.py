@@ -41,6 +41,7 @@ class Raw:
 
     value: Any
     origin: str
+    order: int = -1  # of the file on the command line; flags come last
 
     @property
     def flag(self) -> bool:
@@ -137,8 +138,8 @@ def collect(argv: Sequence[str], sections: Sequence[Kind]) -> dict[str, Raw]:
         early.add_argument(f"--{name}", nargs="+", default=[], action="extend")
     first, _ = early.parse_known_args(argv)
     raw: dict[str, Raw] = {}
-    for path in first.cfgs:
-        raw |= {name: Raw(value, str(path)) for name, value in load_yaml(path).items()}
+    for order, path in enumerate(first.cfgs):
+        raw |= {name: Raw(value, str(path), order) for name, value in load_yaml(path).items()}
         for name in ("cfgs", "help", "list", "dry_run"):
             if name in raw:
                 raise UserError(f"{name} in {path} belongs on the command line, not into a file; remove it")
@@ -157,7 +158,7 @@ def collect(argv: Sequence[str], sections: Sequence[Kind]) -> dict[str, Raw]:
             hint = nearest(name, [_flag(known) for known in _known(sections)])
             raise UserError(f"unknown flag {name}{hint}; --help lists the flags")
         raise UserError(f"{word!r} on the command line belongs to no flag; --help lists the flags")
-    return raw | {name: Raw(value, FLAG) for name, value in vars(flags).items()}
+    return raw | {name: Raw(value, FLAG, len(first.cfgs)) for name, value in vars(flags).items()}
 
 
 def resolve(
@@ -181,7 +182,7 @@ def resolve(
     origin, known = "the checkpoint", stored or {}
     merged = {name: Raw(value, origin) for name, value in known.items()} | dict(raw)
     queue, found = list(sections), {}
-    registries: list[Registry] = []
+    registries: dict[Registry, int] = {}  # with the order of the file that chose
     notes: list[str] = []
     while queue:
         section = queue.pop(0)
@@ -198,7 +199,7 @@ def resolve(
             values[name] = _read(merged[name], name, field, section) if name in merged else field.default
             registry = field.metadata["component"]
             if registry is not None:
-                registries.append(registry)
+                registries[registry] = merged[name].order if name in merged else -1
                 chosen = getattr(_component(registry, str(values[name]), merged.get(name), name), "Settings", None)
                 if chosen is not None:
                     queue.insert(0, chosen)
@@ -328,7 +329,7 @@ def _check_bound(
         yield f"{name} {_shown(value)} in {given.origin} yields to the checkpoint's {_shown(stored)}"
 
 
-def _strangers(rest: Mapping[str, Raw], registries: Sequence[Registry], active: set[str]) -> list[str]:
+def _strangers(rest: Mapping[str, Raw], registries: Mapping[Registry, int], active: set[str]) -> list[str]:
     """Refuse names that nobody declares or that belong to another method; note the idle ones."""
     owners: dict[str, list[tuple[Registry, str]]] = {}
     for registry in registries:
@@ -344,7 +345,8 @@ def _strangers(rest: Mapping[str, Raw], registries: Sequence[Registry], active: 
         registry, component = owners[name][0]
         if registry.exclusive:
             raise UserError(f"{place} belongs to the {registry.kind} {component}, which is not the one chosen")
-        idle.setdefault(f"the {registry.kind} {component}", []).append(name)
+        if raw.order >= registries[registry]:  # else a later file or flag has chosen another component
+            idle.setdefault(f"the {registry.kind} {component}", []).append(name)
     return [f"{', '.join(names)}: of {owner}, not in use here, so without effect" for owner, names in idle.items()]
 
 

@@ -118,6 +118,20 @@ def test_a_setting_of_an_idle_component_is_noted() -> None:
     assert len(found.notes) == 1 and "net_width" in found.notes[0] and "convnet" in found.notes[0]
 
 
+@pytest.mark.parametrize("later", ["file", "flag"])
+def test_what_a_later_file_supersedes_is_not_remarked_upon(later: str, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("network: convnet\nnet_width: 8\n")
+    (tmp_path / "other.yaml").write_text("network: resnet18\n")
+    words = ["--cfgs", tmp_path / "base.yaml", tmp_path / "other.yaml"]
+    if later == "flag":
+        words = [*words[:2], "--network", "resnet18"]
+    assert not resolve(*words).notes
+    swapped = resolve(
+        "--cfgs", tmp_path / "other.yaml", tmp_path / "base.yaml", "--network", "resnet18", "--net-width", 4
+    )
+    assert len(swapped.notes) == 1 and "net_width" in swapped.notes[0]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
