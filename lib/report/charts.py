@@ -68,11 +68,12 @@ def lines(title: str, series: Mapping[str, Points], across: str) -> str:
                 for x, y in points
             ]
         legend.append(f'<li class="{colour}">{escape(name)} <b>{points[-1][1]:.4g}</b></li>')
+    key = f'<ul class="legend">{"".join(legend)}</ul>' if len(series) > 1 else ""
     told = "; ".join(
         f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in series.items()
     )  # for those who do not see it
     return (
-        f'<figure><figcaption>{escape(title)}, by {escape(across)}</figcaption><ul class="legend">{"".join(legend)}</ul>'
+        f"<figure><figcaption>{escape(title)}, by {escape(across)}</figcaption>{key}"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}, by {escape(across)}: {escape(told)}">'
         f"{''.join(grid)}{''.join(drawn)}</svg></figure>"
     )

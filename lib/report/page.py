@@ -152,7 +152,9 @@ def _training(found: Found) -> str:
     shown = {key: _over_time(found.training, key, "epoch") for key in parts}
     if len(shown) == 2:
         shown.pop("loss")  # the same as its only part
-    content = charts.lines("Loss", shown, "epochs")
+    # Apart, since their scales are.
+    content = "".join(charts.lines(name, {name: points}, "epochs") for name, points in shown.items())
+    content = f'<div class="charts">{content}</div>' if content else ""
     first = next(iter(found.scores))
     own = [line for line in found.metrics if line.get("split") == first]
     titles = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", **dict(LABEL_FREE)}
