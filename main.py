@@ -47,10 +47,10 @@ def main(argv: Sequence[str]) -> int | None:
                 run(settings, start)
 
 
-def build(settings: config.Config) -> method.Task:  # its weights are drawn from the seed
+def build(settings: config.Config, goes_on: bool = False) -> method.Task:  # its weights are drawn from the seed
     runtime.configure(*(settings.of(section) for section in runtime.SECTIONS))
     pictures = datasets.open_pictures(settings)
-    predictions.check(pictures, settings)
+    predictions.check(pictures, settings, goes_on)
     settings = adaptive.counted(settings, pictures)
     return method.get(settings.of(method.MethodSettings).method).build(settings, pictures)  # type: ignore[no-any-return]
 
@@ -62,7 +62,7 @@ def load(path: str) -> model.Model:
 
 def run(settings: config.Config, start: resume.Start) -> None:
     """Train, score a checkpoint, or predict by it."""
-    settings = (task := build(settings)).config
+    settings = (task := build(settings, start.folder is not None)).config
     log = session.Session(settings, start.folder, silent=not distributed.leads())
     training = trainer.Trainer(task, settings) if settings.of(Command).trains else None
     if training and start.stored and start.folder:

@@ -160,6 +160,8 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
         classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
     method = build_method(config)
     method.idles = not classified[chosen].all()
+    if config.of(Command).trains:
+        pictures.check_clusters(method.num_clusters)
     config = measured(config, pictures)
     views, seed = open_views(config, pictures, plain_recipe(transforms)), config.of(SeedSettings).seed or 0
     source = IMCSource(views, chosen, classified, crops, batch_size=data.batch, channels=channels, seed=seed)

@@ -10,7 +10,10 @@ from lib.columns import aligned, spread
 from lib.labelfree import TITLES as LABEL_FREE
 from lib.metrics import TITLES
 
-DIRECTIONS = "Better: PUI low, balance near 1 where the groups should be of one size, everything else high."
+DIRECTIONS = (
+    "Better: PUI low, balance near 1 where the groups should be of one size, everything else high.\n"
+    "A run whose clusters have all become one has no PUI, silhouette and agreement, and does not count there."
+)
 
 
 def text(numbers: Mapping[str, Mapping[str, Any]]) -> str:
@@ -36,6 +39,8 @@ def _table(numbers: Mapping[str, Mapping[str, Any]], split: str, first: bool) ->
             scale = math.log(int(number)) if key == "entropy" else 1.0
             values = (found[how][split].get(key) for how in ("mean", "deviation"))
             mean, deviation = (None if value is None else value / scale for value in values)
-            cells.append(spread(mean, deviation if len(found["seeds"]) > 1 else None))
+            known = sum(run[split].get(key) is not None for run in found["seeds"].values())
+            alone = f" ({known} of {len(found['seeds'])})" if 0 < known < len(found["seeds"]) else ""
+            cells.append(spread(mean, deviation if known > 1 else None) + alone)
         lines.append((number, *cells, *([spread(found["seed_agreement"], None)] if agree else [])))
     return aligned(lines)

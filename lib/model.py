@@ -56,6 +56,7 @@ class Model:
 
         Raises:
             ValueError: a tensor of another type or shape.
+            TypeError: neither images nor a tensor.
         """
         shown = [prepare(image, self._channels, self._working_size) for image in _images(images)]
         sizes = np.array([(image.height, image.width) for image in shown], dtype=np.int64).reshape(-1, 2)
@@ -108,6 +109,9 @@ def load(path: str, defaults: Mapping[str, Raw]) -> Model:
 
 def _images(images: Sequence[Image.Image] | Tensor) -> list[Image.Image]:
     if not isinstance(images, Tensor):
+        for image in images:
+            if not isinstance(image, Image.Image):
+                raise TypeError(f"Pillow images or an 8-bit (N, C, H, W) tensor are wanted, not {type(image).__name__}")
         return [ImageOps.exif_transpose(image) for image in images]
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ValueError(

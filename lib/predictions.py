@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,17 +50,30 @@ def table(pictures: Pictures, predictions: Predictions, root: Path) -> bytes:
     """
     text = io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     lines.writerow(["path", "cluster", "confidence", "runner_up"])
     second = np.argsort(-predictions.probability, axis=1, kind="stable")[:, 1]
     for position, cluster, row, other in zip(
         predictions.index, predictions.cluster, predictions.probability, second, strict=True
     ):
-        lines.writerow([name_of(pictures, int(position), root), cluster, f"{row[cluster]:.4f}", other])
+        name = name_of(pictures, int(position), root)
+        # The plain writer takes a carriage return for an ordinary letter, and its reader does not.
+        (quoted if "\r" in name else lines).writerow([name, cluster, f"{row[cluster]:.4f}", other])
     return os.fsencode(text.getvalue())
 
 
-def check(pictures: Pictures, config: Config) -> Path | None:
+def is_sorted(path: Path) -> bool:
+    """Whether a folder holds nothing but folders for clusters, as `copy` leaves them in one piece."""
+    return path.is_dir() and all(re.fullmatch(r"cluster-\d+", entry.name) for entry in path.iterdir())
+
+
+def check(pictures: Pictures, config: Config, goes_on: bool = False) -> Path | None:
     """The folder that `--copy-to` names, if it does.
+
+    Args:
+        pictures: of the run.
+        config: its settings.
+        goes_on: the run was begun before, and may have left its copies.
 
     Raises:
         UserError: it exists or cannot be made, or the next run would read its copies, or the pictures are no files.
@@ -68,6 +82,8 @@ def check(pictures: Pictures, config: Config) -> Path | None:
     if target is None:
         return None
     path = Path(target).expanduser().resolve()
+    if goes_on and is_sorted(path):
+        return path
     if path.exists():
         raise UserError(f"--copy-to {target}: it exists; name a new folder")
     if not path.parent.is_dir():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lib import distributed, family, method, report, runtime, summary
 from lib.config import Config
+from lib.datasets import open_pictures
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
 from lib.family import Member
 from lib.method import MethodSettings
@@ -68,6 +69,7 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
         raise UserError(f"{flag} starts processes by itself; give --processes or --gpus instead of a launcher")
     for one in family.numbered(settings):
         method.get(one.of(MethodSettings).method).model(one)  # contradicting settings are met here, once
+    open_pictures(settings).check_clusters(max((one.clusters or 0 for one in members), default=0))
     settings = settings.replace(seed=_common_seed(settings, goes_on))
     with Session(settings, goes_on) as session:
         if session.path is None:

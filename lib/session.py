@@ -74,7 +74,8 @@ class Session:
 
     def __init__(self, config: Config, goes_on: Path | None = None, silent: bool = False) -> None:
         self.path: Path | None = None
-        self._config, self._settings, self._goes_on = config, config.of(SessionSettings), goes_on
+        self._config, self._settings, self._earlier = config, config.of(SessionSettings), goes_on
+        self.goes_on = goes_on is not None
         self._writes = not (silent or self._settings.debug)
         self._lock: int | None = None
         self.provenance: dict[str, Any] = {}
@@ -87,8 +88,17 @@ class Session:
         self._log.addHandler(console)
 
     def __enter__(self) -> Session:
+        try:
+            self._begin()
+        except BaseException:
+            if not self.goes_on:
+                self._discard_if_empty()
+            raise
+        return self
+
+    def _begin(self) -> None:
         if self._writes:
-            self.path = self._goes_on or _new_folder(Path(self._settings.session_root), self._settings.session)
+            self.path = self._earlier or _new_folder(Path(self._settings.session_root), self._settings.session)
             self._lock = _lock(self.path)
             if self._settings.log_file:
                 file = logging.FileHandler(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
@@ -100,7 +110,6 @@ class Session:
                 lines.write(json.dumps(self.provenance) + "\n")
             for note in self._config.notes:
                 self.warn(note)
-        return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:

@@ -120,13 +120,14 @@ def _clusters(path: Path, expression: str) -> Assigned:
 
 
 def _agreement(runs: Sequence[Assigned]) -> float | None:
-    """The mean adjusted Rand index of all pairs, each on the pictures that both have."""
+    """The mean adjusted Rand index of all pairs, each on the pictures that both have; a single cluster agrees with nothing."""
     from sklearn.metrics import adjusted_rand_score
 
     found = []
     for (keys, clusters), (others, theirs) in combinations(runs, 2):
         _, ours, other = np.intersect1d(keys, others, assume_unique=True, return_indices=True)
-        found.append(float(adjusted_rand_score(clusters[ours], theirs[other])))
+        trivial = min(len(np.unique(clusters[ours])), len(np.unique(theirs[other]))) < 2
+        found.append(0.0 if trivial else float(adjusted_rand_score(clusters[ours], theirs[other])))
     return statistics.fmean(found) if found else None
 
 

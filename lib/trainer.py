@@ -128,6 +128,7 @@ class Trainer:
                     self._predict()
                 if self._scored_step != self.step:
                     self._record_scores(self.epoch)
+                self._interrupts.check()
                 self._save("latest")
             except Interrupted as interrupted:
                 if interrupted.midway:
@@ -259,7 +260,10 @@ class Trainer:
         )
         for name, nothing in self.method.uninformative().items():
             if means.get(name, 0.0) >= 0.995 * nothing:
-                self.session.warn(f"{name} {means[name]:.4f} is about {nothing:.4f}, where it says nothing")
+                self.session.warn(
+                    f"{name} is {means[name]:.4f}; about {nothing:.4f} is its value where nothing is learnt, "
+                    "every picture being in all clusters alike"
+                )
 
     def _predict(self) -> None:
         outcome = evaluation.evaluate(self.task, self.config, self._interrupts.check)

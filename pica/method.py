@@ -174,8 +174,8 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
         raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
     method = build_method(config)
     trains = config.of(Command).trains
-    if trains and len(pictures) < heads[-1]:
-        raise UserError(f"{len(pictures)} pictures do not make {heads[-1]} clusters; give a smaller --num-clusters")
+    if trains:
+        pictures.check_clusters(heads[-1])
     sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
     if trains:
         smallest = min(len(chosen) % data.batch or data.batch for chosen in sets)

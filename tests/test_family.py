@@ -160,19 +160,22 @@ def test_seeds_are_compared_on_the_first_split_alone(tmp_path: Path) -> None:
 
 def test_figures_that_are_not_there_are_dashes() -> None:
     values = {"acc": None, "entropy": math.log(4) / 2, "confidence": 0.5}
-    numbers = {k: {"seeds": {"0": {}}, "mean": {"all": values, "all:plain": values},
+    numbers = {k: {"seeds": {"0": {"all": values}}, "mean": {"all": values, "all:plain": values},
                    "deviation": {"all": {**dict.fromkeys(values, 0.0)}}, "seed_agreement": None} for k in ("4", "16")}  # fmt: skip
-    head, *lines, directions = [line for line in choice.text(numbers).splitlines() if line]
+    assert choice.text(numbers).endswith(choice.DIRECTIONS)
+    head, *lines = [line for line in choice.text(numbers).removesuffix(choice.DIRECTIONS).splitlines() if line]
     assert head == "all" and lines[0].split() == ["clusters", "confidence", "PUI", "silhouette", "agreement", "balance"]
     assert lines[1].split() == ["4", "0.500", "–", "–", "–", "0.500"]
     assert lines[2].split() == ["16", "0.500", "–", "–", "–", "0.250"] and len(lines) == 3
-    assert directions == choice.DIRECTIONS
 
-    numbers["4"] = {**numbers["4"], "seeds": {"0": {}, "1": {}}, "seed_agreement": 0.25}
-    numbers["4"]["deviation"] = {"all": {"confidence": 0.1, "entropy": math.log(4) / 4}}
-    _, titles, one, other, _ = [line for line in choice.text(numbers).splitlines() if line]
+    collapsed = {**values, "pui": None}
+    numbers["4"] = {**numbers["4"], "seeds": {"0": {"all": {**values, "pui": 0.3}}, "1": {"all": collapsed}}}
+    numbers["4"] |= {"mean": {"all": {**values, "pui": 0.3}}, "seed_agreement": 0.25}
+    numbers["4"]["deviation"] = {"all": {"confidence": 0.1, "entropy": math.log(4) / 4, "pui": 0.0}}
+    shown = choice.text(numbers).removesuffix(choice.DIRECTIONS)
+    _, titles, one, other = [line for line in shown.splitlines() if line]
     assert titles.split()[-2:] == ["seeds", "agree"]
-    assert " ".join(one.split()) == "4 0.500 ± 0.100 – – – 0.500 ± 0.250 0.250"
+    assert " ".join(one.split()) == "4 0.500 ± 0.100 0.300 (1 of 2) – – 0.500 ± 0.250 0.250"
     assert " ".join(other.split()) == "16 0.500 – – – 0.250 –"
 
 

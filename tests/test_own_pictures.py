@@ -31,6 +31,7 @@ NAMES = (
     "a,b;c",
     "-rf",
     "=1+1",
+    "carriage\rreturn",
 )
 SIZES = ((1, 1), (1, 5000), (5000, 1), (7, 9), (40, 30), (64, 200))
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F")
@@ -173,6 +174,8 @@ def test_the_example_in_python_gives_the_clusters_of_the_run(method: str, cli: C
     for ours, theirs in zip(names["model"].predict(tensor), names["model"].predict(shown), strict=True):
         assert (ours == theirs).all()
     assert [part.shape for part in names["model"].predict([])] == [(0,), (0, 4)]
+    with pytest.raises(TypeError, match="not str"):
+        names["model"].predict(["a.jpg"])
     with pytest.raises(ValueError, match="of bytes"):
         names["model"].predict(tensor.float())
 
@@ -189,6 +192,7 @@ def test_labels_from_a_table_score_the_result(cli: Cli, tmp_path: Path) -> None:
     assert found.tolist() == [i % 2 for i in range(30)] + [-1] * 10
     for text, part in (
         ("99.png,odd\n98.png,odd", "line 2 names '98.png'"),
+        ("00.png,odd\n00.png,even", "line 2: '00.png' had another class before"),
         ("a\n", "line 1: a file and its class"),
         ("", "name none"),
     ):
@@ -214,6 +218,38 @@ def test_mistakes_with_copies_leave_nothing(cli: Cli, tmp_path: Path) -> None:
         status, _, err = cli(*words, *extra)
         assert status == 2 and part in err and err.count("\n") == 1, err
     assert sorted(entry.name for entry in folder.iterdir()) == sorted(f"{i}.png" for i in range(12))
+
+
+def test_copies_of_a_run_that_goes_on_are_left_as_they_are(cli: Cli, tmp_path: Path) -> None:
+    folder, copies = tmp_path / "pictures", tmp_path / "sorted"
+    for i in range(12):
+        picture(folder / f"{i}.png", seed=i)
+    words = (*METHODS["pica"], "--data-root", folder, "--resume", "auto", "--copy-to", copies)
+    assert cli(*words)[0] == 0
+    (copies / "cluster-0").mkdir(exist_ok=True)
+    (copies / "cluster-0" / "mine.txt").write_text("mine")
+    status, out, err = cli(*words)
+    assert status == 0 and "there from before" in out, err
+    assert (copies / "cluster-0" / "mine.txt").read_text() == "mine" and len(list(tmp_path.glob("sessions/*"))) == 1
+    (copies / "other").mkdir()
+    status, _, err = cli(*words)
+    assert status == 2 and "it exists" in err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_more_clusters_than_pictures_are_refused_at_once(method: str, cli: Cli, tmp_path: Path) -> None:
+    for i in range(12):
+        picture(tmp_path / "pictures" / f"{i}.png", seed=i)
+    for numbers in ((13,), (3, 13)):
+        words = (*METHODS[method], "--data-root", tmp_path / "pictures", "--batch-size", 4, "--num-clusters", *numbers)
+        status, out, err = cli(*words)
+        assert status == 2 and err.startswith("error: 12 pictures do not make 13 clusters") and not out
+        assert not (tmp_path / "sessions").exists()
+
+
+def test_digits_read_no_folder(cli: Cli, tmp_path: Path) -> None:
+    status, _, err = cli("--data-root", tmp_path, "--num-clusters", 3, "--dry-run")
+    assert status == 2 and "reads no folder" in err and err.count("\n") == 1
 
 
 def test_pictures_beside_folders_of_pictures_have_no_labels(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from lib.inference import Predictions
 from lib.report import board, charts, found, gallery, page
 from main import main
 
-NAMES = ("with space", "'quotes' and \"more\"", "new\nline", "<script>document.title='hacked'</script>",
+NAMES = ("with space", "'quotes' and \"more\"", "new\nline", "re\rturn", "<script>document.title='hacked'</script>",
          '"><img src=x onerror=alert(1)>', "</script><b>", "Größe", "猫 🐈", "a&amp;b", os.fsdecode(b"\xff"))  # fmt: skip
 COLOURS = ("red", "green", "blue", "white")
 WORDS = ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/image_folder.yaml", "--network", "convnet", "--net-width", 4,

@@ -144,6 +144,11 @@ class Pictures:
         """(N, 2) sizes and modification times, ns, of the files as the run begins; 0 for one that is gone."""
         return np.array([_stamp(file) for file in self.files or ()], dtype=np.int64).reshape(-1, 2)
 
+    def check_clusters(self, clusters: int) -> None:
+        """Raises UserError where the pictures are fewer than the clusters."""
+        if len(self) < clusters:
+            raise UserError(f"{len(self)} pictures do not make {clusters} clusters; give a smaller --num-clusters")
+
     def locate(self, position: int) -> tuple[str, int]:
         """The split of a picture, and its number within that split."""
         part = bisect.bisect_right(self._ends, position)

@@ -139,8 +139,11 @@ def _relabelled(found: Mapping[str, Found], root: Path, table: Path) -> dict[str
                     raise UserError(
                         f"{table}, line {number}: a file and its class are wanted, in UTF-8, with a comma between"
                     )
-                if str(root / row[0]) in files:
-                    classes[str(root / row[0])] = row[1]
+                file = str(root / row[0])
+                if classes.get(file, row[1]) != row[1]:
+                    raise UserError(f"{table}, line {number}: {row[0]!r} had another class before; give it one")
+                if file in files:
+                    classes[file] = row[1]
                 elif number > 1:  # the first line may be a heading
                     where = f"{table}, line {number} names {row[0]!r}"
                     raise UserError(f"{where}, and there is no such picture in {root}; mend or remove the line")

@@ -43,8 +43,11 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
     session.write_json("scores.json", _scores_file(task, predicted, rows))  # it says that the run is done
     if command.export is not None:
         export.export(command.export, config, task.method.state_dict(), outcome.statistics)
-    target = predictions.check(task.pictures, config)
-    if target is not None:
+        session.info(f"exported: {command.export}")
+    target = predictions.check(task.pictures, config, session.goes_on)
+    if target is not None and predictions.is_sorted(target):
+        session.info(f"the pictures by cluster are there from before: {target}")
+    elif target is not None:
         predictions.copy(task.pictures, predicted, target, command.link)
         session.info(f"the pictures by cluster: {target}")
     if any(values["acc"] is not None for values in outcome.scores.values()):

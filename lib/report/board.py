@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ def show(writer: Any, found: Found) -> None:
     # The order of axes is that of torch: N, C, H, W.
     images = np.ascontiguousarray(looks.transpose(0, 3, 1, 2)).astype(np.float32) / 255
     header = ["name", "cluster", "confidence", "class"]
+    shutil.rmtree(Path(writer.log_dir) / "00000", ignore_errors=True)  # of a run that was finished before
     writer.add_embedding(found.shown.feature, told, torch.from_numpy(images), metadata_header=header, tag="features")
     for k in range(found.k):
         own = np.flatnonzero(cluster == k)

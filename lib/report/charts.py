@@ -39,6 +39,8 @@ def lines(title: str, series: Mapping[str, Points], across: str) -> str:
         return ""
     xs, ys = ([point[axis] for points in series.values() for point in points] for axis in (0, 1))
     marks, across_marks = ticks(min(ys), max(ys)), ticks(min(xs), max(xs), 6)
+    if all(x == int(x) for x in xs):  # what is counted has no halves
+        across_marks = [x for x in across_marks if abs(x - round(x)) < 1e-9]
     low, high, left, right = min(marks), max(marks), min(xs), max(xs)
 
     def at(x: float, y: float) -> tuple[float, float]:

@@ -219,7 +219,7 @@ def test_a_collapse_is_warned_of() -> None:
 
 def test_a_loss_at_log_k_is_warned_of(cli: Cli) -> None:
     _, _, err = cli(*QUICK, "--base-lr", 0)
-    assert "head0-70/uncertainty" in err and "says nothing" in err
+    assert "head0-70/uncertainty" in err and "nothing is learnt" in err
 
 
 def test_means_survive_a_save() -> None:
