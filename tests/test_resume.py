@@ -241,8 +241,7 @@ def test_a_batch_of_unreadable_pictures_is_passed_over(cli: Cli, tmp_path: Path)
         file.write_text("text")
     refused(
         cli(*folder_run(tmp_path), "--on-bad-image", "skip", "--session", "b"),
-        "none of the 17 pictures from",
-        "00.png on can be read",
+        "none of 17 training pictures can be read",
     )
 
 

@@ -29,6 +29,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from lib import distributed
 from lib.command import Command
 from lib.config import Config
 from lib.errors import UserError
@@ -277,7 +278,8 @@ def _wait(file: BinaryIO) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print("waiting for another process, which decodes the same pictures", file=sys.stderr)
+        if distributed.leads():  # of several ranks one works, and one may speak
+            print("waiting for another process, which decodes the same pictures", file=sys.stderr)
         fcntl.flock(file, fcntl.LOCK_EX)
 
 

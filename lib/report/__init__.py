@@ -43,7 +43,6 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
     session.write_json("scores.json", _scores_file(task, predicted, rows))  # it says that the run is done
     if command.export is not None:
         export.export(command.export, config, task.method.state_dict(), outcome.statistics)
-        session.info(f"exported: {command.export}")
     target = predictions.check(task.pictures, config, session.goes_on)
     if target is not None and predictions.is_sorted(target):
         session.info(f"the pictures by cluster are there from before: {target}")
@@ -57,6 +56,8 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
             "\n" + "\n".join(f"{split}: {evaluation.line(values)}" for split, values in outcome.scores.items())
         )
     session.info(f"\nsession: {session.path or 'none, because of --debug'}")
+    if command.export is not None:
+        session.info(f"exported: {command.export}")
     if session.path is not None:
         if (writer := session.board()) is not None:
             board.show(writer, found.read(session.path))

@@ -226,7 +226,7 @@ def test_without_a_size_or_without_files_or_when_told_nothing_is_kept(tmp_path: 
         ["--disk-cache", 0],
         ["--debug"],
         ["--dry-run"],
-        ["--dataset", "digits"],
+        ["--dataset", "digits", "--data-root", "./data"],
     ):
         reader(tmp_path, *words)
         assert not (tmp_path / "cache").exists(), words
