@@ -72,6 +72,7 @@ def test_several_seeds_get_a_summary_and_more_can_join(tmp_path: Path) -> None:
     assert yaml.safe_load((path / "runs" / "seed-4" / "config.yaml").read_text())["seed"] == 4
 
 
+@pytest.mark.slow
 def test_a_stopped_command_goes_on_and_ends_alike(tmp_path: Path, cli: Cli) -> None:
     words, root = (*UNSEEDED, "--max-epochs", 6, "--eval-every", 0), tmp_path / "several"
     process = launch((*words, "--seeds", "0-1", "--jobs", 1), root)

@@ -55,7 +55,9 @@ def exported(cli: Cli, folder: Path, *words: object) -> tuple[Path, Any]:
     return file, np.load(folder / "sessions/a/predictions.npz")
 
 
-@pytest.mark.parametrize("words", DIGITS.values(), ids=DIGITS)
+@pytest.mark.parametrize(
+    "words", [pytest.param(DIGITS["pica with sobel"], marks=pytest.mark.slow), DIGITS["imc_swav"]], ids=DIGITS
+)
 def test_a_batch_of_any_size_gives_the_runs_clusters(words: tuple[object, ...], cli: Cli, tmp_path: Path) -> None:
     file, archive = exported(cli, tmp_path, *words)
     splits = {name: Digits("./data", name) for name in set(archive["split"].tolist())}
