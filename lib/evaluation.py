@@ -193,7 +193,7 @@ def line(scores: Mapping[str, Any]) -> str:
 
 def warn_of_collapse(session: Session, scores: Mapping[str, Any], k: int) -> None:
     """A word where most of the pictures share few clusters."""
-    if scores["entropy"] < math.log(k) / 2:
+    if metrics.collapsed(scores["entropy"], k):
         session.warn(
             f"the clusters collapse: the largest holds {scores['largest']:.1%} of the pictures, and the entropy of "
             f"the sizes is {scores['entropy']:.2f} of {math.log(k):.2f}"

@@ -5,6 +5,7 @@ Natural logarithms throughout. A label of −1 means "unknown", and that picture
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,11 @@ def balance(clusters: IntArray, k: int) -> dict[str, float]:
     filled = share[share > 0]
     entropy = max(0.0, float(-(filled * np.log(filled)).sum()))
     return {"entropy": entropy, "smallest": float(share.min()), "largest": float(share.max())}
+
+
+def collapsed(entropy: float, k: int) -> bool:
+    """Whether most pictures share few of k clusters, by the entropy (nats) of the sizes."""
+    return entropy < math.log(k) / 2
 
 
 def partition_uncertainty(p: Tensor, q: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from lib.datasets import open_pictures
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
 from lib.family import Member
 from lib.method import MethodSettings
-from lib.report import several
 from lib.runtime import DeviceSettings, Interrupts, SeedSettings
 from lib.session import Session, discard
 from lib.yamlfile import load_yaml
@@ -69,7 +68,8 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
         raise UserError(f"{flag} starts processes by itself; give --processes or --gpus instead of a launcher")
     for one in family.numbered(settings):
         method.get(one.of(MethodSettings).method).model(one)  # contradicting settings are met here, once
-    open_pictures(settings).check_clusters(max((one.clusters or 0 for one in members), default=0))
+    if numbers := [one.clusters for one in members if one.clusters is not None]:
+        open_pictures(settings).check_clusters(max(numbers))
     settings = settings.replace(seed=_common_seed(settings, goes_on))
     with Session(settings, goes_on) as session:
         if session.path is None:
@@ -80,7 +80,7 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
         done = [member for member in members if _is_done(session.path, member)]
         if done:
             summary.summarise(session, settings, {member: _folder(session.path, member) for member in done})
-            report.show(session, settings, several.make(session.path, again=False))
+            report.show(session, settings, report.make(session.path, again=False))
         if failed:
             names = "; ".join(str(member) for member in members if member in failed)
             raise RunStopped(f"of the runs, {names} ended early; with --resume auto the same command tries them again")

@@ -75,7 +75,6 @@ class Session:
     def __init__(self, config: Config, goes_on: Path | None = None, silent: bool = False) -> None:
         self.path: Path | None = None
         self._config, self._settings, self._earlier = config, config.of(SessionSettings), goes_on
-        self.goes_on = goes_on is not None
         self._writes = not (silent or self._settings.debug)
         self._lock: int | None = None
         self.provenance: dict[str, Any] = {}
@@ -131,6 +130,11 @@ class Session:
             return
         if not (self.path / METRICS).exists():
             shutil.rmtree(self.path)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it was begun by an earlier process."""
+        return self._earlier is not None
 
     def progress(self, text: str) -> None:
         """A line for log.txt, and for a console without a progress bar."""

@@ -68,6 +68,14 @@ def picture(path: Path, size: tuple[int, int] = (12, 10), mode: str = "RGB", see
     return path
 
 
+def every_mode(folder: Path) -> None:
+    """Write pictures of each mode that files have, 16-bit ones too."""
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        picture(folder / f"{mode}.png", mode=mode)
+    picture(folder / "cmyk.jpg", mode="CMYK")
+    Image.fromarray(np.random.default_rng(0).integers(0, 65536, (10, 12), dtype=np.uint16)).save(folder / "deep.png")
+
+
 @pytest.fixture
 def class_folders(tmp_path: Path) -> Path:
     """Three classes of eight pictures."""

@@ -9,6 +9,7 @@ A data set is a class that takes `(root, split, transform=None, download=False)`
 - `classes`: the names of the classes,
 - `path(i)`: the file of picture i,
 - `check(numbers)`, which raises a UserError for those of these pictures that cannot be read, before anything is trained,
+- `comes_with`: the package that holds its pictures, where it reads no folder, so that naming one is a mistake,
 - `keeps`: true where its last argument is `keep`, a folder for what it finds out, or none: nothing may be kept,
 - `splits(root)`, a class or static method giving `Splits`; without it, `train` and `test` are assumed.
 """
@@ -228,6 +229,12 @@ def open_pictures(config: Config) -> Pictures:
     train, test, sizes = choose_splits(config)
     used = dict.fromkeys(name for expression in (*train, *test) for name in parts_of(expression))
     dataset = get(settings.dataset)
+    package = getattr(dataset, "comes_with", None)
+    if package is not None and Path(settings.data_root) != Path(DataSettings().data_root):
+        raise UserError(
+            f"--data-root {settings.data_root}: the data set {settings.dataset} comes with {package}, and reads no folder; "
+            "for pictures of your own, --cfgs configs/base.yaml configs/image_folder.yaml"
+        )
     kept = {"keep": cache.folder(config) if cache.writes(config) else None} if getattr(dataset, "keeps", False) else {}
     download, extra = settings.download and not dry, config.extra(dataset)
     try:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lib.datasets import DataSettings, Splits, register
+from lib.datasets import Splits, register
 from lib.errors import UserError
 
 
@@ -23,6 +22,7 @@ class Digits:
     """
 
     classes = tuple("0123456789")
+    comes_with = "scikit-learn"
 
     @staticmethod
     def splits(root: str) -> Splits:
@@ -33,11 +33,6 @@ class Digits:
     ) -> None:
         if split not in ("train", "test"):
             raise UserError(f"the data set digits has no split {split!r}: it has train, test")
-        if Path(root) != Path(DataSettings().data_root):
-            raise UserError(
-                f"--data-root {root}: the data set digits comes with scikit-learn, and reads no folder; for pictures of your "
-                "own, --cfgs configs/base.yaml configs/image_folder.yaml"
-            )
         array, targets = _read()
         start = 0 if split == "train" else 1
         self.array, self.targets, self._transform = array[start::2, ..., None], targets[start::2], transform

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lib import distributed, evaluation, export, metrics, predictions, summary
+from lib.checkpoint import write_atomically
 from lib.command import Command
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.evaluation import EvaluationSettings, Outcome, Scores
 from lib.inference import Predictions
 from lib.method import MethodSettings, Task
-from lib.report import board, found, gallery, several
+from lib.report import board, found, gallery, page, several
 from lib.runtime import SeedSettings
 from lib.session import Session, SessionSettings
 
@@ -61,7 +62,29 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
     if session.path is not None:
         if (writer := session.board()) is not None:
             board.show(writer, found.read(session.path))
-        show(session, config, several.make(session.path))
+        show(session, config, make(session.path))
+
+
+def make(folder: Path, again: bool = True) -> Path:
+    """Leave the report of a session in its folder, and those of its runs where it has several.
+
+    Args:
+        folder: of the session.
+        again: also where a run has its report.
+
+    Returns:
+        the file
+
+    Raises:
+        UserError: it is no finished session, or cannot be written.
+    """
+    runs = summary.runs_of(folder)
+    for run in runs:
+        if again or not (run / page.FILE).is_file():
+            write_atomically(run / page.FILE, page.page(found.read(run)).encode())
+    if runs != [folder]:
+        write_atomically(folder / page.FILE, several.overview(folder, runs).encode())
+    return folder / page.FILE
 
 
 def show(session: Session, config: Config, report: Path) -> None:

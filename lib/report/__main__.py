@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib import summary
+from lib import report, summary
 from lib.errors import UserError, exit_status
-from lib.report import several
 
 
 @exit_status
@@ -17,7 +16,7 @@ def main(folders: Sequence[str]) -> None:
         raise UserError("name the folders of one or more sessions: python -m lib.report sessions/NAME …")
     compared = summary.compare([Path(folder) for folder in folders])
     for folder in map(Path, folders):
-        print(f"report: {several.make(folder).resolve().as_uri()}")
+        print(f"report: {report.make(folder).resolve().as_uri()}")
     print(compared)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from functools import cached_property
 from html import escape
 from itertools import takewhile
 
@@ -88,7 +87,7 @@ class Gallery:
             "</dialog>"
         )
 
-    @cached_property
+    @property
     def neighbours(self) -> NDArray[np.int64]:
         """(n, NEIGHBOURS) of each picture, the nearest first."""
         feature: NDArray[np.float32] = self._shown.feature

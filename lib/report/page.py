@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lib import metrics
+from lib.columns import spread
 from lib.labelfree import TITLES as LABEL_FREE
 from lib.report import charts
 from lib.report.clusters import Gallery, clean, sections
@@ -93,19 +93,15 @@ def _nav(parts: Iterable[tuple[str, str, str]]) -> str:
     return f'<nav aria-label="Parts of this page">{links}</nav>'
 
 
-def figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 def _overview(found: Found) -> str:
     split, values = next(iter(found.scores.items()))
     cards = [
-        f"<div><dt>{title}</dt><dd><b>{figure(values[key])}</b><span>{meaning}</span></dd></div>"
+        f"<div><dt>{title}</dt><dd><b>{spread(values[key], None)}</b><span>{meaning}</span></dd></div>"
         for key, (title, meaning) in MEANINGS.items()
         if values.get(key) is not None
     ]
     remarks = []
-    if values["entropy"] < math.log(found.k) / 2:
+    if metrics.collapsed(values["entropy"], found.k):
         remarks.append("The clusters collapse: most of the pictures share few of them.")
     if len(found.skipped):
         listed = "".join(f"<li>{escape(line)}</li>" for line in found.skipped)
@@ -121,7 +117,12 @@ def _overview(found: Found) -> str:
 def _scores(found: Found) -> str:
     keys = [key for key in MEANINGS if any(values.get(key) is not None for values in found.scores.values())]
     rows = [
-        [split, *(figure(values.get(key)) for key in keys), f"{values['smallest']:.1%}", f"{values['largest']:.1%}"]
+        [
+            split,
+            *(spread(values.get(key), None) for key in keys),
+            f"{values['smallest']:.1%}",
+            f"{values['largest']:.1%}",
+        ]
         for split, values in found.scores.items()
     ]
     content = table(["split", *(MEANINGS[key][0] for key in keys), "smallest cluster", "largest cluster"], rows)
@@ -157,8 +158,7 @@ def _training(found: Found) -> str:
     content = f'<div class="charts">{content}</div>' if content else ""
     first = next(iter(found.scores))
     own = [line for line in found.metrics if line.get("split") == first]
-    titles = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", **dict(LABEL_FREE)}
-    curves = {title: _over_time(own, key, "epoch") for key, title in titles.items()}
+    curves = {title: _over_time(own, key, "epoch") for key, title in (*metrics.TITLES, *LABEL_FREE)}
     if len(own) > 1:
         content += charts.lines(f"Scores of {first}", curves, "epochs")
     if last:

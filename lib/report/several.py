@@ -9,40 +9,22 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lib import summary
-from lib.checkpoint import write_atomically
 from lib.choice import DIRECTIONS
+from lib.columns import spread
 from lib.errors import UserError
 from lib.labelfree import TITLES as LABEL_FREE
 from lib.metrics import TITLES
-from lib.report import charts, found, page
+from lib.report import charts, page
 from lib.report.clusters import clean
 from lib.yamlfile import load_yaml
 
 
-def make(folder: Path, again: bool = True) -> Path:
-    """Leave the report of a session in its folder, and those of its runs where it has several.
-
-    Args:
-        folder: of the session.
-        again: also where a run has its report.
-
-    Returns:
-        the file
+def overview(folder: Path, runs: list[Path]) -> str:
+    """The page over the runs of a session.
 
     Raises:
-        UserError: it is no finished session, or cannot be written.
+        UserError: a file of it is missing or damaged.
     """
-    runs = summary.runs_of(folder)
-    for run in runs:
-        if again or not (run / page.FILE).is_file():
-            write_atomically(run / page.FILE, page.page(found.read(run)).encode())
-    if runs != [folder]:
-        write_atomically(folder / page.FILE, _page(folder, runs).encode())
-    return folder / page.FILE
-
-
-def _page(folder: Path, runs: list[Path]) -> str:
     try:
         content = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         settings = load_yaml(folder / "config.yaml")
@@ -94,7 +76,7 @@ def _runs(folder: Path, scores: Mapping[Path, Mapping[str, Any]], split: str) ->
     rows = []
     for run, own in sorted(scores.items(), key=lambda entry: _natural(entry[0].name)):
         values = own[split]
-        cells = [page.figure(values.get(key)) for key, _ in shown]
+        cells = [spread(values.get(key), None) for key, _ in shown]
         cells += [f"{values['smallest']:.1%}", f"{values['largest']:.1%}"]
         link = f'<a href="{escape(str(run.relative_to(folder) / page.FILE))}">{escape(run.name)}</a>'
         rows.append(f'<tr><th scope="row">{link}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')

@@ -21,7 +21,7 @@ def open_folder(root: Path, *words: object) -> datasets.Pictures:
 
 
 def test_digits_are_scikit_learns_in_halves() -> None:
-    train, test, source = Digits("./data", "train"), Digits("./data", "test"), load_digits()
+    train, test, source = Digits("", "train"), Digits("./data", "test"), load_digits()
     assert (len(train), len(test)) == (899, 898) == tuple(Digits.splits("").sizes.values())
     assert (
         train.targets.tolist() == source.target[::2].tolist() and test.targets.tolist() == source.target[1::2].tolist()
@@ -30,7 +30,7 @@ def test_digits_are_scikit_learns_in_halves() -> None:
     assert image.mode == "L" and label == source.target[11]
     np.testing.assert_allclose(np.asarray(image), source.images[11] * 255 / 16, atol=0.5)
     with pytest.raises(UserError, match="no split 'val'"):
-        Digits("./data", "val")
+        Digits("", "val")
 
 
 def test_class_folders(class_folders: Path) -> None:

@@ -60,7 +60,7 @@ def exported(cli: Cli, folder: Path, *words: object) -> tuple[Path, Any]:
 )
 def test_a_batch_of_any_size_gives_the_runs_clusters(words: tuple[object, ...], cli: Cli, tmp_path: Path) -> None:
     file, archive = exported(cli, tmp_path, *words)
-    splits = {name: Digits("./data", name) for name in set(archive["split"].tolist())}
+    splits = {name: Digits("", name) for name in set(archive["split"].tolist())}
     images = [splits[name][i][0] for name, i in zip(archive["split"], archive["index"], strict=True)][:40]
     files = [io.BytesIO() for _ in images]
     for image, held in zip(images, files, strict=True):
