@@ -92,12 +92,12 @@ def build(config: Config, in_channels: int) -> nn.Module:
         draw_norm_weights(network)
     if settings.net_init == "he" and not trained:
         draw_he_weights(network)
-    if settings.net_weights is not None and not config.weights_given:
-        load_weights(network, config)
     if settings.net_freeze:
         tuning.freeze(network, settings.net_freeze, tuned.net_freeze_epochs, settings.network)
     elif tuned.net_freeze_epochs is not None:
         raise UserError("net_freeze_epochs is given, and nothing to freeze; say what: --net-freeze '.*' is the whole")
+    if settings.net_weights is not None and not config.weights_given:
+        load_weights(network, config)
     return network
 
 
