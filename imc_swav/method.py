@@ -159,6 +159,7 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     if settings.classifier_splits is not None:
         classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
     method = build_method(config)
+    networks.check_sizes(method.network, config, transforms.size, *settings.size_crops)
     method.idles = not classified[chosen].all()
     if config.of(Command).trains:
         pictures.check_clusters(method.num_clusters)

@@ -1,10 +1,14 @@
-"""Settings that were left to the pictures, and follow from how many there are."""
+"""Settings that were left open, and follow from how many pictures there are, or from the network."""
 
 from __future__ import annotations
 
+from lib import networks
 from lib.config import Config
 from lib.datasets import DataSettings, Pictures
+from lib.errors import UserError
+from lib.networks import NetworkSettings
 from lib.trainer import TrainerSettings
+from lib.transforms import TransformSettings
 
 BATCHES = 8  # in an epoch, at least
 SMALLEST, LARGEST = 16, 256  # pictures in a batch
@@ -13,7 +17,12 @@ FEWEST, MOST = 20, 500  # epochs
 
 
 def counted(config: Config, pictures: Pictures) -> Config:
-    """The same with a batch size and a number of epochs; those that are `none` follow from the training pictures."""
+    """The same with a batch size and a number of epochs; those that are `none` follow from the training pictures.
+
+    Raises:
+        UserError: from `seen`.
+    """
+    config = seen(config)
     count = len(pictures.index(pictures.train[-1]))
     size, number = config.of(DataSettings).batch_size, config.of(TrainerSettings).max_epochs
     size = batch_size(count) if size is None else size
@@ -29,3 +38,26 @@ def batch_size(count: int) -> int:
 def epochs(count: int, size: int) -> int:
     """What makes about 5,000 batches of `size` out of so many pictures, between 20 and 500."""
     return min(MOST, max(FEWEST, round(STEPS * size / max(1, count))))
+
+
+def seen(config: Config) -> Config:
+    """The same with sizes; those that are `none`, and means and deviations, are what the network declares, if it does.
+
+    A size that is given moves what it is cut out of in proportion. Grey pictures take the average of the channels.
+
+    Raises:
+        UserError: a size is `none`, and the network has none of its own.
+    """
+    settings, network = config.of(TransformSettings), config.of(NetworkSettings)
+    own, found = networks.own(network.network), dict[str, object]()
+    for name in ("tfm_size", "tfm_resize"):
+        if getattr(settings, name) is None and own.size is None:
+            raise UserError(f"{name} is none, and the network {network.network} has no size of its own; give {name}")
+    if own.size is not None:
+        size = own.size if settings.tfm_size is None else settings.tfm_size
+        resize = round(size * (own.resize or own.size) / own.size)
+        found |= {"tfm_size": size, "tfm_resize": resize if settings.tfm_resize is None else settings.tfm_resize}
+    for name, values in (("tfm_means", own.means), ("tfm_stds", own.stds)):
+        if values is not None and getattr(settings, name) is None:
+            found[name] = values if network.net_cin == len(values) else (sum(values) / len(values),) * network.net_cin
+    return config.replace(**found)

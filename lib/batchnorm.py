@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lib import distributed, runtime
+from lib import distributed, runtime, tuning
 
 BATCHES = 50  # at most, from which the statistics are estimated
 
@@ -50,7 +50,10 @@ def reestimate(module: nn.Module, predict: Iterable[Tensor], afresh: bool) -> No
 
 
 def _norms(module: nn.Module) -> list[_BatchNorm]:
-    return [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    """Those whose statistics follow the pictures."""
+    held = {part for frozen in tuning.held(module) for part in frozen.modules()}
+    every = (part for part in module.modules() if isinstance(part, _BatchNorm))
+    return [part for part in every if part.track_running_stats and part not in held]
 
 
 class SyncBatchNorm(_BatchNorm):

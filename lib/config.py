@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import inspect
 import os
 import sys
 import traceback
@@ -52,12 +51,14 @@ class Config:
     """All settings of a run: one frozen dataclass per component in use.
 
     Two configurations are equal if they run the same; what belongs to one call (`transient`)
-    does not count.
+    does not count. `weights_given`: a checkpoint brings the weights of what is built from it.
     """
 
-    def __init__(self, sections: Mapping[Kind, Section], notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, sections: Mapping[Kind, Section], notes: Sequence[str] = (), weights_given: bool = False
+    ) -> None:
         self._sections = dict(sections)
-        self.notes = tuple(notes)
+        self.notes, self.weights_given = tuple(notes), weights_given
 
     def of(self, section: type[S]) -> S:
         """The settings that `section` declares."""
@@ -95,7 +96,7 @@ class Config:
             kind: dataclasses.replace(typing.cast(Any, held), **{n: v for n, v in values.items() if n in _fields(kind)})
             for kind, held in self._sections.items()
         }
-        return Config(sections, self.notes)
+        return Config(sections, self.notes, self.weights_given)
 
     def groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(title, {name: value}) of each section, without what belongs to one call."""
@@ -208,7 +209,7 @@ def resolve(
     strangers = {n: r for n, r in merged.items() if n not in active and r.origin != origin}
     notes += [f"{name}: accepted, and without effect" for name, given in raw.items()
             if given.value is not None and name in active and active[name].metadata["idle"]]  # fmt: skip
-    return Config(found, notes + _strangers(strangers, registries, set(active)))
+    return Config(found, notes + _strangers(strangers, registries, set(active)), stored is not None)
 
 
 def part(raw: Mapping[str, Raw], sections: Sequence[Kind]) -> Config:
@@ -251,9 +252,7 @@ def component_list(sections: Sequence[Kind]) -> str:
             registry = field.metadata["component"]
             if registry is not None:
                 shown.append(f"{registry.kind} (--{field.name.replace('_', '-')})")
-                for name in registry.names():
-                    text = (inspect.getdoc(registry.get(name)) or "").partition("\n")[0]
-                    shown.append(f"  {name:<16}{text}".rstrip())
+                shown += [f"  {name:<16} {text}".rstrip() for name, text in registry.listed()]
     return "\n".join(shown)
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lib import batchnorm, distributed, runtime
+from lib import batchnorm, distributed, runtime, tuning
 from lib.command import Command
 from lib.config import Config
 from lib.datasets import Pictures
@@ -26,6 +26,7 @@ from lib.registry import Registry
 from lib.runtime import DeviceSettings, PrecisionSettings
 from lib.settings import Section, setting
 from lib.transforms.recipe import Recipe
+from lib.tuning import TuningSettings
 
 _registry = Registry("method", exclusive=True)
 register, get, names = _registry.register, _registry.get, _registry.names
@@ -180,6 +181,9 @@ class Method(nn.Module, ABC):
     group_crops: bool = False
     """Whether views of one size are one BatchNorm batch."""
 
+    network_rate: float = 1.0
+    """Factor of the learning rate for the network's weights."""
+
     @abstractmethod
     def classify(self, features: Tensor) -> Tensor:
         """(N, feature_dim) → (N, K) cluster probabilities."""
@@ -215,6 +219,8 @@ class Method(nn.Module, ABC):
         settings = config.of(DeviceSettings)
         device = runtime.device(settings)
         self.precision, self.group_crops = config.of(PrecisionSettings).precision, config.of(MethodSettings).group_crops
+        tuned = config.of(TuningSettings)
+        self.network_rate, self.idles = tuned.net_lr_scale, self.idles or tuned.net_freeze_epochs is not None
         if distributed.world() > 1 and config.of(MethodSettings).sync_batchnorm:
             self.network = batchnorm.synchronise(self.network, device)
         if runtime.channels_last(device, config.of(PrecisionSettings)):
@@ -231,8 +237,19 @@ class Method(nn.Module, ABC):
         return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimiser gets: everything that is not frozen."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+        """What the optimiser gets: everything that is not frozen for ever; `lr_scale`: factor of a group's rate."""
+        every = [p for p in self.parameters() if p.requires_grad]
+        scaled = {id(p) for p in self.network.parameters()} if self.network_rate != 1 else set()
+        groups: list[dict[str, Any]] = [{"params": [p for p in every if id(p) not in scaled]}]
+        own = [p for p in every if id(p) in scaled]
+        return [*groups, {"params": own, "lr_scale": self.network_rate}] if own else groups
+
+    def train(self, mode: bool = True) -> Self:
+        """As of every module; a network that is wholly frozen stays in evaluation mode, so that no statistic moves."""
+        super().train(mode)
+        for part in tuning.held(self):
+            part.train(False)
+        return self
 
     def start_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch."""

@@ -70,7 +70,7 @@ def export(path: Path, config: Config, state: Mapping[str, Any], statistics: Map
     # Built anew: neither compiled nor synchronised nor lowered to bfloat16, and on the CPU.
     built: Method = method.get(config.of(MethodSettings).method).model(config)
     load_weights(built, {name: statistics.get(name, value) for name, value in state.items()}, "the run")
-    side = transforms.tfm_size
+    side = transforms.size
     example = torch.zeros(2, channels, side, side, dtype=torch.uint8)  # of one picture would be taken for a constant
     try:
         with _silence():

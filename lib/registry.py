@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import Any, TypeVar
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, TypeVar
 
 from lib.errors import UserError
 
@@ -17,6 +18,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
+class Family(Protocol):
+    """Components of another package, by names with a prefix. The docstring's first line is shown by `--list`."""
+
+    def names(self) -> Iterable[str]:
+        """What may follow the prefix; nothing where the package is missing."""
+
+    def get(self, name: str) -> Any | None:
+        """The component of that name, without the prefix; None if there is none.
+
+        Raises:
+            UserError: the package is missing.
+        """
+
+
 class Registry:
     """Components of one kind, such as all networks.
 
@@ -27,6 +42,7 @@ class Registry:
         self.kind = kind
         self.exclusive = exclusive
         self._components: dict[str, Any] = {}
+        self._families: dict[str, Family] = {}
 
     def register(self, name: str, component: C | None = None) -> Any:
         """Add a component, as a call `register(name, cls)` or as a decorator `@register(name)`.
@@ -41,16 +57,37 @@ class Registry:
         self._components[name] = component
         return component
 
+    def register_family(self, prefix: str, family: Family) -> None:
+        """Add all components of a family, each as `prefix:NAME`."""
+        self._families[prefix] = family
+
     def get(self, name: str) -> Any:
         """The component of that name.
 
         Raises:
             UserError: no such name; the message lists the known ones and the nearest.
         """
-        if name not in self._components:
-            known = ", ".join(self.names()) or "none"
-            raise UserError(f"unknown {self.kind} {name!r}: known are {known}{nearest(name, self._components)}")
-        return self._components[name]
+        if name in self._components:
+            return self._components[name]
+        prefix, _, rest = name.partition(":")
+        asked = [prefix] if prefix in self._families else list(self._families)
+        component = self._families[prefix].get(rest) if asked == [prefix] and rest else None
+        if component is not None:
+            return component
+        known = ", ".join([*self.names(), *map("{}:NAME".format, self._families)]) or "none"
+        candidates = [f"{prefix}:{each}" for prefix in asked for each in self._families[prefix].names()]
+        bare = [full for full in candidates if full.partition(":")[2] == name]
+        hint = (
+            nearest(name, bare or [*self._components, *candidates]) or (bare and f"; did you mean {bare[0]!r}?") or ""
+        )
+        raise UserError(f"unknown {self.kind} {name!r}: known are {known}{hint}")
 
     def names(self) -> list[str]:
+        """Those that are registered one by one."""
         return sorted(self._components)
+
+    def listed(self) -> Iterator[tuple[str, str]]:
+        """What there is, and the first line of its docstring."""
+        families = {f"{prefix}:NAME": family for prefix, family in self._families.items()}
+        for name, component in [*sorted(self._components.items()), *families.items()]:
+            yield name, (inspect.getdoc(component) or "").partition("\n")[0]

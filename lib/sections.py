@@ -15,9 +15,10 @@ from lib.session import SessionSettings
 from lib.summary import PublishedSettings
 from lib.trainer import TrainerSettings
 from lib.transforms import LoaderSettings, TransformSettings, ViewSettings
+from lib.tuning import TuningSettings
 
 SECTIONS = (
     Command, MethodSettings, DataSettings, TransformSettings, NetworkSettings, OptimizerSettings, ScheduleSettings,
-    TrainerSettings, EvaluationSettings, ViewSettings, SessionSettings, *runtime.SECTIONS, LoaderSettings, CacheSettings,
-    PublishedSettings,
+    TuningSettings, TrainerSettings, EvaluationSettings, ViewSettings, SessionSettings, *runtime.SECTIONS, LoaderSettings,
+    CacheSettings, PublishedSettings,
 )  # fmt: skip

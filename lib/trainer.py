@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from lib import checkpoint, distributed, evaluation, optimizers, runtime, schedules
+from lib import checkpoint, distributed, evaluation, optimizers, runtime, schedules, tuning
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.datasets.fingerprint import Fingerprint, fingerprint
@@ -151,6 +151,7 @@ class Trainer:
         return self._rate is not None
 
     def _train_epoch(self) -> None:
+        tuning.begin(self.method, self.epoch)
         self.method.train()
         self._statistics = {}
         if self.position == 0:
@@ -385,4 +386,4 @@ def build_schedule(config: Config) -> schedules.Schedule:
 def set_rate(optimizer: Optimizer, rate: float | None, step: int, warmup: int) -> None:
     if rate is not None:
         for group in optimizer.param_groups:
-            group["lr"] = schedules.warmed_up(rate, step, warmup)
+            group["lr"] = schedules.warmed_up(rate, step, warmup) * group.get("lr_scale", 1)

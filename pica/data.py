@@ -28,7 +28,7 @@ class Batch(Shares):
 
 def recipes(s: TransformSettings) -> tuple[Recipe, Recipe]:
     """The original and the perturbed view (Huang et al., 2020, section 4)."""
-    original = Recipe(s.tfm_size, "random", s.tfm_resize)
+    original = Recipe(s.size, "random", s.resize)
     perturbed = replace(
         original, jitter=s.tfm_colorjitter, jitter_probability=s.tfm_colorjitter_probability,
         grayscale=s.tfm_random_grayscale, flip=s.tfm_random_hflip,

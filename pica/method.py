@@ -173,6 +173,7 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     if len(train) > len(heads):
         raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
     method = build_method(config)
+    networks.check_sizes(method.network, config, transforms.size)
     trains = config.of(Command).trains
     if trains:
         pictures.check_clusters(heads[-1])
@@ -181,7 +182,7 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
         smallest = min(len(chosen) % data.batch or data.batch for chosen in sets)
         distributed.check_parts(smallest, config.of(MethodSettings).sync_batchnorm)
     if trains and any(len(chosen) % data.batch == 1 or data.batch == 1 for chosen in sets):
-        check_single(method.network, (channels, transforms.tfm_size, transforms.tfm_size))
+        check_single(method.network, (channels, transforms.size, transforms.size))
     config = measured(config, pictures)
     views = open_views(config, pictures, plain_recipe(transforms))
     source = PICASource(

@@ -63,7 +63,9 @@ def test_the_components_of_extend_md_run_as_written(tmp_path: Path) -> None:
         assert "ACC" in done.stdout
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/fidelity.md", "docs/checkpoints.md", "docs/parallel.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/fidelity.md", "docs/checkpoints.md", "docs/parallel.md", "docs/pretrained.md"]
+)
 def test_every_command_of_the_documents_is_understood(
     document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

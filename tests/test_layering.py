@@ -21,6 +21,8 @@ LAYERS = (
         "faults",
         "means",
         "batchnorm",
+        "tuning",
+        "weights",
     },
     {
         "command",

@@ -1,7 +1,8 @@
 """Networks by name: (N, C, H, W) → (N, feature_dim).
 
 A network is a class that takes `(in_channels)`, or `(in_channels, settings)` if it declares a
-`Settings` dataclass, and has `feature_dim`.
+`Settings` dataclass, and has `feature_dim`. It may have `own`, an `Own`, and `fetch()`, which gives the
+state dict that `--net-weights default` loads.
 """
 
 from __future__ import annotations
@@ -12,13 +13,36 @@ from typing import Literal
 
 from torch import nn
 
+from lib import tuning, weights
+from lib.command import Command
 from lib.config import Config
 from lib.errors import UserError
+from lib.networks.headless import shadow_features
 from lib.registry import Registry
 from lib.settings import Section, setting
+from lib.tuning import TuningSettings
 
 _registry = Registry("network")
 register, get, names = _registry.register, _registry.get, _registry.names
+register_family = _registry.register_family
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a network says of the pictures that it takes, for settings that leave it open.
+
+    `size`: px, side; `resize`: px, shorter side of the picture that it is cut out of, `size` if none;
+    `means`, `stds`: of the channels, on the scale [0, 1]. `trained`: it comes with trained weights, so none are drawn.
+    """
+
+    size: int | None = None
+    resize: int | None = None
+    means: tuple[float, ...] | None = None
+    stds: tuple[float, ...] | None = None
+    trained: bool = False
+
+
+DEFAULT = "default"  # the network's own weights
 
 
 def _patterns(entries: tuple[str, ...]) -> tuple[str, ...]:
@@ -40,10 +64,17 @@ class NetworkSettings(Section):
     net_init: Literal["default", "torch1.0", "he"] = setting(
         "default",
         "first weights; torch1.0: BatchNorm's weight from U(0, 1), as in the PICA authors' PyTorch; "
-        "he: convolutions after He et al., fan out, as IMC-SwAV's",
+        "he: convolutions after He et al., fan out, as IMC-SwAV's; without effect on weights that are trained already",
+    )
+    net_weights: str | None = setting(
+        None,
+        "trained weights to start from: a .safetensors or .pth file, or default, the network's own, which may be "
+        "downloaded; none: as the network is made",
     )
     net_freeze: tuple[str, ...] | None = setting(
-        None, "regular expressions; weights whose name begins with a match stay as they are", convert=_patterns
+        None,
+        "regular expressions; weights whose name begins with a match stay as they are (see net_freeze_epochs)",
+        convert=_patterns,
     )
 
 
@@ -51,23 +82,65 @@ def build(config: Config, in_channels: int) -> nn.Module:
     """The network that the settings name, initialised and frozen as they say.
 
     Raises:
-        UserError: a pattern of `net_freeze` matches no weight.
+        UserError: a pattern of `net_freeze` matches no weight, or the weights of `net_weights` do not fit.
     """
-    settings = config.of(NetworkSettings)
+    settings, tuned = config.of(NetworkSettings), config.of(TuningSettings)
     component = get(settings.network)
     network: nn.Module = component(in_channels, *config.extra(component))
-    if settings.net_init == "torch1.0":
+    trained = own(settings.network).trained
+    if settings.net_init == "torch1.0" and not trained:
         draw_norm_weights(network)
-    if settings.net_init == "he":
+    if settings.net_init == "he" and not trained:
         draw_he_weights(network)
-    for pattern in settings.net_freeze or ():
-        matched = [weight for name, weight in network.named_parameters() if re.match(pattern, name)]
-        if not matched:
-            first = ", ".join(name for name, _ in list(network.named_parameters())[:3])
-            raise UserError(f"--net-freeze {pattern!r} matches no weight of {settings.network}, which has {first}, …")
-        for weight in matched:
-            weight.requires_grad_(False)
+    if settings.net_freeze:
+        tuning.freeze(network, settings.net_freeze, tuned.net_freeze_epochs, settings.network)
+    elif tuned.net_freeze_epochs is not None:
+        raise UserError("net_freeze_epochs is given, and nothing to freeze; say what: --net-freeze '.*' is the whole")
+    if settings.net_weights is not None and not config.weights_given:
+        load_weights(network, config)
     return network
+
+
+def load_weights(network: nn.Module, config: Config) -> None:
+    """Load what `net_weights` names into the network that the settings name; it is not None.
+
+    Raises:
+        UserError: there is no such file, it does not fit, or the network's own cannot be had.
+    """
+    settings = config.of(NetworkSettings)
+    component, source = get(settings.network), settings.net_weights
+    if source is not None and source != DEFAULT:
+        weights.fit(network, weights.read(source), f"--net-weights {source}")
+    elif hasattr(component, "fetch"):
+        if not config.of(Command).dry_run:  # which prints, and downloads nothing
+            weights.fit(network, component.fetch(), f"what {settings.network} has as its own weights")
+    elif not own(settings.network).trained:
+        raise UserError(f"--net-weights default: the network {settings.network} has none of its own; give a file")
+
+
+def own(name: str) -> Own:
+    """What the network of that name says of the pictures that it takes."""
+    found: Own = getattr(get(name), "own", Own())
+    return found
+
+
+def check_sizes(network: nn.Module, config: Config, *sizes: int) -> None:
+    """See that a network of another package takes pictures of these sizes, px; ours take any.
+
+    Raises:
+        UserError: it does not; the message names its own size.
+    """
+    settings = config.of(NetworkSettings)
+    declared = own(settings.network).size
+    for size in dict.fromkeys(sizes) if declared is not None else ():
+        try:
+            shadow_features(network, settings.net_cin, size)
+        except Exception as error:  # whatever a network raises
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise UserError(
+                f"the network {settings.network} takes no pictures of {size} px ({reason}); its own size is "
+                f"{declared}: --tfm-size {declared}, and crops of that size"
+            ) from error
 
 
 def draw_norm_weights(module: nn.Module) -> None:
@@ -84,4 +157,4 @@ def draw_he_weights(module: nn.Module) -> None:
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
-from lib.networks import convnet, resnet  # noqa: E402, F401  (they register themselves)
+from lib.networks import convnet, resnet, timm, torchvision  # noqa: E402, F401  (they register themselves)

@@ -18,8 +18,14 @@ class TransformSettings(Section):
     tfm_working_size: int | None = setting(
         None, "shorter side to which every picture is brought before anything else; none: as it is", unit="px", low=4
     )
-    tfm_size: int = setting(224, "side of the picture that the network sees", unit="px", low=4)
-    tfm_resize: int = setting(256, "shorter side before an unscaled crop", unit="px", low=4)
+    tfm_size: int | None = setting(
+        224, "side of the picture that the network sees; none: the network's own", unit="px", low=4, adaptive=True
+    )
+    tfm_resize: int | None = setting(
+        256,
+        "shorter side before an unscaled crop; none: the network's own, in proportion to tfm_size",
+        unit="px", low=4, adaptive=True,
+    )  # fmt: skip
     tfm_scale: tuple[float, float] | None = setting(
         None, "area of a scaled crop, as shares of the picture's; none: no scaled crop", low=1e-6, high=1
     )
@@ -31,20 +37,37 @@ class TransformSettings(Section):
     tfm_random_grayscale: float = setting(0.0, "probability of a grey picture", low=0, high=1)
     tfm_random_hflip: float = setting(0.0, "probability of a mirrored picture", low=0, high=1)
     tfm_means: tuple[float, ...] | None = setting(
-        None, "subtracted from each channel in [0, 1]; none: measured on the training pictures", adaptive=True
+        None,
+        "subtracted from each channel in [0, 1]; none: the network's own, or else measured on the training pictures",
+        adaptive=True,
     )
     tfm_stds: tuple[float, ...] | None = setting(
-        None, "each channel is divided by; none: measured on the training pictures", low=1e-6, adaptive=True
+        None,
+        "each channel is divided by; none: the network's own, or else measured on the training pictures",
+        low=1e-6,
+        adaptive=True,
     )
 
     def __post_init__(self) -> None:
-        if self.tfm_resize < self.tfm_size:
+        if self.tfm_size is not None and self.tfm_resize is not None and self.tfm_resize < self.tfm_size:
             raise UserError(f"tfm_resize {self.tfm_resize} is below tfm_size {self.tfm_size}, which is cut out of it")
         for name, bounds in (("tfm_scale", self.tfm_scale), ("tfm_ratio", self.tfm_ratio)):
             if bounds is not None and bounds[0] > bounds[1]:
                 raise UserError(f"{name} {bounds[0]:g} {bounds[1]:g}: the smaller bound comes first")
         if self.tfm_colorjitter is not None and self.tfm_colorjitter[3] > 0.5:
             raise UserError(f"tfm_colorjitter: the hue's {self.tfm_colorjitter[3]:g} is above .5, a half turn")
+
+    @property
+    def size(self) -> int:
+        """`tfm_size`, once it is known."""
+        assert self.tfm_size is not None
+        return self.tfm_size
+
+    @property
+    def resize(self) -> int:
+        """`tfm_resize`, once it is known."""
+        assert self.tfm_resize is not None
+        return self.tfm_resize
 
 
 @dataclass(frozen=True)
@@ -72,7 +95,7 @@ class LoaderSettings(Section):
 
 def plain_recipe(s: TransformSettings) -> Recipe:
     """The test view: the middle of the picture."""
-    return Recipe(s.tfm_size, "center", s.tfm_resize)
+    return Recipe(s.size, "center", s.resize)
 
 
 def normalisation(s: TransformSettings, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
