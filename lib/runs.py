@@ -16,7 +16,6 @@ from lib import distributed, family, method, report, runtime, summary
 from lib.config import Config
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
 from lib.family import Member
-from lib.method import MethodSettings
 from lib.report import several
 from lib.runtime import DeviceSettings, Interrupts, SeedSettings
 from lib.session import Session, discard
@@ -67,7 +66,7 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
     if distributed.started():
         raise UserError(f"{flag} starts processes by itself; give --processes or --gpus instead of a launcher")
     for one in family.numbered(settings):
-        method.get(one.of(MethodSettings).method).model(one)  # contradicting settings are met here, once
+        method.assemble(one)  # contradicting settings are met here, once
     settings = settings.replace(seed=_common_seed(settings, goes_on))
     with Session(settings, goes_on) as session:
         if session.path is None:

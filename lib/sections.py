@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from lib import runtime
+from lib.backbone import BackboneSettings
 from lib.command import Command
 from lib.datasets import DataSettings
 from lib.datasets.cache import CacheSettings
 from lib.evaluation import EvaluationSettings
+from lib.features import FeatureSettings
 from lib.method import MethodSettings
 from lib.networks import NetworkSettings
 from lib.optimizers import OptimizerSettings
@@ -17,7 +19,8 @@ from lib.trainer import TrainerSettings
 from lib.transforms import LoaderSettings, TransformSettings, ViewSettings
 
 SECTIONS = (
-    Command, MethodSettings, DataSettings, TransformSettings, NetworkSettings, OptimizerSettings, ScheduleSettings,
+    Command, MethodSettings, DataSettings, TransformSettings, NetworkSettings, BackboneSettings, FeatureSettings,
+    OptimizerSettings, ScheduleSettings,
     TrainerSettings, EvaluationSettings, ViewSettings, SessionSettings, *runtime.SECTIONS, LoaderSettings, CacheSettings,
     PublishedSettings,
 )  # fmt: skip

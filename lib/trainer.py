@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from lib import checkpoint, distributed, evaluation, optimizers, runtime, schedules
+from lib import backbone, checkpoint, distributed, evaluation, optimizers, runtime, schedules
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.datasets.fingerprint import Fingerprint, fingerprint
@@ -310,6 +310,7 @@ class Trainer:
             "views": self.task.views.kind,
             "random": runtime.random_state(),
             "statistics": self._statistics,
+            **backbone.stored(self.task.encode, self.config),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -320,6 +321,7 @@ class Trainer:
         """
         try:
             changed = self._fingerprint.changed(Fingerprint(state["pictures"], state["stamps"]))
+            backbone.adopt(self.task.encode, state)
             checkpoint.load_weights(self.method, state["method"], "the checkpoint")
             load_optimizer(self.optimizer, state["optimizer"])
             self.epoch, self.position, self.step = (int(state[name]) for name in ("epoch", "position", "step"))

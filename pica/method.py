@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from lib import datasets, distributed, networks
+from lib.backbone import Backbone
 from lib.command import Command
 from lib.config import Config
 from lib.errors import UserError
-from lib.method import Entry, Method, MethodSettings, Split, Task, number_of_clusters, register
+from lib.features.views import open_views
+from lib.method import Entry, Method, MethodSettings, Split, Task, assemble, number_of_clusters, register
 from lib.networks.sobel import Sobel
 from lib.runtime import SeedSettings
 from lib.settings import Section, setting
 from lib.transforms import TransformSettings, plain_recipe
-from lib.transforms.backend import open_views
 from lib.transforms.measure import measured
 from pica.data import Batch, PICASource, recipes
 from pica.losses import PUILoss
@@ -63,7 +64,7 @@ class PICA(Method):
     """Huang, Gong, Zhu, CVPR 2020.
 
     Args:
-        network: images → (N, feature_dim).
+        network: images, or a frozen backbone's features → (N, feature_dim).
         heads: clusters of each head; the last is the main one, and the others over-cluster.
         lamda: weight of the balance term.
         idle_heads: "zeros" or "none", see `PICASettings`.
@@ -139,9 +140,9 @@ def _heads(config: Config) -> tuple[int, ...]:
     return head_sizes(config.of(PICASettings).net_heads, number_of_clusters(config))
 
 
-def build_method(config: Config) -> PICA:
+def build_method(config: Config, network: nn.Module) -> PICA:
     settings = config.of(PICASettings)
-    return PICA(build_network(config), _heads(config), settings.pica_lamda, settings.pica_idle_heads)
+    return PICA(network, _heads(config), settings.pica_lamda, settings.pica_idle_heads)
 
 
 def check_single(network: nn.Module, shape: tuple[int, int, int]) -> None:
@@ -172,7 +173,9 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     train, scored = pictures.train, pictures.scored
     if len(train) > len(heads):
         raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
-    method = build_method(config)
+    method, encode = assemble(config)
+    if isinstance(encode, Backbone):
+        original = plain_recipe(transforms)
     trains = config.of(Command).trains
     if trains and len(pictures) < heads[-1]:
         raise UserError(f"{len(pictures)} pictures do not make {heads[-1]} clusters; give a smaller --num-clusters")
@@ -183,15 +186,15 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     if trains and any(len(chosen) % data.batch == 1 or data.batch == 1 for chosen in sets):
         check_single(method.network, (channels, transforms.tfm_size, transforms.tfm_size))
     config = measured(config, pictures)
-    views = open_views(config, pictures, plain_recipe(transforms))
+    views = open_views(config, pictures, encode, plain_recipe(transforms), (perturbed,) * settings.data_nrepeat)
     source = PICASource(
         views, sets, original, perturbed, repeat=settings.data_nrepeat, batch_size=data.batch,
-        channels=channels, seed=config.of(SeedSettings).seed or 0,
+        channels=channels, features=getattr(encode, "feature_dim", None), seed=config.of(SeedSettings).seed or 0,
     )  # fmt: skip
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
     trained = Split(sets[-1], labels[sets[-1]])
-    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, perturbed, config)
+    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, perturbed, config, encode)
 
 
-register("pica", Entry(build, build_method, PICASettings))
+register("pica", Entry(build, build_network, build_method, PICASettings))

@@ -32,6 +32,8 @@ LAYERS = (
         "datasets",
         "transforms",
         "method",
+        "backbone",
+        "features",
         "onnx",
         "export",
         "family",

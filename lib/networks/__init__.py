@@ -43,7 +43,10 @@ class NetworkSettings(Section):
         "he: convolutions after He et al., fan out, as IMC-SwAV's",
     )
     net_freeze: tuple[str, ...] | None = setting(
-        None, "regular expressions; weights whose name begins with a match stay as they are", convert=_patterns
+        None,
+        "regular expressions; weights whose name begins with a match stay as they are; all of them ('.*'): the method "
+        "is trained on the network's features, which are computed once",
+        convert=_patterns,
     )
 
 
@@ -68,6 +71,11 @@ def build(config: Config, in_channels: int) -> nn.Module:
         for weight in matched:
             weight.requires_grad_(False)
     return network
+
+
+def is_frozen(settings: NetworkSettings, network: nn.Module) -> bool:
+    """Whether every weight of a network that `build` gave stays as it is, for the whole run."""
+    return settings.net_freeze is not None and not any(weight.requires_grad for weight in network.parameters())
 
 
 def draw_norm_weights(module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lib import distributed, evaluation, export, metrics, predictions, summary
+from lib.backbone import Backbone
 from lib.command import Command
 from lib.config import Config
 from lib.datasets import DataSettings
@@ -33,7 +34,8 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
     rows = {config.of(MethodSettings).method: outcome.scores}
     if settings.baseline == "kmeans" and not command.predict:
         seed = config.of(SeedSettings).seed or 0
-        rows["k-means on pixels"] = evaluation.kmeans(task, settings.eval_batch_size, seed)
+        what = "features" if isinstance(task.encode, Backbone) else "pixels"
+        rows[f"k-means on {what}"] = evaluation.kmeans(task, settings.eval_batch_size, seed)
     if session.path is not None:
         root = Path(config.of(DataSettings).data_root).expanduser()
         session.write_bytes("predictions.csv", predictions.table(task.pictures, predicted, root))
@@ -42,7 +44,7 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
         _tell_of_skipped(session, skipped)
     session.write_json("scores.json", _scores_file(task, predicted, rows))  # it says that the run is done
     if command.export is not None:
-        export.export(command.export, config, task.method.state_dict(), outcome.statistics)
+        export.export(command.export, config, task.method.state_dict(), outcome.statistics, task.encode)
     target = predictions.check(task.pictures, config)
     if target is not None:
         predictions.copy(task.pictures, predicted, target, command.link)
