@@ -71,7 +71,8 @@ def _features(task: Task, config: Config) -> list[str]:
     peaks = " or ".join(f"{_duration(total / (SHARE * peak))} on {name}" for name, peak in PEAKS.items())
     size = _size(4 * count * len(recipes) * task.encode.feature_dim)
     return [
-        f"once, unless they are kept already: {count:,} pictures in {len(recipes)} view{'s' * (len(recipes) > 1)}, {total / 1e15:,.3f} PFLOP, {peaks}",
+        f"once, unless they are kept already: {count:,} pictures in {len(recipes)} view{'s' * (len(recipes) > 1)}, "
+        f"{total / 1e15:,.3f} PFLOP, {peaks}",
         f"{size} in memory or on disk",
     ]
 
