@@ -14,7 +14,7 @@ from imc_swav.data import Batch, IMCSource, recipes
 from imc_swav.heads import Classifier, Layer, Projection, Prototypes
 from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
 from lib import datasets, distributed, networks, runtime
-from lib.backbone import Features
+from lib.backbone import Backbone, Features
 from lib.command import Command
 from lib.config import Config
 from lib.errors import UserError
@@ -176,7 +176,7 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     first = plain if config.of(FeatureSettings).views == "neighbours" else crops[0]  # beside them the picture itself
     source = IMCSource(
         views, chosen, classified, (first, *crops[1:]), batch_size=data.batch, channels=channels, seed=seed,
-        features=getattr(encode, "feature_dim", None),
+        features=encode.feature_dim if isinstance(encode, Backbone) else None,
     )  # fmt: skip
     if config.of(Command).trains:
         source.check()

@@ -28,7 +28,10 @@ class BackboneSettings(Section):
 
 
 class Features(nn.Identity):
-    """The network of a method whose pictures have passed a frozen backbone: (N, feature_dim), as they come."""
+    """In the place of a method's network where a frozen backbone stands before it: (N, feature_dim), as they come.
+
+    A method may put a small network of its own in its place.
+    """
 
     def __init__(self, feature_dim: int) -> None:
         super().__init__()

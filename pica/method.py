@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import datasets, distributed, networks
-from lib.backbone import Backbone
+from lib.backbone import Backbone, Features
 from lib.command import Command
 from lib.config import Config
 from lib.errors import UserError
@@ -140,12 +140,25 @@ def _heads(config: Config) -> tuple[int, ...]:
     return head_sizes(config.of(PICASettings).net_heads, number_of_clusters(config))
 
 
+class Standardised(nn.BatchNorm1d):
+    """(N, D) features of a frozen backbone, each brought to mean 0 and deviation 1; nothing in it is trained.
+
+    A head is a single linear layer: on features as they come, how fast it learns would hang on their scale.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__(dimension, affine=False)
+        self.feature_dim = dimension
+
+
 def build_method(config: Config, network: nn.Module) -> PICA:
     settings = config.of(PICASettings)
+    if isinstance(network, Features):
+        network = Standardised(network.feature_dim)
     return PICA(network, _heads(config), settings.pica_lamda, settings.pica_idle_heads)
 
 
-def check_single(network: nn.Module, shape: tuple[int, int, int]) -> None:
+def check_single(network: nn.Module, shape: tuple[int, ...]) -> None:
     """See that the network can be trained on a batch of one picture, as the last of an epoch may be.
 
     Raises:
@@ -155,8 +168,8 @@ def check_single(network: nn.Module, shape: tuple[int, int, int]) -> None:
         copy.deepcopy(network).to("meta").train()(torch.empty(1, *shape, device="meta"))
     except ValueError as error:
         raise UserError(
-            f"a step with a single picture of {shape[1]} px leaves BatchNorm nothing to normalise by; "
-            "take another batch_size, or a larger tfm_size"
+            f"a step with a single picture{f' of {shape[1]} px' * (len(shape) > 1)} leaves BatchNorm nothing to normalise "
+            f"by; take another batch_size{', or a larger tfm_size' * (len(shape) > 1)}"
         ) from error
 
 
@@ -174,8 +187,9 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     if len(train) > len(heads):
         raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
     method, encode = assemble(config)
-    if isinstance(encode, Backbone):
-        original = plain_recipe(transforms)
+    features = encode.feature_dim if isinstance(encode, Backbone) else None
+    if features is not None:
+        original = plain_recipe(transforms)  # a view of its own, which is computed anyway
     trains = config.of(Command).trains
     if trains and len(pictures) < heads[-1]:
         raise UserError(f"{len(pictures)} pictures do not make {heads[-1]} clusters; give a smaller --num-clusters")
@@ -184,12 +198,14 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
         smallest = min(len(chosen) % data.batch or data.batch for chosen in sets)
         distributed.check_parts(smallest, config.of(MethodSettings).sync_batchnorm)
     if trains and any(len(chosen) % data.batch == 1 or data.batch == 1 for chosen in sets):
-        check_single(method.network, (channels, transforms.tfm_size, transforms.tfm_size))
+        check_single(
+            method.network, (channels, transforms.tfm_size, transforms.tfm_size) if features is None else (features,)
+        )
     config = measured(config, pictures)
     views = open_views(config, pictures, encode, plain_recipe(transforms), (perturbed,) * settings.data_nrepeat)
     source = PICASource(
         views, sets, original, perturbed, repeat=settings.data_nrepeat, batch_size=data.batch,
-        channels=channels, features=getattr(encode, "feature_dim", None), seed=config.of(SeedSettings).seed or 0,
+        channels=channels, features=features, seed=config.of(SeedSettings).seed or 0,
     )  # fmt: skip
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}

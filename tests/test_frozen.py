@@ -28,7 +28,7 @@ Cli = Callable[..., tuple[int, str, str]]
 FROZEN = ("--net-freeze", ".*", "--feature-views", 2)
 NEIGHBOURS = (*FROZEN, "--views", "neighbours", "--feature-neighbours", 5)
 WORDS: dict[str, tuple[object, ...]] = {
-    "pica": (*QUICK, *FROZEN, "--base-lr", 0.1, "--max-epochs", 3),
+    "pica": (*QUICK, *FROZEN, "--base-lr", 3e-2, "--max-epochs", 3),
     "imc_swav": (*IMC, *FROZEN, "--max-epochs", 3),
 }
 

@@ -62,12 +62,14 @@ def open_views(
         return backend.open_views(config, pictures, test)
     encode.place(config)
     recipes = columns(config, test, random)
+    if command.predict:
+        return EncodedViews(backend.open_views(config, pictures, test), encode, recipes)
     if settings.views == "neighbours" and settings.feature_neighbours >= len(_trained(pictures)):
         raise UserError(
             f"--feature-neighbours {settings.feature_neighbours}: there are {len(_trained(pictures))} training pictures, "
             "and none is its own neighbour; give a smaller number"
         )
-    if command.predict or command.dry_run:
+    if command.dry_run:
         return EncodedViews(backend.open_views(config, pictures, test), encode, recipes)
     return FeatureViews(config, pictures, encode, recipes)
 
