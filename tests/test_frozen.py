@@ -29,7 +29,7 @@ FROZEN = ("--net-freeze", ".*", "--feature-views", 2)
 NEIGHBOURS = (*FROZEN, "--views", "neighbours", "--feature-neighbours", 5)
 WORDS: dict[str, tuple[object, ...]] = {
     "pica": (*QUICK, *FROZEN, "--base-lr", 3e-2, "--max-epochs", 3),
-    "imc_swav": (*IMC, *FROZEN, "--max-epochs", 3),
+    "imc_swav": (*IMC, *FROZEN, "--eval-sample", 50, "--max-epochs", 3),
 }
 
 
