@@ -28,6 +28,7 @@ class Extractor:
         encode: the backbone, on its device.
         recipes: of the views.
         numbers: (N,) what stands for each picture in the draws.
+        broken: why a picture cannot be read and is left out; empty: it can be.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class Extractor:
         encode: Backbone,
         recipes: tuple[Recipe, ...],
         numbers: NDArray[np.int64],
+        broken: Callable[[int], str],
     ) -> None:
+        self._broken = broken
         self._open, self._encode, self._recipes, self._numbers = open_views, encode, recipes, numbers
         self.skipped: dict[int, str] = {}
         self.computed = 0  # pictures
@@ -56,6 +59,11 @@ class Extractor:
 
     def _rows(self, wanted: list[int]) -> Iterator[Rows | None]:
         positions = np.array(wanted, dtype=np.int64)
+        if len(wanted) <= BLOCK:  # perhaps what could not be read at an earlier start, for which the rest stays closed
+            self.skipped |= {position: why for position in wanted if (why := self._broken(position))}
+        if self.skipped.keys() >= set(wanted):
+            yield from (None for _ in wanted)
+            return
         parts = np.split(positions, np.flatnonzero(np.diff(positions // BLOCK)) + 1)
         with closing(self._open()) as views:
             for part, prepared in zip(parts, views.stream(map(self._request, parts)), strict=True):

@@ -21,6 +21,7 @@ from lib.command import Command
 from lib.config import Config
 from lib.datasets import DataSettings, Pictures, cache
 from lib.datasets.cache import CacheSettings
+from lib.datasets.files import ADVICE
 from lib.errors import UserError
 from lib.features import FeatureSettings
 from lib.features.extract import Extractor, encoded
@@ -31,6 +32,7 @@ from lib.networks import NetworkSettings
 from lib.runtime import DeviceSettings, PrecisionSettings, SeedSettings
 from lib.transforms import LoaderSettings, TransformSettings, ViewSettings, backend, normalisation
 from lib.transforms.draws import uniforms
+from lib.transforms.reader import Reader
 from lib.transforms.recipe import Recipe
 
 VERSION = 1  # of how features are computed; another one computes them again
@@ -224,10 +226,21 @@ class FeatureViews:
             self._encode,
             self._recipes,
             _numbers(names),
+            self._broken,
         )
         bound = config.of(CacheSettings).disk_cache * cache.GIB if cache.writes(config) else None
         device = runtime.device(config.of(DeviceSettings))
         return Shelf(extractor, self._store(names), bound, loading.memory_budget, device)
+
+    def _broken(self, position: int) -> str:
+        if self._config.of(DataSettings).on_bad_image == "error":
+            return ""
+        channels, size = self._config.of(NetworkSettings).net_cin, self._config.of(TransformSettings).tfm_working_size
+        try:
+            Reader(self._pictures, channels, size).decode(position)
+        except UserError as error:
+            return str(error).removesuffix(ADVICE)
+        return ""
 
     def _store(self, names: Sequence[str]) -> cache.Store | None:
         place, pictures, config = cache.folder(self._config), self._pictures, self._config

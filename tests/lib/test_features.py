@@ -217,16 +217,17 @@ def test_more_than_the_memory_is_read_from_disk_by_batches(tmp_path: Path) -> No
         task(tmp_path, *small, "--disk-cache", 0).views.prepared()
 
 
-def test_pictures_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
+def test_pictures_that_cannot_be_read_are_left_out(tmp_path: Path, calls: Calls) -> None:
     words = folder(tmp_path, 70)
     (tmp_path / "pictures" / "003.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="003.png"):
         task(tmp_path, *words)
-    for _ in range(2):
+    for computed in (69 * 5, 0):
+        calls.clear()
         made = task(tmp_path, *words, "--on-bad-image", "skip")
         (prepared,) = made.views.plain([torch.arange(70)])
         assert list(made.views.skipped) == [3] and prepared.index.tolist() == [i for i in range(70) if i != 3]
-        assert prepared.views[0].shape == (69, 16)
+        assert prepared.views[0].shape == (69, 16) and sum(calls) == computed
 
 
 def drawn(made: Task, index: list[int], epoch: int, copies: int = 4) -> list[list[int]]:
