@@ -13,7 +13,7 @@ if __name__ == "__main__":
     leave_on_signals()  # the imports below take seconds
 
 import imc_swav, pica  # noqa: E401, F401  (they register themselves)
-from lib import adaptive, checkpoint, config, datasets, distributed, evaluation, family, forecast, launch
+from lib import adaptive, backbone, config, datasets, distributed, evaluation, family, forecast, launch
 from lib import method, model, predictions, report, resume, runs, runtime, session, trainer
 from lib.command import Command
 from lib.runtime import DeviceSettings, SeedSettings
@@ -68,8 +68,8 @@ def run(settings: config.Config, start: resume.Start) -> None:
     if training and start.stored and start.folder:
         training.load_state_dict(start.stored)
     elif start.stored:
-        checkpoint.load_weights(task.method, checkpoint.weights_of(start.stored), "the checkpoint")
-    with log, closing(task.views):
+        backbone.load(task.method, task.encode, start.stored)
+    with closing(task.views.prepared()), log:
         if settings.of(Command).predict and (remark := evaluation.adopt(task.method, start.stored or {})):
             log.warn(remark)
         outcome = training.run(log) if training else evaluation.evaluate(task, settings)

@@ -22,7 +22,7 @@ class Batch(Shares):
     """N pictures in V views, the large ones first; the views are of this process's n of them."""
 
     index: Tensor  # (N,) positions among the run's pictures
-    views: list[Tensor]  # V of (n, C, H, W)
+    views: list[Tensor]  # V of (n, C, H, W), or of (n, D) features of a frozen backbone
     classified: NDArray[np.bool_]  # (N,) whether the classifier learns from the picture
 
 
@@ -70,6 +70,7 @@ class IMCSource:
         recipes: of the V views.
         batch_size: pictures per step.
         channels: of the pictures.
+        features: of each view, where a frozen backbone stands before the method.
         seed: of the order.
     """
 
@@ -83,9 +84,11 @@ class IMCSource:
         batch_size: int,
         channels: int,
         seed: int,
+        features: int | None = None,
     ) -> None:
         self._views, self._chosen, self._classified = views, chosen, classified
         self._recipes, self._batch_size, self._channels, self._seed = recipes, batch_size, channels, seed
+        self._features = features
 
     def check(self) -> None:
         """See that there is something to train on.
@@ -122,8 +125,9 @@ class IMCSource:
             yield Batch(whole, prepared.views, classified, counts=counts, left_out=left_out)
 
     def blank(self, device: str) -> Batch:
-        n, c = self._batch_size, self._channels
-        views = [torch.empty(n, c, recipe.size, recipe.size, device=device) for recipe in self._recipes]
+        n, c, d = self._batch_size, self._channels, self._features
+        shapes = [(c, recipe.size, recipe.size) if d is None else (d,) for recipe in self._recipes]
+        views = [torch.empty(n, *shape, device=device) for shape in shapes]
         return Batch(torch.arange(n), views, np.ones(n, dtype=np.bool_))
 
     def describe(self) -> list[str]:

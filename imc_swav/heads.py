@@ -7,6 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Layer(nn.Sequential):
+    """(N, D) features of a frozen backbone → (N, width): what there is of an encoder that learns.
+
+    No gradient of the classifier passes to its input, and the projection is linear: without a layer between them and
+    the backbone the classifier would see nothing of what the prototypes teach. BatchNorm makes features of any scale
+    alike, and ReLU gives what an encoder's last layer gives.
+    """
+
+    def __init__(self, dimension: int, width: int) -> None:
+        super().__init__(nn.Linear(dimension, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True))
+        self.feature_dim = width
+
+
 class Projection(nn.Sequential):
     """(N, feature_dim) → (N, project_dim) of length 1; two linear layers with nothing in between."""
 

@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from imc_swav.bank import Bank, Banked
 from imc_swav.data import Batch, IMCSource, recipes
-from imc_swav.heads import Classifier, Projection, Prototypes
+from imc_swav.heads import Classifier, Layer, Projection, Prototypes
 from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
 from lib import datasets, distributed, networks, runtime
+from lib.backbone import Backbone, Features
 from lib.command import Command
 from lib.config import Config
 from lib.errors import UserError
-from lib.method import Entry, Method, MethodSettings, Split, Task, number_of_clusters, register
+from lib.features import FeatureSettings
+from lib.features.views import open_views
+from lib.method import Entry, Method, MethodSettings, Split, Task, assemble, number_of_clusters, register
 from lib.runtime import SeedSettings
 from lib.settings import Section, setting
 from lib.transforms import TransformSettings, plain_recipe
-from lib.transforms.backend import open_views
 from lib.transforms.measure import measured
 
 
@@ -30,12 +32,17 @@ class IMCSwAVSettings(Section):
     title = "method imc_swav"
     bound = True
     nmb_crops: tuple[int, ...] = setting((2, 4), "crops of each group, the large ones first", low=0)
-    size_crops: tuple[int, ...] = setting((28, 18), "sides of the crops of each group", unit="px", low=4)
+    size_crops: tuple[int, ...] | None = setting(
+        (28, 18), "sides of the crops of each group; none: tfm_size", unit="px", low=4
+    )
     min_scale_crops: tuple[float, ...] = setting((0.2, 0.08), "least area of a crop, as a share", low=1e-6, high=1)
     max_scale_crops: tuple[float, ...] = setting((1.0, 0.4), "largest area of a crop, as a share", low=1e-6, high=1)
     prototypes: int = setting(1000, "number of prototypes", low=2)
     project_dim: int = setting(128, "size of the projection", low=1)
     classifier_dim: int = setting(1024, "width of the classifier's two hidden layers", low=1)
+    feature_layer: int = setting(
+        512, "width of the layer that is trained between a frozen backbone and the rest", low=1
+    )
     tau: float = setting(0.1, "temperature of the predictions", low=1e-4)
     eps: float = setting(0.05, "hardness of the Sinkhorn assignments", low=1e-4)
     sinkhorn_iterations: int = setting(3, "of the Sinkhorn scaling", low=1)
@@ -135,12 +142,17 @@ class IMCSwAV(Method):
         self._classifier_trained = state["classifier_trained"]
 
 
-def build_method(config: Config) -> IMCSwAV:
-    clusters, channels = number_of_clusters(config), config.of(networks.NetworkSettings).net_cin
+def build_network(config: Config) -> nn.Module:
+    return networks.build(config, config.of(networks.NetworkSettings).net_cin)
+
+
+def build_method(config: Config, network: nn.Module) -> IMCSwAV:
+    clusters, settings = number_of_clusters(config), config.of(IMCSwAVSettings)
     if clusters is None:
         raise UserError("how many clusters? Give --num-clusters K")
-    size = config.of(datasets.DataSettings).batch
-    return IMCSwAV(networks.build(config, channels), clusters, size, config.of(IMCSwAVSettings))
+    if isinstance(network, Features):
+        network = Layer(network.feature_dim, settings.feature_layer)
+    return IMCSwAV(network, clusters, config.of(datasets.DataSettings).batch, settings)
 
 
 def build(config: Config, pictures: datasets.Pictures) -> Task:
@@ -151,28 +163,32 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     """
     settings, data = config.of(IMCSwAVSettings), config.of(datasets.DataSettings)
     transforms, channels = config.of(TransformSettings), config.of(networks.NetworkSettings).net_cin
-    crops = recipes(
-        transforms, settings.nmb_crops, settings.size_crops, settings.min_scale_crops, settings.max_scale_crops
-    )
+    sizes = settings.size_crops or (transforms.size,) * len(settings.nmb_crops)
+    crops = recipes(transforms, settings.nmb_crops, sizes, settings.min_scale_crops, settings.max_scale_crops)
     train, scored = pictures.train, pictures.scored
     chosen, classified = pictures.index(train[-1]), np.ones(len(pictures), dtype=np.bool_)
     if settings.classifier_splits is not None:
         classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
-    method = build_method(config)
-    networks.check_sizes(method.network, config, transforms.size, *settings.size_crops)
+    method, encode = assemble(config)
+    networks.check_sizes(nn.Sequential(encode, method.network), config, transforms.size, *sizes)
     method.idles = not classified[chosen].all()
     if config.of(Command).trains:
         pictures.check_clusters(method.num_clusters)
     config = measured(config, pictures)
-    views, seed = open_views(config, pictures, plain_recipe(transforms)), config.of(SeedSettings).seed or 0
-    source = IMCSource(views, chosen, classified, crops, batch_size=data.batch, channels=channels, seed=seed)
+    plain, seed = plain_recipe(transforms), config.of(SeedSettings).seed or 0
+    views = open_views(config, pictures, encode, plain, crops)
+    first = plain if config.of(FeatureSettings).views == "neighbours" else crops[0]  # beside them the picture itself
+    source = IMCSource(
+        views, chosen, classified, (first, *crops[1:]), batch_size=data.batch, channels=channels, seed=seed,
+        features=encode.feature_dim if isinstance(encode, Backbone) else None,
+    )  # fmt: skip
     if config.of(Command).trains:
         source.check()
         distributed.check_parts(data.batch, config.of(MethodSettings).sync_batchnorm)
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
     trained = Split(chosen, labels[chosen])
-    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, crops[0], config)
+    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, crops[0], config, encode)
 
 
-register("imc_swav", Entry(build, build_method, IMCSwAVSettings))
+register("imc_swav", Entry(build, build_network, build_method, IMCSwAVSettings))

@@ -40,7 +40,9 @@ class EvaluationSettings(Section):
         "pictures, evenly spread, by which PUI, silhouette and agreement are taken, and which the report shows; 0: none",
         low=0,
     )
-    baseline: Literal["none", "kmeans"] = setting("none", "also score k-means on the pixels of the same pictures")
+    baseline: Literal["none", "kmeans"] = setting(
+        "none", "also score k-means on the same pictures: on their pixels, or a frozen backbone's features"
+    )
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def _treat(task: Task, config: Config, treatment: str, tick: Callable[[], None])
 
 
 def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
-    """k-means on the pixels of the same pictures under the test transform, scored in the same way."""
+    """k-means on the same pictures under the test transform, or on their features, scored in the same way."""
     from sklearn.cluster import KMeans
 
     prepared = [

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from lib import onnx, safetensors
+from lib import backbone, onnx, safetensors
 from lib.config import Config
 from lib.errors import UserError
 
@@ -30,14 +30,16 @@ def check(path: str) -> None:
         onnx.check_installed(path)
 
 
-def export(path: str, config: Config, state: Mapping[str, Any], statistics: Mapping[str, Tensor]) -> None:
-    """Write the state dict of a method, and the BatchNorm statistics for predictions; replaces a file that is there.
+def export(
+    path: str, config: Config, state: Mapping[str, Any], statistics: Mapping[str, Tensor], encode: nn.Module
+) -> None:
+    """Write the state dict of a method behind `encode`, and the BatchNorm statistics for predictions; replaces a file that is there.
 
     Raises:
         UserError: the file cannot be written; what was there before is intact.
     """
     file = Path(path).expanduser()
     if file.suffix == ".onnx":
-        onnx.export(file, config, state, statistics)
+        onnx.export(file, config, state, statistics, encode)
     else:
-        safetensors.export(file, config.as_dict(), state, statistics)
+        safetensors.export(file, config.as_dict(), state, statistics, backbone.stored(encode, config).get("backbone"))

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib import launch, runtime
+from lib.backbone import Backbone
 from lib.config import Config
 from lib.datasets import DataSettings
+from lib.features.views import EncodedViews
 from lib.method import MethodSettings, Task
 from lib.networks import NetworkSettings
 from lib.runtime import DeviceSettings
@@ -30,7 +32,7 @@ def forecast(task: Task) -> str:
     epochs, limit = config.of(TrainerSettings).epochs, config.of(TrainerSettings).max_steps
     steps = min(len(source) * epochs, limit if limit is not None else len(source) * epochs)
     trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
-    fixed = sum(weight.numel() for weight in method.parameters()) - trained
+    fixed = sum(weight.numel() for part in (method, task.encode) for weight in part.parameters()) - trained
     operations, activations, state = measure(task, config)
     processes = launch.processes(config.of(DeviceSettings))
     several = f"{processes} processes, each on " if processes > 1 else ""
@@ -44,6 +46,7 @@ def forecast(task: Task) -> str:
         ("values", _values(config)),
         ("method", f"{config.of(MethodSettings).method}, {method.num_clusters} clusters"),
         ("network", f"{config.of(NetworkSettings).network} with heads: {trained:,} trained weights, {fixed:,} fixed ones"),
+        *(("features", line) for line in _features(task, config)),
         ("steps", f"{len(source):,} per epoch, {steps:,} in {epochs} epochs or less"),
         ("work", f"{operations / 1e9:,.1f} GFLOP per step, {total / 1e15:,.3f} PFLOP in all"),
         *(("time", f"{_duration(total / (SHARE * peak))} on {name}, at {SHARE:.0%} of its peak of {peak / 1e12:g} TFLOP/s "
@@ -52,6 +55,26 @@ def forecast(task: Task) -> str:
         ("device", f"{several}{runtime.describe(runtime.device(config.of(DeviceSettings)))}"),
     ]  # fmt: skip
     return "\n".join(f"{name:<9}{text}" for name, text in rows)
+
+
+def _features(task: Task, config: Config) -> list[str]:
+    """What the features of a frozen backbone cost, if there is one."""
+    if not isinstance(task.encode, Backbone) or not isinstance(task.views, EncodedViews):
+        return []
+    recipes, count = task.views.recipes, len(task.pictures)
+    network, channels = copy.deepcopy(task.encode).to("meta"), config.of(NetworkSettings).net_cin
+    total = 0
+    for recipe in recipes:
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, channels, recipe.size, recipe.size, device="meta"))
+        total += count * counter.get_total_flops()
+    peaks = " or ".join(f"{_duration(total / (SHARE * peak))} on {name}" for name, peak in PEAKS.items())
+    size = _size(4 * count * len(recipes) * task.encode.feature_dim)
+    return [
+        f"once, unless they are kept already: {count:,} pictures in {len(recipes)} view{'s' * (len(recipes) > 1)}, "
+        f"{total / 1e15:,.3f} PFLOP, {peaks}",
+        f"{size} in memory or on disk",
+    ]
 
 
 def _values(config: Config) -> str:

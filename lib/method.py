@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -16,14 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lib import batchnorm, distributed, runtime, tuning
+from lib import batchnorm, distributed, networks, runtime, tuning
+from lib.backbone import Backbone, Features
 from lib.command import Command
 from lib.config import Config
 from lib.datasets import Pictures
 from lib.errors import UserError
 from lib.networks import convolution
 from lib.registry import Registry
-from lib.runtime import DeviceSettings, PrecisionSettings
+from lib.runtime import DeviceSettings, PrecisionSettings, SeedSettings
 from lib.settings import Section, setting
 from lib.transforms.recipe import Recipe
 from lib.tuning import TuningSettings
@@ -76,9 +78,17 @@ class Request:
     source that visits a picture several times an epoch counts each visit as an epoch of its own.
     """
 
-    index: Tensor  # (N,) positions among the run's pictures
+    index: Tensor  # (N,) positions among the run's pictures, each once
     recipes: tuple[Recipe, ...]
     epoch: int = 0
+    drawn_as: Tensor | None = None  # (N,) numbers that stand for the pictures in the draws; none: their positions
+
+    def numbers(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) what stands in the draws for these of the pictures."""
+        if self.drawn_as is None:
+            return index
+        found = dict(zip(self.index.tolist(), self.drawn_as.tolist(), strict=True))
+        return np.array([found[position] for position in index.tolist()], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -86,12 +96,13 @@ class Prepared:
     """What became of a request."""
 
     index: Tensor  # (N,) those of the pictures that could be read
-    views: list[Tensor]  # (N, C, H, W) for each recipe
+    views: list[Tensor]  # for each recipe (N, C, H, W), or (N, feature_dim) behind a frozen backbone
 
 
 class Views(Protocol):
-    skipped: dict[int, str]
-    """Positions of pictures that were left out so far, and why (`on_bad_image skip`)."""
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Positions of pictures that were left out so far, and why (`on_bad_image skip`)."""
 
     kind: str
     """Which back end."""
@@ -105,6 +116,13 @@ class Views(Protocol):
 
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
         """One view, under the test transform, for each (N,) of positions."""
+
+    def prepared(self) -> Self:
+        """Do at once what takes long and is done once, and would otherwise be done when it is first needed.
+
+        Raises:
+            UserError: a picture cannot be read, or what is kept cannot be written.
+        """
 
     def describe(self) -> str:
         """What makes the views, in a line."""
@@ -161,8 +179,8 @@ class Method(nn.Module, ABC):
     """
 
     network: nn.Module
-    """Images → (N, feature_dim). Of several processes each passes its own images, while their BatchNorm is one; what
-    is computed after `lib.distributed.gather` is the same in each."""
+    """Images, or the features of a frozen backbone → (N, feature_dim). Of several processes each passes its own, while
+    their BatchNorm is one; what is computed after `lib.distributed.gather` is the same in each."""
 
     selection: str = "loss"
     """The part of the loss whose epoch mean, the lower the better, chooses best.ckpt."""
@@ -274,12 +292,36 @@ class Task:
     trained: Split
     perturbed: Recipe  # a random view, as the training takes it
     config: Config  # all settings, with those that were left to the pictures
+    encode: nn.Module = field(default_factory=nn.Identity)  # a frozen backbone, which the views have passed
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a method registers: how to build its task, or the method alone, not yet placed; and its settings."""
+    """What a method registers: how to build its task; of the method alone the two parts, not yet placed; its settings."""
 
     build: Callable[[Config, Pictures], Task]
-    model: Callable[[Config], Method]
+    network: Callable[[Config], nn.Module]  # images → (N, feature_dim)
+    model: Callable[[Config, nn.Module], Method]  # on that network, or on `lib.backbone.Features`
     Settings: type[Section]
+
+
+def assemble(config: Config) -> tuple[Method, nn.Module]:
+    """The method, and what stands before it: a backbone that is frozen as a whole, or nothing; neither is placed.
+
+    Raises:
+        UserError: settings that do not go together.
+    """
+    entry: Entry = get(config.of(MethodSettings).method)
+    settings = config.of(networks.NetworkSettings)
+    if settings.net_freeze is not None:
+        # What a checkpoint does not hold is drawn again, whatever was drawn before.
+        torch.default_generator.manual_seed(config.of(SeedSettings).seed or 0)
+    network = entry.network(config)
+    if not networks.is_frozen(settings, network):
+        return entry.model(config, network), nn.Identity()
+    if config.of(TuningSettings).net_lr_scale != 1:
+        raise UserError("--net-lr-scale: the network is frozen as a whole, and learns at no rate; leave it out")
+    fetches = config.weights_given and settings.net_weights is not None
+    fetch = partial(networks.load_weights, network, config) if fetches else None
+    backbone = Backbone(network, settings.network, fetch)
+    return entry.model(config, Features(backbone.feature_dim)), backbone

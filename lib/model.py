@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
-from lib import checkpoint, config, evaluation, method, runtime
+from lib import backbone, checkpoint, config, evaluation, method, runtime
+from lib.backbone import Backbone
 from lib.config import Config, Raw
-from lib.method import Method, MethodSettings
+from lib.method import Method
 from lib.networks import NetworkSettings
 from lib.runtime import DeviceSettings
 from lib.sections import SECTIONS
@@ -41,9 +42,11 @@ class Model:
             torch.tensor(values, device=self._device)[:, None, None]
             for values in normalisation(transforms, self._channels)
         ]
-        built: Method = method.get(settings.of(MethodSettings).method).model(settings)
-        checkpoint.load_weights(built, checkpoint.weights_of(stored), "the checkpoint")
-        self.method = built.place(settings).train(False)
+        with torch.random.fork_rng(devices=[]):
+            built, encode = method.assemble(settings)
+        backbone.load(built, encode, stored)
+        self.method: Method = built.place(settings).train(False)
+        self.encode: nn.Module = encode.place(settings) if isinstance(encode, Backbone) else encode
         self.warning = evaluation.adopt(self.method, stored)
         """What to know of its predictions; empty: nothing."""
 
@@ -87,7 +90,7 @@ class Model:
         with torch.inference_mode():
             for start in range(0, len(images), batch_size):
                 prepared = self.prepare(images[start : start + batch_size])
-                found.append(self.method.predict(prepared).float().cpu().numpy())
+                found.append(self.method.predict(self.encode(prepared)).float().cpu().numpy())
         probability = np.concatenate(found)
         return probability.argmax(axis=1).astype(np.int64), probability
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib import method
+from lib import backbone, method
+from lib.backbone import Backbone
 from lib.checkpoint import load_weights, write_atomically
 from lib.config import Config
 from lib.errors import UserError
@@ -32,15 +33,15 @@ class _Graph(nn.Module):
     means: Tensor
     stds: Tensor
 
-    def __init__(self, method: Method, transforms: TransformSettings, channels: int) -> None:
+    def __init__(self, method: Method, encode: nn.Module, transforms: TransformSettings, channels: int) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.encode = method, encode
         means, stds = (torch.tensor(values)[:, None, None] for values in normalisation(transforms, channels))
         self.register_buffer("means", means)
         self.register_buffer("stds", stds)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        probability = self.method.predict((images.float() / 255 - self.means) / self.stds)
+        probability = self.method.predict(self.encode((images.float() / 255 - self.means) / self.stds))
         return probability.argmax(dim=1), probability
 
 
@@ -51,7 +52,9 @@ def check_installed(path: str) -> None:
         raise UserError(f"--export {path} needs packages that are not installed; pip install {' '.join(missing)}")
 
 
-def export(path: Path, config: Config, state: Mapping[str, Any], statistics: Mapping[str, Tensor]) -> None:
+def export(
+    path: Path, config: Config, state: Mapping[str, Any], statistics: Mapping[str, Tensor], encode: nn.Module
+) -> None:
     """Write the method as a graph in float32, under the BatchNorm statistics of the run's predictions.
 
     `images`: (N, C, S, S) uint8, any N → `cluster`: (N,) int64, `probability`: (N, K) float32. What is to be done to a
@@ -62,20 +65,24 @@ def export(path: Path, config: Config, state: Mapping[str, Any], statistics: Map
         config: of the run.
         state: dict of the method.
         statistics: its buffers, as the predictions were made with.
+        encode: what stands before it; the graph begins with it.
 
     Raises:
         UserError: the exporter cannot express this network, or the file cannot be written; nothing is left of it.
     """
     transforms, channels = config.of(TransformSettings), config.of(NetworkSettings).net_cin
     # Built anew: neither compiled nor synchronised nor lowered to bfloat16, and on the CPU.
-    built: Method = method.get(config.of(MethodSettings).method).model(config)
+    with torch.random.fork_rng(devices=[]):
+        built, before = method.assemble(config)
+    if isinstance(encode, Backbone):
+        backbone.adopt(before, {"backbone": encode.stored(whole=True)})
     load_weights(built, {name: statistics.get(name, value) for name, value in state.items()}, "the run")
     side = transforms.size
     example = torch.zeros(2, channels, side, side, dtype=torch.uint8)  # of one picture would be taken for a constant
     try:
         with _silence():
             program = torch.onnx.export(
-                _Graph(built, transforms, channels).train(False), (example,), dynamo=True, verbose=False,
+                _Graph(built, before, transforms, channels).train(False), (example,), dynamo=True, verbose=False,
                 input_names=["images"], output_names=["cluster", "probability"],
                 dynamic_shapes={"images": {0: torch.export.Dim("N")}},
             )  # fmt: skip

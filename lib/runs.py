@@ -17,7 +17,6 @@ from lib.config import Config
 from lib.datasets import open_pictures
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
 from lib.family import Member
-from lib.method import MethodSettings
 from lib.runtime import DeviceSettings, Interrupts, SeedSettings
 from lib.session import Session, discard
 from lib.yamlfile import load_yaml
@@ -67,7 +66,7 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
     if distributed.started():
         raise UserError(f"{flag} starts processes by itself; give --processes or --gpus instead of a launcher")
     for one in family.numbered(settings):
-        method.get(one.of(MethodSettings).method).model(one)  # contradicting settings are met here, once
+        method.assemble(one)  # contradicting settings are met here, once
     if numbers := [one.clusters for one in members if one.clusters is not None]:
         open_pictures(settings).check_clusters(max(numbers))
     settings = settings.replace(seed=_common_seed(settings, goes_on))

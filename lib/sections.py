@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from lib import runtime
+from lib.backbone import BackboneSettings
 from lib.command import Command
 from lib.datasets import DataSettings
 from lib.datasets.cache import CacheSettings
 from lib.evaluation import EvaluationSettings
+from lib.features import FeatureSettings
 from lib.method import MethodSettings
 from lib.networks import NetworkSettings
 from lib.optimizers import OptimizerSettings
@@ -18,7 +20,7 @@ from lib.transforms import LoaderSettings, TransformSettings, ViewSettings
 from lib.tuning import TuningSettings
 
 SECTIONS = (
-    Command, MethodSettings, DataSettings, TransformSettings, NetworkSettings, OptimizerSettings, ScheduleSettings,
-    TuningSettings, TrainerSettings, EvaluationSettings, ViewSettings, SessionSettings, *runtime.SECTIONS, LoaderSettings,
-    CacheSettings, PublishedSettings,
+    Command, MethodSettings, DataSettings, TransformSettings, NetworkSettings, TuningSettings, BackboneSettings,
+    FeatureSettings, OptimizerSettings, ScheduleSettings, TrainerSettings, EvaluationSettings, ViewSettings,
+    SessionSettings, *runtime.SECTIONS, LoaderSettings, CacheSettings, PublishedSettings,
 )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from lib import checkpoint, distributed, evaluation, optimizers, runtime, schedules, tuning
+from lib import backbone, checkpoint, distributed, evaluation, optimizers, runtime, schedules, tuning
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.datasets.fingerprint import Fingerprint, fingerprint
@@ -315,6 +315,7 @@ class Trainer:
             "views": self.task.views.kind,
             "random": runtime.random_state(),
             "statistics": self._statistics,
+            **backbone.stored(self.task.encode, self.config),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -325,6 +326,7 @@ class Trainer:
         """
         try:
             changed = self._fingerprint.changed(Fingerprint(state["pictures"], state["stamps"]))
+            backbone.adopt(self.task.encode, state)
             checkpoint.load_weights(self.method, state["method"], "the checkpoint")
             load_optimizer(self.optimizer, state["optimizer"])
             self.epoch, self.position, self.step = (int(state[name]) for name in ("epoch", "position", "step"))

@@ -22,8 +22,8 @@ class Batch(Shares):
 
     head: int
     index: Tensor  # (N,) positions among the run's pictures
-    original: Tensor  # (n, C, H, W)
-    perturbed: Tensor  # (copies, n, C, H, W)
+    original: Tensor  # (n, C, H, W), or (n, D) features of a frozen backbone
+    perturbed: Tensor  # (copies, n, C, H, W), or (copies, n, D)
 
 
 def recipes(s: TransformSettings) -> tuple[Recipe, Recipe]:
@@ -48,6 +48,7 @@ class PICASource:
         repeat: perturbed copies of each original.
         batch_size: originals per step; the last batch of a head may be smaller.
         channels: of the pictures.
+        features: of each view, where a frozen backbone stands before the method.
         seed: of the order.
     """
 
@@ -62,10 +63,11 @@ class PICASource:
         batch_size: int,
         channels: int,
         seed: int,
+        features: int | None = None,
     ) -> None:
         self._views, self._sets, self._seed = views, sets, seed
         self._recipes = (original,) + (perturbed,) * repeat
-        self._batch_size, self._channels = batch_size, channels
+        self._batch_size, self._channels, self._features = batch_size, channels, features
 
     def __len__(self) -> int:
         return sum(self._steps(head) for head in range(len(self._sets)))
@@ -97,7 +99,8 @@ class PICASource:
 
     def blank(self, device: str) -> Batch:
         size, n = self._recipes[0].size, min(self._batch_size, len(self._sets[-1]))
-        views = torch.empty(len(self._recipes), n, self._channels, size, size, device=device)
+        shape = (self._channels, size, size) if self._features is None else (self._features,)
+        views = torch.empty(len(self._recipes), n, *shape, device=device)
         return Batch(len(self._sets) - 1, torch.arange(n), views[0], views[1:])
 
     def describe(self) -> list[str]:

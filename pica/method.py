@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from lib import datasets, distributed, networks
+from lib.backbone import Backbone, Features
 from lib.command import Command
 from lib.config import Config
 from lib.errors import UserError
-from lib.method import Entry, Method, MethodSettings, Split, Task, number_of_clusters, register
+from lib.features.views import open_views
+from lib.method import Entry, Method, MethodSettings, Split, Task, assemble, number_of_clusters, register
 from lib.networks.sobel import Sobel
 from lib.runtime import SeedSettings
 from lib.settings import Section, setting
 from lib.transforms import TransformSettings, plain_recipe
-from lib.transforms.backend import open_views
 from lib.transforms.measure import measured
 from pica.data import Batch, PICASource, recipes
 from pica.losses import PUILoss
@@ -63,7 +64,7 @@ class PICA(Method):
     """Huang, Gong, Zhu, CVPR 2020.
 
     Args:
-        network: images → (N, feature_dim).
+        network: images, or a frozen backbone's features → (N, feature_dim).
         heads: clusters of each head; the last is the main one, and the others over-cluster.
         lamda: weight of the balance term.
         idle_heads: "zeros" or "none", see `PICASettings`.
@@ -139,12 +140,25 @@ def _heads(config: Config) -> tuple[int, ...]:
     return head_sizes(config.of(PICASettings).net_heads, number_of_clusters(config))
 
 
-def build_method(config: Config) -> PICA:
+class Standardised(nn.BatchNorm1d):
+    """(N, D) features of a frozen backbone, each brought to mean 0 and deviation 1; nothing in it is trained.
+
+    A head is a single linear layer: on features as they come, how fast it learns would hang on their scale.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__(dimension, affine=False)
+        self.feature_dim = dimension
+
+
+def build_method(config: Config, network: nn.Module) -> PICA:
     settings = config.of(PICASettings)
-    return PICA(build_network(config), _heads(config), settings.pica_lamda, settings.pica_idle_heads)
+    if isinstance(network, Features):
+        network = Standardised(network.feature_dim)
+    return PICA(network, _heads(config), settings.pica_lamda, settings.pica_idle_heads)
 
 
-def check_single(network: nn.Module, shape: tuple[int, int, int]) -> None:
+def check_single(network: nn.Module, shape: tuple[int, ...]) -> None:
     """See that the network can be trained on a batch of one picture, as the last of an epoch may be.
 
     Raises:
@@ -154,8 +168,8 @@ def check_single(network: nn.Module, shape: tuple[int, int, int]) -> None:
         copy.deepcopy(network).to("meta").train()(torch.empty(1, *shape, device="meta"))
     except ValueError as error:
         raise UserError(
-            f"a step with a single picture of {shape[1]} px leaves BatchNorm nothing to normalise by; "
-            "take another batch_size, or a larger tfm_size"
+            f"a step with a single picture{f' of {shape[1]} px' * (len(shape) > 1)} leaves BatchNorm nothing to normalise "
+            f"by; take another batch_size{', or a larger tfm_size' * (len(shape) > 1)}"
         ) from error
 
 
@@ -172,8 +186,11 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     train, scored = pictures.train, pictures.scored
     if len(train) > len(heads):
         raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
-    method = build_method(config)
-    networks.check_sizes(method.network, config, transforms.size)
+    method, encode = assemble(config)
+    networks.check_sizes(nn.Sequential(encode, method.network), config, transforms.size)
+    features = encode.feature_dim if isinstance(encode, Backbone) else None
+    if features is not None:
+        original = plain_recipe(transforms)  # a view of its own, which is computed anyway
     trains = config.of(Command).trains
     if trains:
         pictures.check_clusters(heads[-1])
@@ -182,17 +199,17 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
         smallest = min(len(chosen) % data.batch or data.batch for chosen in sets)
         distributed.check_parts(smallest, config.of(MethodSettings).sync_batchnorm)
     if trains and any(len(chosen) % data.batch == 1 or data.batch == 1 for chosen in sets):
-        check_single(method.network, (channels, transforms.size, transforms.size))
+        check_single(method.network, (channels, transforms.size, transforms.size) if features is None else (features,))
     config = measured(config, pictures)
-    views = open_views(config, pictures, plain_recipe(transforms))
+    views = open_views(config, pictures, encode, plain_recipe(transforms), (perturbed,) * settings.data_nrepeat)
     source = PICASource(
         views, sets, original, perturbed, repeat=settings.data_nrepeat, batch_size=data.batch,
-        channels=channels, seed=config.of(SeedSettings).seed or 0,
+        channels=channels, features=features, seed=config.of(SeedSettings).seed or 0,
     )  # fmt: skip
     labels = pictures.labels()
     splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
     trained = Split(sets[-1], labels[sets[-1]])
-    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, perturbed, config)
+    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, perturbed, config, encode)
 
 
-register("pica", Entry(build, build_method, PICASettings))
+register("pica", Entry(build, build_network, build_method, PICASettings))

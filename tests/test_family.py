@@ -23,7 +23,6 @@ from sklearn.metrics import adjusted_rand_score
 from lib import choice, method, summary
 from lib.errors import UserError
 from lib.family import members
-from lib.method import MethodSettings
 
 Cli = Callable[..., tuple[int, str, str]]
 UNSEEDED = tuple(word for i, word in enumerate(QUICK) if "--seed" not in QUICK[i - 1 : i + 1])
@@ -200,7 +199,7 @@ def test_mistakes(cli: Cli, tmp_path: Path) -> None:
 def test_a_method_is_built_with_one_number_and_a_dry_run_shows_each(words: tuple[object, ...], cli: Cli) -> None:
     config = resolve(*words, "--num-clusters", 8, 12)
     with pytest.raises(UserError, match="num_clusters 8 12"):
-        method.get(config.of(MethodSettings).method).model(config)
+        method.assemble(config)
     status, out, err = cli(*words, "--num-clusters", 8, 12, "--dry-run")
     assert status == 0 and ", 8 clusters" in out and ", 12 clusters" in out, err
 

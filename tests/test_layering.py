@@ -34,6 +34,8 @@ LAYERS = (
         "datasets",
         "transforms",
         "method",
+        "backbone",
+        "features",
         "onnx",
         "export",
         "family",

@@ -1,9 +1,9 @@
-"""What is kept on disk between runs; above all decoded pictures, so that a large one is decoded once.
+"""What is kept on disk between runs: decoded pictures, so that a large one is decoded once, and features.
 
 Each folder of pictures has a folder of its own here:
 
-    pictures-<key>/
-        data.bin     8-bit pictures, one behind the other
+    pictures-<key>/, features-<key>/
+        data.bin     8-bit pictures (H, W, C), or float32 features (views, D) as bytes, one behind the other
         index.bin    a record for each, which is written after its picture
         filling      locked by the process that adds to the two
         used         locked by every process that reads them; its time is that of the last use
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import PIL
@@ -54,8 +54,8 @@ class CacheSettings(Section):
     local = True
     disk_cache: float = setting(
         10.0,
-        "disk that may be taken by what is kept: lists of files and, with tfm_working_size, decoded pictures; 0: "
-        "nothing is kept",
+        "disk that may be taken by what is kept: lists of files, features of a frozen backbone and, with "
+        "tfm_working_size, decoded pictures; 0: nothing is kept",
         unit="GiB",
         low=0,
     )
@@ -77,7 +77,7 @@ def writes(config: Config) -> bool:
 
 
 class Store:
-    """The decoded pictures of one folder. It can be handed to other processes, which read alone.
+    """The decoded pictures of one folder, or their features. It can be handed to other processes, which read alone.
 
     Args:
         root: the folder of all that is kept.
@@ -85,13 +85,21 @@ class Store:
         channels: of the pictures.
         names: (N) of the files.
         stamps: (N, 2) their sizes and modification times, ns; what was kept of another file does not count.
+        kind: what is kept of the pictures.
     """
 
     def __init__(
-        self, root: Path, key: Sequence[object], channels: int, names: Sequence[str], stamps: NDArray[np.int64]
+        self,
+        root: Path,
+        key: Sequence[object],
+        channels: int,
+        names: Sequence[str],
+        stamps: NDArray[np.int64],
+        kind: Literal["pictures", "features"] = "pictures",
     ) -> None:
         whole = "\0".join(map(str, (*key, channels, VERSION, PIL.__version__)))
-        self.folder = root / f"pictures-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]}"
+        self.folder = root / f"{kind}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]}"
+        self._what = "decoded pictures" if kind == "pictures" else kind
         self._channels, self._stamps = channels, stamps
         self._names = [hashlib.blake2b(os.fsencode(name), digest_size=16).digest() for name in names]
         self._file: BinaryIO | None = None
@@ -160,7 +168,7 @@ class Store:
                 self._append(decode, bound)
         except OSError as error:
             raise UserError(
-                f"cannot keep decoded pictures in {self.folder}: {error.strerror or error}; choose another folder by "
+                f"cannot keep {self._what} in {self.folder}: {error.strerror or error}; choose another folder by "
                 "--cache, or keep none: --disk-cache 0"
             ) from error
 
@@ -234,7 +242,8 @@ class Store:
     def _allowance(self, wanted: int, bound: float) -> float:
         """Bytes that this folder may take; where it wants more, others are removed that nobody uses."""
         root = self.folder.parent
-        others = {path: _size(path) for path in sorted(root.glob("pictures-*"), key=_used) if path != self.folder}
+        found = sorted([*root.glob("pictures-*"), *root.glob("features-*")], key=_used)
+        others = {path: _size(path) for path in found if path != self.folder}
         rest = sum(others.values()) + sum(path.stat().st_size for path in root.glob("files-*"))
         for path, size in others.items():
             if rest + wanted <= bound:
@@ -279,7 +288,7 @@ def _wait(file: BinaryIO) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         if distributed.leads():  # of several ranks one works, and one may speak
-            print("waiting for another process, which decodes the same pictures", file=sys.stderr)
+            print("waiting for another process, which is at work on the same pictures", file=sys.stderr)
         fcntl.flock(file, fcntl.LOCK_EX)
 
 

@@ -73,7 +73,8 @@ class NetworkSettings(Section):
     )
     net_freeze: tuple[str, ...] | None = setting(
         None,
-        "regular expressions; weights whose name begins with a match stay as they are (see net_freeze_epochs)",
+        "regular expressions; weights whose name begins with a match stay as they are (see net_freeze_epochs); all of "
+        "them ('.*'), for ever: the method is trained on the network's features, which are computed once",
         convert=_patterns,
     )
 
@@ -141,6 +142,11 @@ def check_sizes(network: nn.Module, config: Config, *sizes: int) -> None:
                 f"the network {settings.network} takes no pictures of {size} px ({reason}); its own size is "
                 f"{declared}: --tfm-size {declared}, and crops of that size"
             ) from error
+
+
+def is_frozen(settings: NetworkSettings, network: nn.Module) -> bool:
+    """Whether every weight of a network that `build` gave stays as it is, for the whole run."""
+    return settings.net_freeze is not None and not any(weight.requires_grad for weight in network.parameters())
 
 
 def draw_norm_weights(module: nn.Module) -> None:

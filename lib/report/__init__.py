@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lib import distributed, evaluation, export, metrics, predictions, summary
+from lib.backbone import Backbone
 from lib.checkpoint import write_atomically
 from lib.command import Command
 from lib.config import Config
@@ -34,7 +35,8 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
     rows = {config.of(MethodSettings).method: outcome.scores}
     if settings.baseline == "kmeans" and not command.predict:
         seed = config.of(SeedSettings).seed or 0
-        rows["k-means on pixels"] = evaluation.kmeans(task, settings.eval_batch_size, seed)
+        what = "features" if isinstance(task.encode, Backbone) else "pixels"
+        rows[f"k-means on {what}"] = evaluation.kmeans(task, settings.eval_batch_size, seed)
     if session.path is not None:
         root = Path(config.of(DataSettings).data_root).expanduser()
         session.write_bytes("predictions.csv", predictions.table(task.pictures, predicted, root))
@@ -43,7 +45,7 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
         _tell_of_skipped(session, skipped)
     session.write_json("scores.json", _scores_file(task, predicted, rows))  # it says that the run is done
     if command.export is not None:
-        export.export(command.export, config, task.method.state_dict(), outcome.statistics)
+        export.export(command.export, config, task.method.state_dict(), outcome.statistics, task.encode)
     target = predictions.check(task.pictures, config, session.goes_on)
     if target is not None and predictions.is_sorted(target):
         session.info(f"the pictures by cluster are there from before: {target}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -190,6 +190,9 @@ class BatchedViews:
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
         return self.stream(Request(index, (self._test,)) for index in batches)
 
+    def prepared(self) -> Self:
+        return self
+
     def describe(self) -> str:
         sizes = np.delete(self._sizes, self._unreadable, axis=0)
         kinds, (height, width) = len(np.unique(sizes[:, 0] << 32 | sizes[:, 1])), sizes[0]
@@ -219,10 +222,10 @@ class BatchedViews:
 
     def _some_views(self, index: NDArray[np.int64], request: Request) -> Iterator[Tensor]:
         """Of pictures that are in the order of their shapes."""
-        sizes, shapes = self._sizes[index], self._shape[self._part[index]]
+        sizes, shapes, numbers = self._sizes[index], self._shape[self._part[index]], request.numbers(index)
         groups = [self._gather(group) for group in np.split(index, np.flatnonzero(np.diff(shapes)) + 1)]
         for copy, recipe in enumerate(request.recipes):
-            draws = draw(recipe, sizes, self._seed, request.epoch, index, copy)
+            draws = draw(recipe, sizes, self._seed, request.epoch, numbers, copy)
             planes = view(groups, plan(recipe, draws, sizes, self._device))
             yield planes.sub_(self._means).div_(self._stds).transpose(0, 1).contiguous()
 

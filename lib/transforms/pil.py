@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -105,6 +106,9 @@ class PILViews:
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
         return self.stream(Request(index, (self._test,)) for index in batches)
 
+    def prepared(self) -> Self:
+        return self
+
     def describe(self) -> str:
         because = f", because {self._why}" if self._why else ""
         return f"pil, {self._loader.num_workers or 'no'} loader processes{because}{self._kept}"
@@ -162,9 +166,9 @@ class _Prepare(Dataset[_Outcome | UserError]):
             return _Outcome(request.index[:0], [torch.empty(s, dtype=torch.uint8) for s in shapes], skipped)
         positions, images = np.array(list(loaded), dtype=np.int64), list(loaded.values())
         sizes = np.array([(image.height, image.width) for image in images], dtype=np.int64)
-        views = []
+        views, numbers = [], request.numbers(positions)
         for copy, recipe in enumerate(request.recipes):
-            draws = draw(recipe, sizes, self._seed, request.epoch, positions, copy)
+            draws = draw(recipe, sizes, self._seed, request.epoch, numbers, copy)
             stack = np.stack([np.asarray(view(image, recipe, draws, n)) for n, image in enumerate(images)])
             views.append(torch.from_numpy(stack.reshape(*stack.shape[:3], -1)).permute(0, 3, 1, 2).contiguous())
         return _Outcome(torch.from_numpy(positions), views, skipped)

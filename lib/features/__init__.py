@@ -1,0 +1,27 @@
+"""Features of a frozen backbone in the place of pictures: computed once, kept on disk, and trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lib.settings import Section, setting
+
+
+@dataclass(frozen=True)
+class FeatureSettings(Section):
+    title = "features of a frozen backbone"
+    feature_views: int = setting(
+        4, "random views of each picture whose features are computed, beside those of the plain one", low=1, fixed=True
+    )
+    feature_seed: int = setting(
+        0, "of these views' draws; not that of the run, so that runs of all seeds share their features", low=0,
+        high=2**31 - 1, fixed=True,
+    )  # fmt: skip
+    views: Literal["random", "neighbours"] = setting(
+        "random",
+        "what stands for a picture in a step; random: its random views; neighbours: the plain views of its nearest "
+        "neighbours among the training pictures, by the cosine of the features",
+        fixed=True,
+    )
+    feature_neighbours: int = setting(20, "nearest neighbours, of which each step draws", low=1, fixed=True)
