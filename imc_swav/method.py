@@ -191,4 +191,13 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     return Task(method.place(config), source, views, splits, pictures, train[-1], trained, crops[0], config, encode)
 
 
-register("imc_swav", Entry(build, build_network, build_method, IMCSwAVSettings))
+register(
+    "imc_swav",
+    Entry(
+        build,
+        build_network,
+        build_method,
+        IMCSwAVSettings,
+        "swapped prediction and mutual information (Ntelemis et al., 2021)",
+    ),
+)

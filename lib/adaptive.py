@@ -6,18 +6,20 @@ from lib import networks
 from lib.config import Config
 from lib.datasets import DataSettings, Pictures
 from lib.errors import UserError
+from lib.features import FeatureSettings
+from lib.method import number_of_clusters
 from lib.networks import NetworkSettings
 from lib.trainer import TrainerSettings
 from lib.transforms import TransformSettings
 
 BATCHES = 8  # in an epoch, at least
 SMALLEST, LARGEST = 16, 256  # pictures in a batch
-STEPS = 5_000  # of the main head
+STEPS = 5_000  # of the main head, at most
 FEWEST, MOST = 20, 500  # epochs
 
 
 def counted(config: Config, pictures: Pictures) -> Config:
-    """The same with a batch size and a number of epochs; those that are `none` follow from the training pictures.
+    """The same with a batch size, epochs and neighbours; those that are `none` follow from the training pictures.
 
     Raises:
         UserError: from `seen`.
@@ -26,7 +28,12 @@ def counted(config: Config, pictures: Pictures) -> Config:
     count = len(pictures.index(pictures.train[-1]))
     size, number = config.of(DataSettings).batch_size, config.of(TrainerSettings).max_epochs
     size = batch_size(count) if size is None else size
-    return config.replace(batch_size=size, max_epochs=epochs(count, size) if number is None else number)
+    known = config.of(FeatureSettings).feature_neighbours
+    return config.replace(
+        batch_size=size,
+        max_epochs=epochs(count, size, config.of(TrainerSettings).max_steps or STEPS) if number is None else number,
+        feature_neighbours=neighbours(count, number_of_clusters(config)) if known is None else known,
+    )
 
 
 def batch_size(count: int) -> int:
@@ -35,9 +42,14 @@ def batch_size(count: int) -> int:
     return min(max(SMALLEST, min(LARGEST, largest)), max(2, count))
 
 
-def epochs(count: int, size: int) -> int:
-    """What makes about 5,000 batches of `size` out of so many pictures, between 20 and 500."""
-    return min(MOST, max(FEWEST, round(STEPS * size / max(1, count))))
+def epochs(count: int, size: int, steps: int = STEPS) -> int:
+    """What makes about 5,000 batches of `size`, or `steps` if these are fewer, of so many pictures; 20 to 500."""
+    return min(MOST, max(FEWEST, round(min(STEPS, steps) * size / max(1, count))))
+
+
+def neighbours(count: int, clusters: int | None) -> int:
+    """Half as many as a cluster has pictures on average, between 1 and 20; of ten clusters if it is not known how many."""
+    return min(20, max(1, count // (2 * (clusters or 10))))
 
 
 def seen(config: Config) -> Config:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from lib import batchnorm, distributed, labelfree, metrics
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.errors import UserError
-from lib.inference import Predictions, batches, common, evaluating, predict, scored, shares
+from lib.inference import Predictions, evaluating, predict, scored, shares
 from lib.labelfree import Sample
 from lib.method import Method, Task
 from lib.runtime import SeedSettings
@@ -40,8 +39,10 @@ class EvaluationSettings(Section):
         "pictures, evenly spread, by which PUI, silhouette and agreement are taken, and which the report shows; 0: none",
         low=0,
     )
-    baseline: Literal["none", "kmeans"] = setting(
-        "none", "also score k-means on the same pictures: on their pixels, or a frozen backbone's features"
+    baseline: tuple[Literal["kmeans", "pca_kmeans"], ...] | None = setting(
+        None,
+        "also score k-means on the same pictures: on their pixels, or a frozen backbone's features; pca_kmeans: on 50 "
+        "principal components of these",
     )
 
 
@@ -166,23 +167,6 @@ def _treat(task: Task, config: Config, treatment: str, tick: Callable[[], None])
         batchnorm.reestimate(task.method, run(), afresh=own)
     if not seen:
         raise UserError(f"{treatment} needs batches of two pictures or more; give a larger --batch-size")
-
-
-def kmeans(task: Task, batch_size: int, seed: int) -> Scores:
-    """k-means on the same pictures under the test transform, or on their features, scored in the same way."""
-    from sklearn.cluster import KMeans
-
-    prepared = [
-        (part.index, part.views[0].flatten(1).cpu())
-        for part in task.views.plain(map(torch.from_numpy, batches(scored(task), batch_size)))
-    ]
-    index, pixels = (torch.cat(parts).numpy() for parts in zip(*prepared, strict=True))
-    clusters = KMeans(min(task.method.num_clusters, len(pixels)), n_init=10, random_state=seed).fit_predict(pixels)
-    found = {}
-    for name, split in task.splits.items():
-        rows, labels = common(index, split)
-        found[name] = metrics.scores(labels, clusters[rows])
-    return found
 
 
 def line(scores: Mapping[str, Any]) -> str:

@@ -303,6 +303,7 @@ class Entry:
     network: Callable[[Config], nn.Module]  # images → (N, feature_dim)
     model: Callable[[Config, nn.Module], Method]  # on that network, or on `lib.backbone.Features`
     Settings: type[Section]
+    title: str = ""  # for --list
 
 
 def assemble(config: Config) -> tuple[Method, nn.Module]:

@@ -87,7 +87,7 @@ class Registry:
         return sorted(self._components)
 
     def listed(self) -> Iterator[tuple[str, str]]:
-        """What there is, and the first line of its docstring."""
+        """What there is, and its `title`, or else the first line of its docstring."""
         families = {f"{prefix}:NAME": family for prefix, family in self._families.items()}
         for name, component in [*sorted(self._components.items()), *families.items()]:
-            yield name, (inspect.getdoc(component) or "").partition("\n")[0]
+            yield name, getattr(component, "title", None) or (inspect.getdoc(component) or "").partition("\n")[0]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import distributed, family, method, report, runtime, summary
+from lib import adaptive, distributed, family, method, report, runtime, summary
 from lib.config import Config
 from lib.datasets import open_pictures
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
@@ -65,10 +65,10 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
     flag, members = family.asked(settings), family.members(settings)
     if distributed.started():
         raise UserError(f"{flag} starts processes by itself; give --processes or --gpus instead of a launcher")
-    for one in family.numbered(settings):
-        method.assemble(one)  # contradicting settings are met here, once
-    if numbers := [one.clusters for one in members if one.clusters is not None]:
-        open_pictures(settings).check_clusters(max(numbers))
+    pictures = open_pictures(settings)
+    for one in family.numbered(settings):  # contradicting settings are met here, once
+        known, _ = method.assemble(adaptive.counted(one, pictures))
+        pictures.check_clusters(known.num_clusters)
     settings = settings.replace(seed=_common_seed(settings, goes_on))
     with Session(settings, goes_on) as session:
         if session.path is None:

@@ -96,6 +96,7 @@ def of_seeds(runs: Mapping[str, Path]) -> dict[str, Any]:
     return {
         "seeds": scores,
         **over(list(scores.values())),
+        "baselines": _baselines(list(scores.values())),
         "loss": losses,
         "best": _extreme({seed: run[first]["acc"] for seed, run in scores.items()}, max),
         "chosen": _extreme(losses, min),
@@ -131,6 +132,13 @@ def _agreement(runs: Sequence[Assigned]) -> float | None:
     return statistics.fmean(found) if found else None
 
 
+def _baselines(runs: list[Row]) -> dict[str, Any]:
+    """What `over` gives, for each baseline."""
+    held = [{split: v["baselines"] for split, v in run.items() if "baselines" in v} for run in runs]
+    names: list[str] = list(next(iter(held[0].values()), {}))
+    return {name: over([{split: found[name] for split, found in run.items()} for run in held]) for name in names}
+
+
 def _published(settings: PublishedSettings) -> dict[str, Any]:
     if not settings.published:
         return {}
@@ -140,7 +148,10 @@ def _published(settings: PublishedSettings) -> dict[str, Any]:
 
 def over(runs: list[Row]) -> dict[str, Any]:
     """Median, mean and sample deviation of every number that the runs have; the deviation of a single run is 0."""
-    splits = {split: [name for name in values if name != "batchnorm"] for split, values in runs[0].items()}
+    splits = {
+        split: [name for name, value in values.items() if not isinstance(value, dict | str)]
+        for split, values in runs[0].items()
+    }
     how: dict[str, Callable[[list[float]], float]] = {
         "median": statistics.median, "mean": statistics.fmean,
         "deviation": lambda values: statistics.stdev(values) if len(values) > 1 else 0.0,
@@ -180,6 +191,8 @@ def _text(content: Mapping[str, Any]) -> str:
         rows[f"best by labels, seed {content['best']}"] = runs[content["best"]]
     if content["chosen"] is not None:
         rows[f"lowest loss, seed {content['chosen']}"] = runs[content["chosen"]]
+    for name, found in content["baselines"].items():
+        rows |= {f"{name}, {how}": found[how] for how in ("mean", "deviation")}
     if published:
         for name, values in published["rows"].items():
             rows[f"published, {name}"] = {published["split"]: {**values, nmi: values["nmi"]}}

@@ -212,4 +212,13 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     return Task(method.place(config), source, views, splits, pictures, train[-1], trained, perturbed, config, encode)
 
 
-register("pica", Entry(build, build_network, build_method, PICASettings))
+register(
+    "pica",
+    Entry(
+        build,
+        build_network,
+        build_method,
+        PICASettings,
+        "partition uncertainty of several heads (Huang et al., CVPR 2020)",
+    ),
+)

@@ -40,9 +40,9 @@ LAYERS = (
         "export",
         "family",
     },
-    {"inference", "labelfree", "evaluation", "predictions", "report", "summary", "choice", "runs"},
+    {"inference", "labelfree", "baselines", "evaluation", "predictions", "report", "summary", "choice"},
     {"trainer"},
-    {"adaptive", "forecast", "sections", "model"},
+    {"adaptive", "forecast", "sections", "model", "runs"},
 )
 FILES = sorted(path for folder in ("lib", "pica", "imc_swav") for path in (ROOT / folder).rglob("*.py"))
 

@@ -24,4 +24,14 @@ class FeatureSettings(Section):
         "neighbours among the training pictures, by the cosine of the features",
         fixed=True,
     )
-    feature_neighbours: int = setting(20, "nearest neighbours, of which each step draws", low=1, fixed=True)
+    feature_neighbours: int | None = setting(
+        20,
+        "nearest neighbours, of which each step draws; none: half as many as a cluster has pictures, at most 20",
+        low=1, fixed=True, adaptive=True,
+    )  # fmt: skip
+
+    @property
+    def neighbours(self) -> int:
+        """`feature_neighbours`, once it is known."""
+        assert self.feature_neighbours is not None
+        return self.feature_neighbours

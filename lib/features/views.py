@@ -66,9 +66,9 @@ def open_views(
     recipes = columns(config, test, random)
     if command.predict:
         return EncodedViews(backend.open_views(config, pictures, test), encode, recipes)
-    if settings.views == "neighbours" and settings.feature_neighbours >= len(_trained(pictures)):
+    if settings.views == "neighbours" and settings.neighbours >= len(_trained(pictures)):
         raise UserError(
-            f"--feature-neighbours {settings.feature_neighbours}: there are {len(_trained(pictures))} training pictures, "
+            f"--feature-neighbours {settings.neighbours}: there are {len(_trained(pictures))} training pictures, "
             "and none is its own neighbour; give a smaller number"
         )
     if command.dry_run:
@@ -182,7 +182,7 @@ class FeatureViews:
         return self
 
     def describe(self) -> str:
-        known = self._settings.feature_neighbours
+        known = self._settings.neighbours
         drawn = f", a view being one of {known} neighbours" if self._settings.views == "neighbours" else ""
         return f"features of {self._encode.name} {self._encode.digest[:12]}, {self._shelf.describe()}{drawn}"
 
@@ -262,12 +262,12 @@ class FeatureViews:
         """(N, K) positions of each picture's neighbours."""
         skipped = np.array(list(self.skipped), dtype=np.int64)
         among = np.setdiff1d(_trained(self._pictures), skipped)
-        if len(among) <= self._settings.feature_neighbours:
+        if len(among) <= self._settings.neighbours:
             raise UserError(
-                f"--feature-neighbours {self._settings.feature_neighbours}: {len(among)} training pictures can be read; "
+                f"--feature-neighbours {self._settings.neighbours}: {len(among)} training pictures can be read; "
                 "give a smaller number"
             )
-        return nearest(self._shelf, np.arange(len(self._pictures)), among, self._settings.feature_neighbours)
+        return nearest(self._shelf, np.arange(len(self._pictures)), among, self._settings.neighbours)
 
 
 def _places(recipes: Sequence[Recipe], recipe: Recipe) -> Integers:

@@ -9,8 +9,7 @@ import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
 
-from lib import distributed, evaluation, export, metrics, predictions, summary
-from lib.backbone import Backbone
+from lib import baselines, distributed, evaluation, export, metrics, predictions, summary
 from lib.checkpoint import write_atomically
 from lib.command import Command
 from lib.config import Config
@@ -33,10 +32,9 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
         return
     command, settings, predicted = config.of(Command), config.of(EvaluationSettings), outcome.predictions
     rows = {config.of(MethodSettings).method: outcome.scores}
-    if settings.baseline == "kmeans" and not command.predict:
+    if settings.baseline and not command.predict:
         seed = config.of(SeedSettings).seed or 0
-        what = "features" if isinstance(task.encode, Backbone) else "pixels"
-        rows[f"k-means on {what}"] = evaluation.kmeans(task, settings.eval_batch_size, seed)
+        rows |= baselines.scores(task, settings.baseline, settings.eval_batch_size, seed)
     if session.path is not None:
         root = Path(config.of(DataSettings).data_root).expanduser()
         session.write_bytes("predictions.csv", predictions.table(task.pictures, predicted, root))
@@ -106,7 +104,7 @@ def _tell_of_skipped(session: Session, skipped: Mapping[int, str]) -> None:
 
 
 def _scores_file(task: Task, found: Predictions, by: Mapping[str, Scores]) -> Scores:
-    own, *others = by.values()
+    own, *_ = by.values()
     classes = task.pictures.classes
     content: Scores = {name: dict(values) for name, values in own.items()}
     for name, split in task.splits.items():
@@ -115,6 +113,6 @@ def _scores_file(task: Task, found: Predictions, by: Mapping[str, Scores]) -> Sc
         content[name]["matching"] = {
             str(cluster): classes[label] if classes else label for cluster, label in match.items()
         }
-        for other in others:
-            content[name]["kmeans"] = other[name]
+        if others := {title: scores[name] for title, scores in list(by.items())[1:]}:
+            content[name]["baselines"] = others
     return content

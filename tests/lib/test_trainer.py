@@ -43,7 +43,7 @@ def test_a_session_holds_everything(cli: Cli, tmp_path: Path) -> None:
     scores = json.loads((path / "scores.json").read_text())
     assert list(scores) == ["test"]
     assert {name: scores["test"][name] for name in metrics.NAMES} == {name: lines[-1][name] for name in metrics.NAMES}
-    assert set(scores["test"]["kmeans"]) == set(metrics.NAMES)
+    assert set(scores["test"]["baselines"]["k-means on pixels"]) == set(metrics.NAMES)
 
     found = np.load(path / "predictions.npz", allow_pickle=False)
     assert found["probability"].shape == (898, 10) and set(found["split"]) == {"test"}

@@ -1,0 +1,46 @@
+"""k-means without training, against scikit-learn on arrays that are made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import DIGITS, resolve
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
+
+import main
+from lib import baselines, metrics, summary
+from lib.baselines import COMPONENTS
+from lib.method import Task
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """Digits as they are: 8×8 px, nothing cropped, subtracted or divided."""
+    return main.build(
+        resolve(*DIGITS, "--tfm-working-size", "none", "--tfm-size", 8, "--tfm-resize", 8, "--tfm-means", 0,
+                "--tfm-stds", 1, "--num-workers", 0, "--net-sobel", "false", "--seed", 0, "--net-avgpool-size", "none")
+    )  # fmt: skip
+
+
+def test_they_are_those_of_scikit_learn_on_the_same_pixels(task: Task) -> None:
+    found = baselines.scores(task, ("kmeans", "pca_kmeans"), 100, 3)
+    assert list(found) == ["k-means on pixels", "PCA and k-means on pixels"]
+    digits = load_digits()
+    pixels = np.round(digits.data * 255 / 16).astype(np.float32) / 255
+    centred = pixels - pixels.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    for title, values in zip(found, (pixels, centred @ axes[:COMPONENTS].T), strict=True):
+        clusters = KMeans(10, n_init=10, random_state=3).fit_predict(values)
+        expected = metrics.scores(digits.target, clusters)
+        assert found[title]["train+test"]["acc"] == pytest.approx(expected["acc"], abs=0.01)
+
+
+def test_several_seeds_have_their_mean_and_deviation() -> None:
+    runs = [
+        {"test": {"acc": 0.9, "baselines": {"k-means on pixels": {"acc": value}}}, "test:online": {"acc": 0.8}}
+        for value in (0.5, 0.7)
+    ]
+    found = summary._baselines(runs)["k-means on pixels"]
+    assert found["mean"]["test"]["acc"] == pytest.approx(0.6)
+    assert found["deviation"]["test"]["acc"] == pytest.approx(0.2 / 2**0.5)
