@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -25,6 +24,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 sys.path.insert(0, str(ROOT))
+
+from lib import runtime  # noqa: E402  (from the folder above)
 
 
 def arguments(about: str | None) -> argparse.ArgumentParser:
@@ -70,11 +71,6 @@ def photographs(n: int, height: int, width: int) -> NDArray[np.uint8]:
     return found
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def settings(*words: object) -> Any:
     """The configuration of a command line."""
     import main
@@ -87,7 +83,7 @@ def publish(
     theme: str, about: str, columns: Sequence[str], rows: Sequence[Sequence[str]], data: Mapping[str, Any]
 ) -> None:
     """Print a table, and leave it as benchmarks/results/<theme>.md, with all numbers in <theme>.json."""
-    machine = f"{processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+    machine = f"{runtime.processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
     command = f"python benchmarks/{theme}.py {' '.join(sys.argv[1:])}".strip()
     when = f"{datetime.now(UTC):%Y-%m-%d}"
     lines = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import platform
 import random
 import secrets
 import shlex
@@ -255,6 +256,17 @@ def describe(where: torch.device) -> str:
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
     return f"CPU, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """Its name, where the system tells it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def gpu_names() -> list[str]:
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
 def seed_of(settings: SeedSettings) -> int:

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lib import runtime
 from lib.checkpoint import write_atomically
 from lib.config import Config
 from lib.errors import UserError
@@ -305,6 +306,8 @@ def provenance() -> dict[str, Any]:
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "processor": runtime.processor(),
+        "gpus": runtime.gpu_names(),
         "revision": _revision(),
     }
 
