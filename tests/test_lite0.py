@@ -39,7 +39,7 @@ def folder_of(path: Path, count: int, below: str = "") -> Path:
 @pytest.mark.parametrize(("count", "below"), [(300, ""), (20, ""), (24, "the only class")])
 def test_few_pictures_make_five_clusters(method: str, count: int, below: str, cli: Cli, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", count, below)
-    status, out, err = cli(*words(method, folder, "--num-clusters", 5, "--max-steps", 30, "--session", "a"))
+    status, out, err = cli(*words(method, folder, "--num-clusters", 5, "--max-steps", 9, "--session", "a"))
     assert status == 0, err
     predicted = np.load(tmp_path / "sessions/a/predictions.npz")["cluster"]
     assert len(predicted) == count and predicted.max() < 5
@@ -61,7 +61,8 @@ def test_several_seeds_share_what_is_left_open(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     content = json.loads((only(tmp_path / "sessions") / "summary.json").read_text())
     assert set(content["baselines"]) == {"k-means on features", "PCA and k-means on features"}
-    assert content["baselines"]["k-means on features"]["mean"]["train"]["acc"] <= 1
+    (mean,) = content["baselines"]["k-means on features"]["mean"].values()
+    assert 0.5 <= mean["acc"] < 1  # of a single class, the larger of the two clusters
 
 
 def test_a_checkpoint_fetches_the_weights_of_its_frozen_backbone(cli: Cli, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_checkpoint_fetches_the_weights_of_its_frozen_backbone(cli: Cli, tmp_p
     for weight in network.parameters():
         weight.data.mul_(1 + 0.01 * torch.randn_like(weight))  # neither those of the package nor drawn by a seed
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, file)
-    short = words("pica", folder, "--num-clusters", 2, "--max-steps", 2, "--net-weights", file)
+    short = words("pica", folder, "--num-clusters", 2, "--max-steps", 2, "--seed", 0, "--net-weights", file)
     for name, more in (("a", ()), ("b", ("--save-backbone",))):
         status, _, err = cli(*short, *more, "--session", name)
         assert status == 0, err

@@ -1,0 +1,128 @@
+"""Write docs/results.md from what is kept in results/: python results/tables.py
+
+results/STUDY/ROW/ holds summary.json, config.yaml and provenance.jsonl of a session of several seeds, as it left them.
+The rows of the papers are in STUDY `rows`, each named as its file: rows/imc_swav-cifar10 for configs/imc_swav/cifar10.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from lib.columns import spread  # noqa: E402  (from the folder above)
+from lib.yamlfile import load_yaml  # noqa: E402
+
+SCORES = ("acc", "nmi", "ari")
+HEAD = """# Results
+
+Made by `python results/tables.py` from the files in `results/`, which sessions left: `summary.json`, `config.yaml`, `provenance.jsonl`.
+Mean ± sample deviation over the seeds. Every command is the one that was run.
+"""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A session of several seeds."""
+
+    summary: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    @property
+    def command(self) -> str:
+        return shlex.join(self.provenance["command"])
+
+    @property
+    def origin(self) -> str:
+        """When, and on what."""
+        started, torch = self.provenance["started"][:10], self.provenance["torch"].partition("+")[0]
+        machine = (
+            ", ".join(self.provenance["gpus"]) or f"{self.provenance['processor']}, {self.provenance['cpus']} cores"
+        )
+        return f"{started}, {machine}, PyTorch {torch}"
+
+
+def kept(folder: Path) -> Kept:
+    first = (folder / "provenance.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    return Kept(json.loads((folder / "summary.json").read_text(encoding="utf-8")), json.loads(first))
+
+
+def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (titles, ("---",) * len(titles), *rows))
+
+
+def papers(folder: Path, title: str, prefix: str) -> str:
+    """The rows of a paper: published mean and best beside ours."""
+    rows, commands = [], []
+    for path in sorted(folder.glob("*.yaml")):
+        settings, text = load_yaml(path), path.read_text(encoding="utf-8")
+        if "published" not in settings:
+            continue
+        published = {name: values for name, *values in settings["published"]}
+        ours, place = "not run: no GPU at hand", ROOT / "results/rows" / f"{prefix}-{path.stem}"
+        if hours := re.search(r"about\s(?:#\s)?([\d.,]+)\s(?:#\s)?hours on an H100", text):
+            ours += f" (about {hours[1]} hours on an H100)"
+        if place.is_dir():
+            held, split = kept(place), settings["published_split"]
+            scores = ("acc", settings.get("published_nmi", "nmi"), "ari")
+            ours = " / ".join(_spread(held.summary, split, score) for score in scores)
+            ours += f" ({len(held.summary['seeds'])} seeds)"
+            commands.append(f"{path.stem}: `{held.command}`, {held.origin}")
+        rows.append((path.stem, *(_published(published, name) for name in ("mean", "best")), ours))
+    lines = [f"## {title}", "", table(("data", "published mean", "published best", "ours"), rows)]
+    return "\n".join([*lines, *(["", *(f"- {line}" for line in commands)] if commands else []), ""])
+
+
+def _published(rows: Mapping[str, list[float]], name: str) -> str:
+    """ACC / NMI / ARI, of a mean with its deviation if there is one."""
+    if name not in rows:
+        return "–"
+    deviations = rows.get("deviation", [None] * 3) if name == "mean" else [None] * 3
+    return " / ".join(spread(value, deviation) for value, deviation in zip(rows[name], deviations, strict=True))
+
+
+def _spread(summary: Mapping[str, Any], split: str, score: str) -> str:
+    return spread(*(summary[how].get(split, {}).get(score) for how in ("mean", "deviation")))
+
+
+def study(folder: Path) -> str:
+    """The sessions of a folder beside each other, with the baselines that one of them has scored."""
+    about = (folder / "about.md").read_text(encoding="utf-8")
+    rows, commands = [], []
+    baselines: list[tuple[str, ...]] = []
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        held = kept(place)
+        rows += _cells(place.name, held.summary, len(held.summary["seeds"]))
+        for name, found in held.summary["baselines"].items():
+            baselines += _cells(name, found, len(held.summary["seeds"]))
+        commands.append(f"- {place.name}: `{held.command}`, {held.origin}")
+    titles = ("", "scored on", "seeds", "ACC", "NMI", "ARI")
+    return "\n".join([about, table(titles, [*rows, *dict.fromkeys(baselines)]), "", *commands, ""])
+
+
+def _cells(name: str, summary: Mapping[str, Any], seeds: int) -> Iterator[tuple[str, ...]]:
+    for split in summary["mean"]:
+        if not split.endswith(":online"):
+            yield name, split, str(seeds), *(_spread(summary, split, score) for score in SCORES)
+
+
+def text() -> str:
+    """All of docs/results.md."""
+    parts = [
+        papers(ROOT / "configs", "The rows of PICA", "pica"),
+        papers(ROOT / "configs/imc_swav", "The rows of IMC-SwAV", "imc_swav"),
+        *(study(path.parent) for path in sorted((ROOT / "results").glob("*/about.md"))),
+    ]
+    return "\n".join([HEAD, *parts])
+
+
+if __name__ == "__main__":
+    (ROOT / "docs/results.md").write_text(text(), encoding="utf-8")
