@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import torch
 from conftest import ROOT, picture
 
 import main
+from lib.yamlfile import load_yaml
 
 SHORTEN = ("--num-workers", "0", "--eval-sample", "50")
 
@@ -97,3 +99,28 @@ def test_figures_of_speed_are_those_that_the_benchmarks_left(document: str) -> N
         re.MULTILINE,
     )
     assert measured and not [row for row in measured if row not in rows]
+
+
+def names(body: list[ast.stmt], inside: str = "") -> set[str]:
+    """What a module defines at its top level, and `Class.member` for what its classes define."""
+    found = set()
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(inside + node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= names(node.body, f"{inside}{node.name}.")
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        found |= {inside + part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize("document", ["docs/pica.md", "docs/imc_swav.md"])
+def test_references_to_the_code_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    spans = re.findall(r"`([^`]+)`", re.sub(r"\s+", " ", text))
+    references = [span.partition(": ") for span in spans if re.match(r"\S+\.(py|yaml)\b", span)]
+    assert len(references) > 20
+    for path, _, name in references:
+        file = ROOT / path
+        defined = set(load_yaml(file)) if file.suffix == ".yaml" else names(ast.parse(file.read_text("utf-8")).body)
+        assert name in defined, f"{path}: {name}"
