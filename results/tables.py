@@ -24,7 +24,8 @@ from lib.yamlfile import load_yaml  # noqa: E402
 SCORES = ("acc", "nmi", "ari")
 HEAD = """# Results
 
-Made by `python results/tables.py` from the files in `results/`, which sessions left: `summary.json`, `config.yaml`, `provenance.jsonl`.
+Made by `python results/tables.py` from the files in `results/`, which sessions left: `summary.json`, `config.yaml`,
+`provenance.jsonl`.
 Mean ± sample deviation over the seeds. Every command is the one that was run.
 """
 

@@ -37,9 +37,12 @@ class TorchvisionNetwork:
         return Own(seen.crop_size[0], seen.resize_size[0], tuple(seen.mean), tuple(seen.std))
 
     def __call__(self, in_channels: int) -> nn.Module:
-        model = models.get_model(self.name, weights=None, num_classes=CLASSES, **OPTIONS.get(self.name, {}))
-        behead(model, self.title)
         assert self.own.size is not None
+        options = OPTIONS.get(self.name, {})
+        if self.name.startswith("vit_"):  # it has a weight for each place, so it is made for one size
+            options = {**options, "image_size": self.own.size}
+        model = models.get_model(self.name, weights=None, num_classes=CLASSES, **options)
+        behead(model, self.title)
         return finished(model, in_channels, self.own.size, self.title)
 
     def fetch(self) -> dict[str, Tensor]:

@@ -51,6 +51,13 @@ def test_every_architecture_of_torchvision_gives_what_its_classifier_sees(name: 
     assert own < there and all(CLASSIFIER.match(key) for key in there - own)
 
 
+def test_a_transformer_is_made_for_the_size_of_its_default_weights() -> None:
+    component = networks.get("torchvision:vit_h_14")  # of 518 px, while torchvision's own default is 224
+    with torch.device("meta"):
+        network = component(3)
+    assert shadow_features(network, 3, component.own.size).shape == (2, network.feature_dim) == (2, 1280)
+
+
 def test_features_are_those_in_front_of_the_classifier() -> None:
     torch.manual_seed(0)
     full = models.resnet18().train(False)
