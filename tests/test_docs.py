@@ -39,7 +39,7 @@ ELSEWHERE = {
 DRY = {
     r"--dry-run|--list": "as it is written",
     r"configs/(imc_swav/)?(cifar|stl10|imagenet|tiny_)": "the paper's pictures are not there",
-    r"--net-weights default|configs/(imc_swav/)?pretrained\.yaml": "the weights would be downloaded",
+    r"--net-weights default|/pretrained\.yaml(?!.*--net-weights none)": "the weights would be downloaded",
     r"--seeds 0-14|--num-clusters \d+ \d": "many processes; tests/test_family.py has few, and so has README.md",
 }  # understood, and no more
 STEPS = ("--max-steps", "2", "--num-workers", "0")
@@ -47,6 +47,7 @@ TINY = {
     "digits.yaml": ("--train-splits", "train", "--test-splits", "test", "--tfm-working-size", "none", "--tfm-size", "8",
                     "--tfm-resize", "10", "--eval-every", "0", "--baseline", "none"),
     "image_folder.yaml": ("--tfm-size", "32", "--tfm-working-size", "32"),
+    "pretrained.yaml": ("--tfm-size", "32"),
 }  # fmt: skip
 
 
