@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,19 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib import distributed
+from lib.batches import ViewBatch, batches
 from lib.errors import UserError
-from lib.method import Request, Shares, Views
+from lib.method import Request, Views
 from lib.transforms import TransformSettings
 from lib.transforms.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Batch(Shares):
-    """N pictures in V views, the large ones first; the views are of this process's n of them."""
+class Batch(ViewBatch):
+    """N pictures in V views, the large ones first."""
 
-    index: Tensor  # (N,) positions among the run's pictures
-    views: list[Tensor]  # V of (n, C, H, W), or of (n, D) features of a frozen backbone
     classified: NDArray[np.bool_]  # (N,) whether the classifier learns from the picture
 
 
@@ -69,8 +67,6 @@ class IMCSource:
         classified: (all pictures,) whether the classifier learns from each.
         recipes: of the V views.
         batch_size: pictures per step.
-        channels: of the pictures.
-        features: of each view, where a frozen backbone stands before the method.
         seed: of the order.
     """
 
@@ -82,13 +78,10 @@ class IMCSource:
         recipes: tuple[Recipe, ...],
         *,
         batch_size: int,
-        channels: int,
         seed: int,
-        features: int | None = None,
     ) -> None:
         self._views, self._chosen, self._classified = views, chosen, classified
-        self._recipes, self._batch_size, self._channels, self._seed = recipes, batch_size, channels, seed
-        self._features = features
+        self._recipes, self._batch_size, self._seed = recipes, batch_size, seed
 
     def check(self) -> None:
         """See that there is something to train on.
@@ -117,18 +110,13 @@ class IMCSource:
 
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
         order = np.random.default_rng((self._seed, index)).permutation(self._chosen)
-        batches = [order[i * self._batch_size :][: self._batch_size] for i in range(start, len(self))]
-        plan = (Request(torch.from_numpy(distributed.share(batch)), self._recipes, index) for batch in batches)
-        for prepared in self._views.stream(plan):
-            whole, counts = distributed.exchange(prepared.index)
-            classified, left_out = self._classified[whole.numpy()], self._batch_size - len(whole)
-            yield Batch(whole, prepared.views, classified, counts=counts, left_out=left_out)
+        parts = [order[i * self._batch_size :][: self._batch_size] for i in range(start, len(self))]
+        for batch in batches(self._views, (Request(torch.from_numpy(part), self._recipes, index) for part in parts)):
+            yield Batch(**vars(batch), classified=self._classified[batch.index.numpy()])
 
-    def blank(self, device: str) -> Batch:
-        n, c, d = self._batch_size, self._channels, self._features
-        shapes = [(c, recipe.size, recipe.size) if d is None else (d,) for recipe in self._recipes]
-        views = [torch.empty(n, *shape, device=device) for shape in shapes]
-        return Batch(torch.arange(n), views, np.ones(n, dtype=np.bool_))
+    def blank(self, empty: Callable[[Recipe, int], Tensor]) -> Batch:
+        n = self._batch_size
+        return Batch(torch.arange(n), [empty(recipe, n) for recipe in self._recipes], np.ones(n, dtype=np.bool_))
 
     def describe(self) -> list[str]:
         sizes = "+".join(f"{recipe.size}" for recipe in self._recipes)

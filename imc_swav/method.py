@@ -14,13 +14,12 @@ from imc_swav.data import Batch, IMCSource, recipes
 from imc_swav.heads import Classifier, Layer, Projection, Prototypes
 from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
 from lib import datasets, distributed, networks, runtime
-from lib.backbone import Backbone, Features
+from lib.backbone import Features
 from lib.command import Command
 from lib.config import Config
-from lib.errors import UserError
 from lib.features import FeatureSettings
 from lib.features.views import open_views
-from lib.method import Entry, Method, MethodSettings, Split, Task, assemble, number_of_clusters, register
+from lib.method import Entry, Method, MethodSettings, Task, assemble, number_of_clusters, register
 from lib.runtime import SeedSettings
 from lib.settings import Section, setting
 from lib.transforms import TransformSettings, plain_recipe
@@ -142,14 +141,8 @@ class IMCSwAV(Method):
         self._classifier_trained = state["classifier_trained"]
 
 
-def build_network(config: Config) -> nn.Module:
-    return networks.build(config, config.of(networks.NetworkSettings).net_cin)
-
-
 def build_method(config: Config, network: nn.Module) -> IMCSwAV:
     clusters, settings = number_of_clusters(config), config.of(IMCSwAVSettings)
-    if clusters is None:
-        raise UserError("how many clusters? Give --num-clusters K")
     if isinstance(network, Features):
         network = Layer(network.feature_dim, settings.feature_layer)
     return IMCSwAV(network, clusters, config.of(datasets.DataSettings).batch, settings)
@@ -162,40 +155,30 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
         UserError: from the data set, or settings that do not go together.
     """
     settings, data = config.of(IMCSwAVSettings), config.of(datasets.DataSettings)
-    transforms, channels = config.of(TransformSettings), config.of(networks.NetworkSettings).net_cin
+    transforms = config.of(TransformSettings)
     sizes = settings.size_crops or (transforms.size,) * len(settings.nmb_crops)
     crops = recipes(transforms, settings.nmb_crops, sizes, settings.min_scale_crops, settings.max_scale_crops)
-    train, scored = pictures.train, pictures.scored
-    chosen, classified = pictures.index(train[-1]), np.ones(len(pictures), dtype=np.bool_)
+    chosen, classified = pictures.index(pictures.train[-1]), np.ones(len(pictures), dtype=np.bool_)
     if settings.classifier_splits is not None:
         classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
-    method, encode = assemble(config)
-    networks.check_sizes(nn.Sequential(encode, method.network), config, transforms.size, *sizes)
+    method, encode = assemble(config, pictures)
+    networks.check_sizes(nn.Sequential(encode, method.network), config, *sizes)
     method.idles = not classified[chosen].all()
-    if config.of(Command).trains:
-        pictures.check_clusters(method.num_clusters)
     config = measured(config, pictures)
     plain, seed = plain_recipe(transforms), config.of(SeedSettings).seed or 0
     views = open_views(config, pictures, encode, plain, crops)
     first = plain if config.of(FeatureSettings).views == "neighbours" else crops[0]  # beside them the picture itself
-    source = IMCSource(
-        views, chosen, classified, (first, *crops[1:]), batch_size=data.batch, channels=channels, seed=seed,
-        features=encode.feature_dim if isinstance(encode, Backbone) else None,
-    )  # fmt: skip
+    source = IMCSource(views, chosen, classified, (first, *crops[1:]), batch_size=data.batch, seed=seed)
     if config.of(Command).trains:
         source.check()
         distributed.check_parts(data.batch, config.of(MethodSettings).sync_batchnorm)
-    labels = pictures.labels()
-    splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
-    trained = Split(chosen, labels[chosen])
-    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, crops[0], config, encode)
+    return Task(method.place(config), source, views, pictures, crops[0], config, encode)
 
 
 register(
     "imc_swav",
     Entry(
         build,
-        build_network,
         build_method,
         IMCSwAVSettings,
         "swapped prediction and mutual information (Ntelemis et al., 2021)",

@@ -7,7 +7,7 @@ from lib.config import Config
 from lib.datasets import DataSettings, Pictures
 from lib.errors import UserError
 from lib.features import FeatureSettings
-from lib.method import number_of_clusters
+from lib.method import number_if_given
 from lib.networks import NetworkSettings
 from lib.trainer import TrainerSettings
 from lib.transforms import TransformSettings
@@ -32,7 +32,7 @@ def counted(config: Config, pictures: Pictures) -> Config:
     return config.replace(
         batch_size=size,
         max_epochs=epochs(count, size, config.of(TrainerSettings).max_steps or STEPS) if number is None else number,
-        feature_neighbours=neighbours(count, number_of_clusters(config)) if known is None else known,
+        feature_neighbours=neighbours(count, number_if_given(config)) if known is None else known,
     )
 
 

@@ -95,7 +95,7 @@ def measure(task: Task, config: Config) -> tuple[int, int, int]:
     """
     method = copy.deepcopy(task.method).to("meta").train()
     optimizer = build_optimizer(method, config)
-    operations, activations = estimate(method, task.source.blank("meta"))
+    operations, activations = estimate(method, task.source.blank(task.empty))
     optimizer.step()
     weights = [weight for weight in method.parameters()]
     held = [entry for state in optimizer.state.values() for entry in state.values() if isinstance(entry, torch.Tensor)]

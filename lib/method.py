@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -27,6 +27,7 @@ from lib.networks import convolution
 from lib.registry import Registry
 from lib.runtime import DeviceSettings, PrecisionSettings, SeedSettings
 from lib.settings import Section, setting
+from lib.transforms import TransformSettings
 from lib.transforms.recipe import Recipe
 from lib.tuning import TuningSettings
 
@@ -58,8 +59,8 @@ class MethodSettings(Section):
     )
 
 
-def number_of_clusters(config: Config) -> int | None:
-    """The number that a method is built with.
+def number_if_given(config: Config) -> int | None:
+    """The number of clusters that a method is built with; None: it is left to the method.
 
     Raises:
         UserError: there are several (`lib.family`).
@@ -67,6 +68,18 @@ def number_of_clusters(config: Config) -> int | None:
     number = config.of(MethodSettings).num_clusters
     if isinstance(number, tuple):
         raise UserError(f"num_clusters {' '.join(map(str, number))}: a method has one number of clusters; give one")
+    return number
+
+
+def number_of_clusters(config: Config) -> int:
+    """The same for a method that has no number of its own.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    number = number_if_given(config)
+    if number is None:
+        raise UserError("how many clusters? Give --num-clusters K")
     return number
 
 
@@ -131,14 +144,6 @@ class Views(Protocol):
         """End whatever prepares pictures in the background."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shares:
-    """What every batch knows, beside its `index`: (N,) positions of the pictures of all processes, on the CPU."""
-
-    counts: tuple[int, ...] = ()  # of these, how many each process has the views of, in this order
-    left_out: int = 0  # pictures that could not be read
-
-
 class Batch(Protocol):
     @property
     def index(self) -> Tensor:
@@ -156,8 +161,8 @@ class Source(Protocol):
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on; their order depends on (seed, index) alone."""
 
-    def blank(self, device: str) -> Any:
-        """A batch of full size without content, for estimates."""
+    def blank(self, empty: Callable[[Recipe, int], Tensor]) -> Any:
+        """A batch of full size without content, for estimates; `Task.empty` makes its views."""
 
     def describe(self) -> list[str]:
         """What an epoch consists of, a line each."""
@@ -286,13 +291,45 @@ class Task:
     method: Method
     source: Source
     views: Views
-    splits: Mapping[str, Split]  # what is scored
     pictures: Pictures
-    trained_name: str  # the split that is trained on, of PICA the main head's
-    trained: Split
     perturbed: Recipe  # a random view, as the training takes it
     config: Config  # all settings, with those that were left to the pictures
     encode: nn.Module = field(default_factory=nn.Identity)  # a frozen backbone, which the views have passed
+
+    @cached_property
+    def splits(self) -> Mapping[str, Split]:
+        """What is scored."""
+        return {name: self._split(name) for name in self.pictures.scored}
+
+    @property
+    def trained_name(self) -> str:
+        """The split that is trained on; of several heads, the last one's."""
+        return self.pictures.train[-1]
+
+    @cached_property
+    def trained(self) -> Split:
+        """The pictures of that split."""
+        return self._split(self.trained_name)
+
+    def empty(self, recipe: Recipe, count: int) -> Tensor:
+        """A view of so many pictures, as the method gets it, that has a shape and no content."""
+        channels = self.config.of(networks.NetworkSettings).net_cin
+        behind = isinstance(self.encode, Backbone)
+        shape = (self.encode.feature_dim,) if behind else (channels, recipe.size, recipe.size)
+        return torch.empty(count, *shape, device="meta")
+
+    @cached_property
+    def _labels(self) -> NDArray[np.int64]:
+        return self.pictures.labels()
+
+    def _split(self, name: str) -> Split:
+        index = self.pictures.index(name)
+        return Split(index, self._labels[index])
+
+
+def plain_network(config: Config) -> nn.Module:
+    """The network that the settings name, on the pictures as they are."""
+    return networks.build(config, config.of(networks.NetworkSettings).net_cin)
 
 
 @dataclass(frozen=True)
@@ -300,18 +337,31 @@ class Entry:
     """What a method registers: how to build its task; of the method alone the two parts, not yet placed; its settings."""
 
     build: Callable[[Config, Pictures], Task]
-    network: Callable[[Config], nn.Module]  # images → (N, feature_dim)
-    model: Callable[[Config, nn.Module], Method]  # on that network, or on `lib.backbone.Features`
+    model: Callable[[Config, nn.Module], Method]  # on the network, or on `lib.backbone.Features`
     Settings: type[Section]
     title: str = ""  # for --list
+    network: Callable[[Config], nn.Module] = plain_network  # images → (N, feature_dim)
 
 
-def assemble(config: Config) -> tuple[Method, nn.Module]:
+def assemble(config: Config, pictures: Pictures | None = None) -> tuple[Method, nn.Module]:
     """The method, and what stands before it: a backbone that is frozen as a whole, or nothing; neither is placed.
+
+    Args:
+        config: all settings.
+        pictures: of the run, where there is one; it is seen to that method and pictures fit each other.
 
     Raises:
         UserError: settings that do not go together.
     """
+    method, encode = _parts(config)
+    if pictures is not None:
+        networks.check_sizes(nn.Sequential(encode, method.network), config, config.of(TransformSettings).size)
+        if config.of(Command).trains:
+            pictures.check_clusters(method.num_clusters)
+    return method, encode
+
+
+def _parts(config: Config) -> tuple[Method, nn.Module]:
     entry: Entry = get(config.of(MethodSettings).method)
     settings = config.of(networks.NetworkSettings)
     if settings.net_freeze is not None:

@@ -251,12 +251,12 @@ class Trainer:
             {**points, "Train/Learning_Rate": rate, "Train/Pictures_per_second": self._means.rate()}, self.step
         )
         shown = [name for name in means if name.endswith("/loss") or ("/" not in name and name != "loss")]
-        parts = ", ".join(f"{name} {means[name]:.3f}" for name in shown)
+        parts = f" ({', '.join(f'{name} {means[name]:.3f}' for name in shown)})" if shown else ""
         done = {"epoch": self.epoch + 1, "step": self.step, "rate": rate}
         speed = {"seconds": self._means.seconds(), "pictures_per_second": self._means.rate()}
         self.session.append(TRAINING, {**done, **speed, **means})
         self.session.info(
-            f"epoch {self.epoch + 1}/{self.settings.epochs}: loss {means['loss']:.4f} ({parts}), "
+            f"epoch {self.epoch + 1}/{self.settings.epochs}: loss {means['loss']:.4f}{parts}, "
             f"rate {rate:g}, {self._means.rate():,.0f} pictures/s"
         )
         for name, nothing in self.method.uninformative().items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib import distributed
-from lib.method import Request, Shares, Views
+from lib.batches import Shares, batches
+from lib.method import Request, Views
 from lib.transforms import TransformSettings
 from lib.transforms.recipe import Recipe
 
@@ -47,8 +47,6 @@ class PICASource:
         original, perturbed: the two recipes.
         repeat: perturbed copies of each original.
         batch_size: originals per step; the last batch of a head may be smaller.
-        channels: of the pictures.
-        features: of each view, where a frozen backbone stands before the method.
         seed: of the order.
     """
 
@@ -61,13 +59,11 @@ class PICASource:
         *,
         repeat: int,
         batch_size: int,
-        channels: int,
         seed: int,
-        features: int | None = None,
     ) -> None:
         self._views, self._sets, self._seed = views, sets, seed
         self._recipes = (original,) + (perturbed,) * repeat
-        self._batch_size, self._channels, self._features = batch_size, channels, features
+        self._batch_size = batch_size
 
     def __len__(self) -> int:
         return sum(self._steps(head) for head in range(len(self._sets)))
@@ -75,17 +71,12 @@ class PICASource:
     def _steps(self, head: int) -> int:
         return -(-len(self._sets[head]) // self._batch_size)
 
-    def _size(self, head: int, step: int) -> int:
-        return min(self._batch_size, len(self._sets[head]) - step * self._batch_size)
-
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
         plan = [(head, step) for head in range(len(self._sets)) for step in range(self._steps(head))][start:]
-        views = self._views.stream(self._requests(index, plan))
-        for (head, step), prepared in zip(plan, views, strict=True):
-            original, *perturbed = prepared.views
-            whole, counts = distributed.exchange(prepared.index)
-            left_out = self._size(head, step) - len(whole)
-            yield Batch(head, whole, original, torch.stack(perturbed), counts=counts, left_out=left_out)
+        for (head, _), batch in zip(plan, batches(self._views, self._requests(index, plan)), strict=True):
+            original, *perturbed = batch.views
+            copies, counts, left_out = torch.stack(perturbed), batch.counts, batch.left_out
+            yield Batch(head, batch.index, original, copies, counts=counts, left_out=left_out)
 
     def _requests(self, epoch: int, plan: Sequence[tuple[int, int]]) -> Iterator[Request]:
         orders: dict[int, NDArray[np.int64]] = {}
@@ -94,14 +85,12 @@ class PICASource:
                 orders = {head: np.random.default_rng((self._seed, epoch, head)).permutation(self._sets[head])}
             chosen = orders[head][step * self._batch_size : (step + 1) * self._batch_size]
             # Each head visits the pictures anew, so each has draws of its own.
-            own = distributed.share(chosen)
-            yield Request(torch.from_numpy(own), self._recipes, epoch * len(self._sets) + head)
+            yield Request(torch.from_numpy(chosen), self._recipes, epoch * len(self._sets) + head)
 
-    def blank(self, device: str) -> Batch:
-        size, n = self._recipes[0].size, min(self._batch_size, len(self._sets[-1]))
-        shape = (self._channels, size, size) if self._features is None else (self._features,)
-        views = torch.empty(len(self._recipes), n, *shape, device=device)
-        return Batch(len(self._sets) - 1, torch.arange(n), views[0], views[1:])
+    def blank(self, empty: Callable[[Recipe, int], Tensor]) -> Batch:
+        n = min(self._batch_size, len(self._sets[-1]))
+        original, *perturbed = (empty(recipe, n) for recipe in self._recipes)
+        return Batch(len(self._sets) - 1, torch.arange(n), original, torch.stack(perturbed))
 
     def describe(self) -> list[str]:
         repeat = len(self._recipes) - 1

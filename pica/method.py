@@ -16,7 +16,7 @@ from lib.command import Command
 from lib.config import Config
 from lib.errors import UserError
 from lib.features.views import open_views
-from lib.method import Entry, Method, MethodSettings, Split, Task, assemble, number_of_clusters, register
+from lib.method import Entry, Method, MethodSettings, Task, assemble, number_if_given, register
 from lib.networks.sobel import Sobel
 from lib.runtime import SeedSettings
 from lib.settings import Section, setting
@@ -137,7 +137,7 @@ def build_network(config: Config) -> nn.Module:
 
 
 def _heads(config: Config) -> tuple[int, ...]:
-    return head_sizes(config.of(PICASettings).net_heads, number_of_clusters(config))
+    return head_sizes(config.of(PICASettings).net_heads, number_if_given(config))
 
 
 class Standardised(nn.BatchNorm1d):
@@ -183,17 +183,14 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     transforms, channels = config.of(TransformSettings), config.of(networks.NetworkSettings).net_cin
     heads = _heads(config)
     original, perturbed = recipes(transforms)
-    train, scored = pictures.train, pictures.scored
+    train = pictures.train
     if len(train) > len(heads):
         raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
-    method, encode = assemble(config)
-    networks.check_sizes(nn.Sequential(encode, method.network), config, transforms.size)
+    method, encode = assemble(config, pictures)
     features = encode.feature_dim if isinstance(encode, Backbone) else None
     if features is not None:
         original = plain_recipe(transforms)  # a view of its own, which is computed anyway
     trains = config.of(Command).trains
-    if trains:
-        pictures.check_clusters(heads[-1])
     sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
     if trains:
         smallest = min(len(chosen) % data.batch or data.batch for chosen in sets)
@@ -204,21 +201,18 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     views = open_views(config, pictures, encode, plain_recipe(transforms), (perturbed,) * settings.data_nrepeat)
     source = PICASource(
         views, sets, original, perturbed, repeat=settings.data_nrepeat, batch_size=data.batch,
-        channels=channels, features=features, seed=config.of(SeedSettings).seed or 0,
+        seed=config.of(SeedSettings).seed or 0,
     )  # fmt: skip
-    labels = pictures.labels()
-    splits = {name: Split(index, labels[index]) for name in scored for index in (pictures.index(name),)}
-    trained = Split(sets[-1], labels[sets[-1]])
-    return Task(method.place(config), source, views, splits, pictures, train[-1], trained, perturbed, config, encode)
+    return Task(method.place(config), source, views, pictures, perturbed, config, encode)
 
 
 register(
     "pica",
     Entry(
         build,
-        build_network,
         build_method,
         PICASettings,
         "partition uncertainty of several heads (Huang et al., CVPR 2020)",
+        build_network,
     ),
 )

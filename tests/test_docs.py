@@ -1,25 +1,54 @@
-"""The examples and commands of the documents, run as they are written."""
+"""The commands and examples of README.md and docs/, run as they are written, but shortened."""
 
 from __future__ import annotations
 
 import ast
-import os
+import importlib
+import logging
+import math
 import re
 import shlex
+import signal
 import struct
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, picture
+from conftest import ROOT, picture, resolve
+from runs import same
+from torch import nn
 
 import main
+from lib import checkpoint, datasets, method, networks
+from lib.batches import ViewBatch
+from lib.errors import ENDS_WITH_PARENT, SIGNALS
+from lib.report.__main__ import main as report
 from lib.yamlfile import load_yaml
+from pica.method import PICA, build_network
 
-SHORTEN = ("--num-workers", "0", "--eval-sample", "50")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = {
+    r"make demo$": "it makes an environment of its own",
+    r"python3 -m venv \.venv ": "as above",
+    r"pip install ": "it fetches packages, which requirements-test.txt has",
+}
+DRY = {
+    r"--dry-run|--list": "as it is written",
+    r"configs/(imc_swav/)?(cifar|stl10|imagenet|tiny_)": "the paper's pictures are not there",
+    r"--net-weights default|/pretrained\.yaml(?!.*--net-weights none)": "the weights would be downloaded",
+    r"--seeds 0-14|--num-clusters \d+ \d": "many processes; tests/test_family.py has few, and so has README.md",
+}  # understood, and no more
+STEPS = ("--max-steps", "2", "--num-workers", "0")
+TINY = {
+    "digits.yaml": ("--train-splits", "train", "--test-splits", "test", "--tfm-working-size", "none", "--tfm-size", "8",
+                    "--tfm-resize", "10", "--eval-every", "0", "--baseline", "none"),
+    "image_folder.yaml": ("--tfm-size", "32", "--tfm-working-size", "32"),
+    "pretrained.yaml": ("--tfm-size", "32"),
+}  # fmt: skip
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -28,14 +57,105 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def commands(path: Path) -> list[str]:
     lines = "".join(blocks(path, "sh")).replace("\\\n", " ").splitlines()
-    return [line.split("#")[0].strip() for line in lines if "main.py" in line]
+    return [" ".join(line.split("#")[0].split()) for line in lines if line.split("#")[0].strip()]
 
 
-def run(command: str, folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+def shortened(command: str) -> list[str]:
+    """The words of a command line of main.py that is run, with what makes it short behind them."""
     words = shlex.split(command)
-    assert words[:2] == ["python", "main.py"]
-    return subprocess.run([sys.executable, str(ROOT / "main.py"), *words[2:], *extra], cwd=folder, text=True,
-                          capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    extra = ["--eval-sample", "20"]
+    if "--evaluate" in words or "--predict" in words:
+        return [*words, *extra]
+    extra += STEPS
+    for name, tiny in TINY.items():
+        extra += tiny if any(word.endswith(f"/{name}") for word in words) else ()
+    if "--cfgs" in words and "--network" not in words:
+        extra += ["--network", "convnet"]
+    if "--network convnet" in " ".join([*words, *extra]):
+        extra += ["--net-width", "4"]
+    if "--resume" in words and "auto" not in words and "--restart" not in words:
+        extra[extra.index("--max-steps") + 1] = "3"  # so that there is something to go on with
+    if "--seeds" in words:
+        extra += ["--seeds", "0"]
+    return [*words, *extra]
+
+
+class Workplace:
+    """A folder with what the documents speak of."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._capsys = folder, capsys
+        for name in ("configs", "examples"):
+            (folder / name).symlink_to(ROOT / name)
+        for i in range(24):
+            picture(folder / "pictures" / f"{i % 2}" / f"{i}.png", seed=i)
+        for i, name in enumerate(("a.jpg", "b.jpg")):
+            picture(folder / name, seed=i)
+
+    def session(self, number: int) -> str:
+        """One with a checkpoint, 0 the newest; where there are not so many, they are made."""
+        found = [path.parent.parent for path in self.folder.glob("sessions/*/checkpoint/latest.ckpt")]
+        if len(found) <= number:
+            self.main(shortened("--cfgs configs/base.yaml configs/digits.yaml"))
+            return self.session(number)
+        return str(sorted(found, key=lambda path: path.stat().st_mtime_ns)[-1 - number].relative_to(self.folder))
+
+    def filled(self, text: str) -> str:
+        """With true names in the place of those that stand for something."""
+        for name, number in (("NAME", 0), ("ONE", 0), ("OTHER", 1)):
+            if f"sessions/{name}" in text:
+                text = text.replace(f"sessions/{name}", self.session(number))
+        return text.replace("~/", f"{self.folder}/")
+
+    def main(self, words: list[str]) -> None:
+        done = self._scored()
+        try:
+            status = main.main(words)
+        finally:
+            logging.disable(logging.NOTSET)  # `--processes` is silent itself
+        assert status == 0, f"{shlex.join(words)}: {self._capsys.readouterr().err}"
+        assert "--dry-run" in words or "--list" in words or self._scored() > done, f"{shlex.join(words)} left no scores"
+
+    def _scored(self) -> int:
+        return max((path.stat().st_mtime_ns for path in self.folder.glob("sessions/*/**/scores.json")), default=0)
+
+    def run(self, command: str) -> None:
+        """Run a command line of a document, or see that it is understood."""
+        if "theirs.ckpt" in command:
+            theirs(self.folder / "theirs.ckpt")
+        program, _, words = self.filled(command).partition("main.py ")
+        if command.startswith("python -m lib.report "):
+            assert report(shlex.split(program)[3:]) == 0, self._capsys.readouterr().err
+        elif re.fullmatch(r"python ", program) and not dry(command):
+            self.main(shortened(words))
+        elif re.fullmatch(r"python |torchrun .*", program):
+            # No GPUs, and for torchrun no other machines, are asked of who tests.
+            words = words if torch.cuda.is_available() else re.sub(r"--gpus \S+", "", words)
+            self.main([*shlex.split(words), *([] if "--list" in words else ["--dry-run"])])
+        else:
+            pytest.fail(f"nothing runs this command, and no reason is given: {command}")
+
+
+def dry(command: str) -> bool:
+    return "--gpus" in command or any(re.search(pattern, command) for pattern in DRY)
+
+
+def theirs(path: Path) -> None:
+    """A checkpoint with the names of PICA's authors."""
+    config = resolve("--network", "resnet18", "--net-sobel", "true", "--net-stem", "small-pool-padded")
+    net = {}
+    for key, value in PICA(build_network(config), (70, 20)).state_dict().items():
+        for ours, name in (
+            ("network.0.grey.", "sobel.0."),
+            ("network.0.edges.", "sobel.1."),
+            ("network.1.stem.", "layer1."),
+        ):
+            key = key.replace(ours, name)
+        if key.endswith("_extra_state"):
+            continue
+        key = re.sub(r"network\.1\.stages\.(\d)", lambda found: f"layer{int(found[1]) + 2}", key)
+        net[re.sub(r"heads\.(\d)\.", r"heads.\1.0.", key)] = value
+    torch.save({"net": net, "optimizer": {}, "acc": 0.5, "epoch": 1}, path)
 
 
 def fashion_mnist(root: Path) -> None:
@@ -49,42 +169,102 @@ def fashion_mnist(root: Path) -> None:
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, size) + labels.tobytes())
 
 
-def test_the_components_of_extend_md_run_as_written(tmp_path: Path) -> None:
-    path = ROOT / "docs/extend.md"
-    names = re.findall(r"`(my_\w+\.py)`:$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    code = blocks(path, "python")
-    assert len(names) == len(code) == len(commands(path)) == 3
-    for name, text in zip(names, code, strict=True):
-        assert len([line for line in text.splitlines() if line.strip()]) <= 20
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    fashion_mnist(tmp_path / "data")
-    for command in commands(path):
-        done = run(command, tmp_path, *SHORTEN)
-        assert done.returncode == 0, done.stderr
-        assert "ACC" in done.stdout
-
-
-@pytest.mark.parametrize(
-    "document", ["README.md", "docs/fidelity.md", "docs/checkpoints.md", "docs/parallel.md", "docs/pretrained.md"]
-)
-def test_every_command_of_the_documents_is_understood(
-    document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for i in range(300):
-        picture(tmp_path / "pictures" / f"{i}.png", seed=i)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+@pytest.fixture
+def workplace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Workplace]:
+    """What is imported and registered there is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
-    for command in commands(ROOT / document):
-        if "sessions/NAME" in command or "theirs.ckpt" in command:
-            continue  # needs the session of another command; tests/test_resume.py and test_authors.py have them
-        words = shlex.split(command.replace("~/pictures", str(tmp_path / "pictures")))
-        words = words[words.index("main.py") + 1 :]
-        if "--gpus" in words and not torch.cuda.is_available():
-            at = words.index("--gpus")
-            del words[at : at + 2]
-        status = main.main(words if "--list" in words else [*words, "--dry-run"])
-        assert status == 0, f"{command}: {capsys.readouterr().err}"
+    for name, value in (("OMP_NUM_THREADS", "1"), ("TORCH_CPP_LOG_LEVEL", "ERROR"), (ENDS_WITH_PARENT, "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for known in (datasets._registry, networks._registry, method._registry):
+        monkeypatch.setattr(known, "_components", dict(known._components))
+    before, handlers = set(sys.modules), {number: signal.getsignal(number) for number in SIGNALS}
+    yield Workplace(tmp_path, capsys)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for name in set(sys.modules) - before:
+        if name.startswith(("my_", "examples")):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if commands(path)], ids=lambda path: path.name)
+def test_the_commands_and_examples_of_a_document_run(document: Path, workplace: Workplace) -> None:
+    text = document.read_text(encoding="utf-8")
+    names = re.findall(r"`(my_\w+\.py)`:\n\n```python", text)
+    code = blocks(document, "python")
+    for name, own in zip(names, code, strict=False):
+        (workplace.folder / name).write_text(own, encoding="utf-8")
+    if "my_fashion.py" in names:
+        fashion_mnist(workplace.folder / "data")
+    readme = commands(DOCUMENTS[0]) if document != DOCUMENTS[0] else []  # what it has too is run there
+    for command in commands(document):
+        if command not in readme and not any(re.match(pattern, command) for pattern in ELSEWHERE):
+            workplace.run(command)
+    for example in code[len(names) :]:
+        if "model.onnx" in example:
+            workplace.run("python main.py --evaluate sessions/NAME/checkpoint/latest.ckpt --export model.onnx")
+        exec(compile(workplace.filled(example), document.name, "exec"), {})
+
+
+def test_what_is_in_no_list_of_this_file_is_missed(workplace: Workplace) -> None:
+    with pytest.raises(pytest.fail.Exception, match="no reason is given: bash train.sh"):
+        workplace.run("bash train.sh")
+    with pytest.raises(AssertionError, match="unknown flag --clusters"):
+        workplace.run("python main.py --cfgs configs/base.yaml configs/digits.yaml --clusters 3")
+
+
+def test_components_of_extend_md_are_short() -> None:
+    code = [block.splitlines() for block in blocks(ROOT / "docs/extend.md", "python")]
+    assert sorted(sum(bool(line.strip()) for line in lines) <= 20 for lines in code) == [False, True, True, True]
+    assert max(sum(bool(line.strip()) for line in lines) for lines in code) <= 60
+
+
+def own_method(workplace: Workplace) -> tuple[list[str], Any]:
+    """The command and the module of extend.md's method."""
+    (code,) = [block for block in blocks(ROOT / "docs/extend.md", "python") if "method.register" in block]
+    (workplace.folder / "my_method.py").write_text(code, encoding="utf-8")
+    (command,) = [line for line in commands(ROOT / "docs/extend.md") if "--method iic" in line]
+    sys.path.insert(0, str(workplace.folder))
+    return shortened(command.partition("main.py ")[2]), importlib.import_module("my_method")
+
+
+def test_the_objective_of_extend_mds_method_is_the_mutual_information(workplace: Workplace) -> None:
+    _, module = own_method(workplace)
+    network = nn.Identity()
+    network.feature_dim = 4
+    known = module.IIC(network, 4, 1.0)
+    known.classify = lambda features: features
+
+    def loss(*views: torch.Tensor) -> float:
+        return float(known(ViewBatch(torch.arange(len(views[0])), list(views), counts=(len(views[0]),)))["loss"])
+
+    sure, unsure = torch.eye(4).repeat(3, 1), torch.full((12, 4), 0.25)
+    assert loss(sure, sure) == pytest.approx(-math.log(4), abs=1e-5)
+    assert loss(sure, sure.roll(1, dims=1), sure.roll(1, dims=1)) == pytest.approx(
+        -math.log(2), abs=1e-5
+    )  # symmetrised
+    assert loss(sure, unsure) == pytest.approx(0, abs=1e-5)
+    # Of two binary variables that agree with probability 3/4: log 2 − H(1/4).
+    one, other = torch.eye(2)[[0, 0, 0, 0, 1, 1, 1, 1]], torch.eye(2)[[0, 0, 0, 1, 1, 1, 1, 0]]
+    assert loss(one, other) == pytest.approx(-(math.log(2) + 0.25 * math.log(0.25) + 0.75 * math.log(0.75)), abs=1e-5)
+
+
+@pytest.mark.parametrize("flags", [[], ["--net-freeze", ".*"]], ids=["trained", "frozen"])
+def test_the_method_of_extend_md_goes_on_where_it_stopped(flags: list[str], workplace: Workplace) -> None:
+    words, _ = own_method(workplace)
+    words += ["--train-splits", "train", "--test-splits", "test", "--tfm-size", "8", "--seed", "3", *flags]
+    workplace.main([*words, "--session", "whole", "--max-steps", "5"])
+    workplace.main([*words, "--session", "parts"])
+    (left,) = workplace.folder.glob("sessions/parts/checkpoint/latest.ckpt")
+    workplace.main(["--imports", "my_method", "--resume", str(left), "--max-steps", "5"])
+    whole, parts = (
+        checkpoint.load(workplace.folder / f"sessions/{name}/checkpoint/latest.ckpt") for name in ("whole", "parts")
+    )
+    assert whole["step"] == parts["step"] == 5 and same(whole["method"], parts["method"])
+    assert ("backbone" in whole) == bool(flags)
+    workplace.main(["--imports", "my_method", "--evaluate", str(left)])
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/speed.md", "docs/parallel.md"])

@@ -34,6 +34,7 @@ LAYERS = (
         "datasets",
         "transforms",
         "method",
+        "batches",
         "backbone",
         "features",
         "onnx",

@@ -27,7 +27,7 @@ class Recorder:
 
 def source(views: Recorder, seed: int = 3) -> PICASource:
     sets = [np.arange(10), np.arange(4, 9)]
-    return PICASource(views, sets, ORIGINAL, PERTURBED, repeat=3, batch_size=4, channels=1, seed=seed)  # type: ignore[arg-type]
+    return PICASource(views, sets, ORIGINAL, PERTURBED, repeat=3, batch_size=4, seed=seed)  # type: ignore[arg-type]
 
 
 def test_an_epoch_is_a_pass_over_each_heads_set_in_turn() -> None:
@@ -69,5 +69,5 @@ def test_starting_in_the_middle_gives_the_rest_of_the_epoch() -> None:
 
 
 def test_a_blank_batch_has_the_shape_of_a_full_one() -> None:
-    blank = source(Recorder()).blank("meta")
+    blank = source(Recorder()).blank(lambda recipe, n: torch.empty(n, 1, recipe.size, recipe.size, device="meta"))
     assert blank.original.shape == (4, 1, 4, 4) and blank.perturbed.shape == (3, 4, 1, 4, 4)
