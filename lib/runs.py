@@ -67,8 +67,7 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
         raise UserError(f"{flag} starts processes by itself; give --processes or --gpus instead of a launcher")
     pictures = open_pictures(settings)
     for one in family.numbered(settings):  # contradicting settings are met here, once
-        known, _ = method.assemble(adaptive.counted(one, pictures))
-        pictures.check_clusters(known.num_clusters)
+        method.assemble(adaptive.counted(one, pictures), pictures)
     settings = settings.replace(seed=_common_seed(settings, goes_on))
     with Session(settings, goes_on) as session:
         if session.path is None:
