@@ -44,13 +44,16 @@ class Backbone(nn.Module):
     Args:
         network: whose weights are all frozen.
         name: by which it is known.
+        drawn: whether its weights are random.
         fetch: gives the network its weights where a checkpoint names it and has no copy; none: it has them.
     """
 
-    def __init__(self, network: nn.Module, name: str, fetch: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, name: str, drawn: bool = False, fetch: Callable[[], None] | None = None
+    ) -> None:
         super().__init__()
         self.network, self.name, self.precision = network.requires_grad_(False), name, "fp32"
-        self._fetch = fetch
+        self.title, self._fetch = f"{name} with random weights, which know no pictures" if drawn else name, fetch
         dimension: Any = network.feature_dim
         self.feature_dim: int = dimension
         self._digest: str | None = None

@@ -148,7 +148,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], origin: str) -> No
     """Load a state dict, strictly. What a foreign file cannot hold, the `_extra_state`, may be missing.
 
     Raises:
-        UserError: names or shapes differ; the message says which.
+        UserError: names, shapes or types differ; the message says which.
     """
     own = module.state_dict()
     state = {**{name: value for name, value in own.items() if name.endswith("_extra_state")}, **state}
@@ -159,13 +159,24 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], origin: str) -> No
         if isinstance(own[name], torch.Tensor)
         and not (isinstance(state[name], torch.Tensor) and state[name].shape == own[name].shape)
     ]
+    shapes += [
+        f"{name} is {value.dtype} there and {own[name].dtype} here"
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor)
+        and isinstance(own.get(name), torch.Tensor)
+        and value.is_floating_point() != own[name].is_floating_point()
+    ]
     if missing or unexpected or shapes:
-        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes))]
+        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape or type", sorted(shapes))]
         text = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])}, …)" for what, names in parts if names)
-        raise UserError(f"{origin} does not fit this network: {text}; check the network's settings")
+        raise UserError(
+            f"{origin} does not fit this network: {text}; check --network and its settings, or take another file"
+        )
     broken = [name for name, value in state.items() if isinstance(value, torch.Tensor) and not value.isfinite().all()]
     if broken:
-        raise UserError(f"{origin} has numbers that are not finite, in {broken[0]}; use an earlier checkpoint")
+        raise UserError(
+            f"{origin} has numbers that are not finite, in {broken[0]}; use an earlier one, or another copy"
+        )
     try:
         module.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -194,14 +194,16 @@ def resolve(
             given = raw.get(name)
             if name in known and given and field.metadata["adaptive"] and _read(given, name, field, section) is None:
                 given, merged[name] = None, Raw(known[name], origin)
-            if name in known and (section.bound or (goes_on and field.metadata["fixed"])):
+            bound = section.bound and not field.metadata["free"]
+            if name in known and (bound or (goes_on and field.metadata["fixed"])):
                 notes += _check_bound(name, field, section, given, known[name])
                 merged[name] = Raw(known[name], origin)
             values[name] = _read(merged[name], name, field, section) if name in merged else field.default
             registry = field.metadata["component"]
             if registry is not None:
                 registries[registry] = merged[name].order if name in merged else -1
-                chosen = getattr(_component(registry, str(values[name]), merged.get(name), name), "Settings", None)
+                component = _component(registry, str(values[name]), merged.get(name), name, known.get("imports"))
+                chosen = getattr(component, "Settings", None)
                 if chosen is not None:
                     queue.insert(0, chosen)
         found[section] = section(**values)
@@ -301,11 +303,13 @@ def _read(raw: Raw, name: str, field: dataclasses.Field[Any], section: Kind) -> 
         raise UserError(f"{_place(name, raw)}: {error} ({field.metadata['help']})") from error
 
 
-def _component(registry: Registry, chosen: str, raw: Raw | None, name: str) -> Any:
+def _component(registry: Registry, chosen: str, raw: Raw | None, name: str, imports: Any) -> Any:
+    """`imports`: modules of the user's that the checkpoint's run had; a checkpoint is not to say what is executed."""
     try:
         return registry.get(chosen)
     except UserError as error:
-        raise UserError(f"{_place(name, raw)}: {error}" if raw is not None else str(error)) from error
+        known = f"; its run had --imports {' '.join(imports)}, so give that again" if imports and raw else ""
+        raise UserError(f"{_place(name, raw)}: {error}{known}" if raw is not None else str(error)) from error
 
 
 def _place(name: str, raw: Raw) -> str:

@@ -34,6 +34,7 @@ def forecast(task: Task) -> str:
     trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
     fixed = sum(weight.numel() for part in (method, task.encode) for weight in part.parameters()) - trained
     operations, activations, state = measure(task, config)
+    state += sum(held.numel() * held.element_size() for held in task.encode.state_dict().values())
     processes = launch.processes(config.of(DeviceSettings))
     several = f"{processes} processes, each on " if processes > 1 else ""
     expected = "expected: " if task.pictures.expected else ""

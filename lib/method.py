@@ -374,5 +374,6 @@ def _parts(config: Config) -> tuple[Method, nn.Module]:
         raise UserError("--net-lr-scale: the network is frozen as a whole, and learns at no rate; leave it out")
     fetches = config.weights_given and settings.net_weights is not None
     fetch = partial(networks.load_weights, network, config) if fetches else None
-    backbone = Backbone(network, settings.network, fetch)
+    drawn = settings.net_weights is None and not networks.own(settings.network).trained
+    backbone = Backbone(network, settings.network, drawn, fetch)
     return entry.model(config, Features(backbone.feature_dim)), backbone

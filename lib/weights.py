@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,22 +31,26 @@ def read(path: str) -> dict[str, Tensor]:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"--net-weights {path}: there is no such file; check the path, or give none or default")
+        raise UserError(f"--net-weights {path}: there is no such file ({file.absolute()}); give where it is now")
+    damaged = UserError(
+        f"--net-weights {path}: damaged, or more than tensors and plain values, of which nothing was executed; "
+        "use another copy, or save the state dict alone"
+    )
     try:
-        content: Any = (
-            safetensors.load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location=CPU, weights_only=True)
-        )
+        if file.suffix == ".safetensors":
+            return unwrapped(safetensors.load_file(file), f"--net-weights {path}")
+        if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip() is not None:  # which torch does not check
+            raise damaged
+        with warnings.catch_warnings(action="ignore"):
+            content: Any = torch.load(file, map_location=CPU, weights_only=True)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"--net-weights {path}: cannot be read: {error.strerror or error}; check the file") from error
     except SafetensorError as error:
         raise UserError(f"--net-weights {path}: no .safetensors file, or damaged: {error}; use another copy") from error
     except Exception as error:  # torch names no common base for what a hostile file can raise
-        raise UserError(
-            f"--net-weights {path}: damaged, or more than tensors and plain values, of which nothing was executed; "
-            "use another copy, or save the state dict alone"
-        ) from error
+        raise damaged from error
     return unwrapped(content, f"--net-weights {path}")
 
 
@@ -58,7 +64,10 @@ def unwrapped(content: Any, origin: str) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
-        raise UserError(f"{origin}: it holds no state dict, which is names and tensors; save the network's alone")
+        raise UserError(
+            f"{origin}: it holds no state dict, which is names and tensors; save the network's alone "
+            "(a checkpoint of ours is for --evaluate, --predict and --resume)"
+        )
     prefix = "module." if all(str(name).startswith("module.") for name in content) else ""
     return {str(name).removeprefix(prefix): value for name, value in content.items()}
 

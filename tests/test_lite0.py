@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, picture
 from runs import launch, only
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from examples.efficientnet_lite0 import efficientnet_lite0
 from lib import checkpoint
@@ -89,10 +92,38 @@ def test_a_checkpoint_fetches_the_weights_of_its_frozen_backbone(cli: Cli, tmp_p
         return np.load(tmp_path / f"sessions/{session}/predictions.npz")["probability"]
 
     np.testing.assert_array_equal(again("a", "c"), trained)
-    file.unlink()
+    moved, other = file.rename(tmp_path / "moved.safetensors"), tmp_path / "other.safetensors"
     np.testing.assert_array_equal(again("b", "d"), trained)
     status, _, err = cli("--evaluate", paths["a"], *scored, "--session", "e")
     assert status == 2 and len(err.splitlines()) == 1 and "weights.safetensors: there is no such file" in err
+    status, _, err = cli("--evaluate", paths["a"], *scored, "--session", "f", "--net-weights", moved)
+    assert status == 0, err
+    save_file({name: value + 1 for name, value in load_file(moved).items()}, other)
+    status, _, err = cli("--evaluate", paths["a"], *scored, "--session", "g", "--net-weights", other)
+    assert status == 2 and "trained on features of efficientnet_lite0" in err
+    whole = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "main.py", "--evaluate", str(paths["b"])]
+    done = subprocess.run(command, cwd=ROOT, env=whole, text=True, capture_output=True, check=False)
+    assert (
+        done.returncode == 2 and "its run had --imports examples.efficientnet_lite0, so give that again" in done.stderr
+    )
+
+
+def test_neighbours_want_features_that_stay(cli: Cli, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "pictures", 20)
+    status, _, err = cli(*words("imc_swav", folder, "--num-clusters", 2, "--net-freeze-epochs", 2))
+    assert status == 2 and "give --views random" in err
+    more = ("--views", "random", "--dry-run")
+    assert cli(*words("imc_swav", folder, "--num-clusters", 2, "--net-freeze-epochs", 2, *more))[0] == 0
+
+
+def test_random_weights_are_named(cli: Cli, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "pictures", 20)
+    drawn = ("--network", "convnet", "--tfm-resize", 36, "--num-clusters", 2, "--max-steps", 1)
+    for more, told in ((LITE0, False), (drawn, True)):
+        status, out, err = cli(*words("pica", folder, "--num-clusters", 2, "--max-steps", 1, *more))
+        assert status == 0, err
+        assert ("with random weights, which know no pictures" in out) == told
 
 
 def test_a_rate_for_a_frozen_network_is_refused(cli: Cli, tmp_path: Path) -> None:

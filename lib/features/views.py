@@ -58,8 +58,8 @@ def open_views(
     if not isinstance(encode, Backbone):
         if settings.views == "neighbours":
             raise UserError(
-                "--views neighbours: they are looked for among features that stay, so the whole backbone has to be "
-                "frozen; give --net-freeze '.*', or leave --views out"
+                "views are neighbours, which are looked for among features that stay, so the whole network has to be frozen "
+                "for ever; give --views random, or --net-freeze '.*' without --net-freeze-epochs"
             )
         return backend.open_views(config, pictures, test)
     encode.place(config)
@@ -132,7 +132,7 @@ class EncodedViews:
         return self
 
     def describe(self) -> str:
-        return f"features of {self._encode.name}; {self._views.describe()}"
+        return f"features of {self._encode.title}; {self._views.describe()}"
 
     def close(self) -> None:
         self._views.close()
@@ -184,7 +184,7 @@ class FeatureViews:
     def describe(self) -> str:
         known = self._settings.neighbours
         drawn = f", a view being one of {known} neighbours" if self._settings.views == "neighbours" else ""
-        return f"features of {self._encode.name} {self._encode.digest[:12]}, {self._shelf.describe()}{drawn}"
+        return f"features of {self._encode.title}, {self._encode.digest[:12]}: {self._shelf.describe()}{drawn}"
 
     def close(self) -> None:
         pass

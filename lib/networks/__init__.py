@@ -70,6 +70,7 @@ class NetworkSettings(Section):
         None,
         "trained weights to start from: a .safetensors or .pth file, or default, the network's own, which may be "
         "downloaded; none: as the network is made",
+        free=True,  # a file may have moved; a digest tells whether it is the same
     )
     net_freeze: tuple[str, ...] | None = setting(
         None,

@@ -156,13 +156,20 @@ def test_wrong_weights_are_refused_with_the_difference(tmp_path: Path) -> None:
     for change, told in (
         ({"layers.0.weight": None}, r"1 missing \(layers.0.weight"),
         ({"other.weight": torch.ones(2)}, r"1 unexpected \(other.weight"),
-        ({"layers.0.weight": torch.ones(2)}, r"1 of another shape \(layers.0.weight is \(2,\) there"),
+        ({"layers.0.weight": torch.ones(2)}, r"1 of another shape or type \(layers.0.weight is \(2,\) there"),
+        ({"layers.0.weight": state["layers.0.weight"].int()}, r"layers.0.weight is torch.int32 there"),
         ({"layers.0.weight": state["layers.0.weight"] * torch.nan}, "not finite, in layers.0.weight"),
     ):
         changed: dict[str, Any] = {**state, **change}
         path = written(tmp_path, "pth", {name: value for name, value in changed.items() if value is not None})
         with pytest.raises(UserError, match=told):
             networks.build(resolve(*words, path), 3)
+    whole = bytearray(written(tmp_path, "pth", state).read_bytes())
+    at = whole.find(state["layers.0.weight"].numpy().tobytes())
+    whole[at + 8 : at + 16] = bytes(8)  # in a tensor, of which torch would say nothing
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="damaged"):
+        networks.build(resolve(*words, path), 3)
     path.write_bytes(path.read_bytes()[:1000])
     for file, told in ((path, "damaged"), (tmp_path / "no.pth", "no such file"), (tmp_path, "no such file")):
         with pytest.raises(UserError, match=told):
