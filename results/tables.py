@@ -7,8 +7,10 @@ The rows of the papers are in STUDY `rows`, each named as its file: rows/imc_swa
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
+import statistics
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,13 @@ from lib.columns import spread  # noqa: E402  (from the folder above)
 from lib.yamlfile import load_yaml  # noqa: E402
 
 SCORES = ("acc", "nmi", "ari")
+# (switch, row and split as shipped, row and split with the switch), of results/ablations
+SWITCHES = (
+    ("IMC-SwAV, BatchNorm's statistics as trained (`plain`)", ("imc_swav", "test"), ("imc_swav", "test:plain")),
+    ("IMC-SwAV, of the test pictures, as published (`test_bn`)", ("imc_swav", "test"), ("imc_swav", "test:test_bn")),
+    ("IMC-SwAV, `group_crops`", ("imc_swav", "test"), ("imc_swav-group-crops", "test")),
+    ("PICA, `pica_idle_heads: none`", ("pica-two-heads", "test"), ("pica-two-heads-idle-none", "test")),
+)
 HEAD = """# Results
 
 Made by `python results/tables.py` from the files in `results/`, which sessions left: `summary.json`, `config.yaml`,
@@ -109,6 +118,26 @@ def study(folder: Path) -> str:
     return "\n".join([about, table(titles, [*rows, *dict.fromkeys(baselines)]), "", *commands, ""])
 
 
+def ablations(folder: Path) -> str:
+    """Each switch: accuracy as shipped and with it, and whether the difference is more than noise."""
+    held = {path.name: kept(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    rows = []
+    for switch, *sides in SWITCHES:
+        found = [_accuracies(held[name].summary, split) for name, split in sides]
+        (mean, square), (other, others) = ((statistics.fmean(f), statistics.variance(f) / len(f)) for f in found)
+        error = math.sqrt(square + others)
+        verdict = "matters" if abs(other - mean) > 2 * error else "within noise"
+        shown = [spread(statistics.fmean(values), statistics.stdev(values)) for values in found]
+        rows.append((switch, *shown, f"{other - mean:+.3f} ± {error:.3f}", verdict))
+    titles = ("switch", "as shipped", "with it", "difference ± standard error", "verdict")
+    commands = [f"- {name}: `{one.command}`, {one.origin}" for name, one in held.items()]
+    return "\n".join([(folder / "about.md").read_text(encoding="utf-8"), table(titles, rows), "", *commands, ""])
+
+
+def _accuracies(summary: Mapping[str, Any], split: str) -> list[float]:
+    return [run[split]["acc"] for run in summary["seeds"].values()]
+
+
 def _cells(name: str, summary: Mapping[str, Any], seeds: int) -> Iterator[tuple[str, ...]]:
     for split in summary["mean"]:
         if not split.endswith(":online"):
@@ -120,7 +149,8 @@ def text() -> str:
     parts = [
         papers(ROOT / "configs", "The rows of PICA", "pica"),
         papers(ROOT / "configs/imc_swav", "The rows of IMC-SwAV", "imc_swav"),
-        *(study(path.parent) for path in sorted((ROOT / "results").glob("*/about.md"))),
+        study(ROOT / "results/pretrained"),
+        ablations(ROOT / "results/ablations"),
     ]
     return "\n".join([HEAD, *parts])
 
