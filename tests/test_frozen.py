@@ -168,9 +168,8 @@ def test_a_run_does_not_go_on_with_features_of_another_backbone(
     assert status == 2 and "--feature-views 3 contradicts the checkpoint" in err
 
 
-@pytest.mark.parametrize(
-    ("method", "views"), [("pica", NEIGHBOURS), pytest.param("imc_swav", FROZEN, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "views"), [("pica", NEIGHBOURS), ("imc_swav", FROZEN)])
 def test_killed_on_features_and_resumed(method: str, views: tuple[object, ...], tmp_path: Path) -> None:
     words = (*METHODS[method], *RUN, *views)
     straight = launch(words, tmp_path / "straight")

@@ -291,8 +291,8 @@ def test_neighbours_are_the_nearest(block: int, memory: float, tmp_path: Path, m
 
 @pytest.mark.parametrize(("words", "message"), [
     ((*FROZEN, "--feature-views", 0), "--feature-views: 0 is below 1"),
-    (("--views", "neighbours"), "--views neighbours: .*--net-freeze '.*'"),
-    ((*FROZEN[:1], "layers.0", "--views", "neighbours"), "--views neighbours: .*--net-freeze '.*'"),
+    (("--views", "neighbours"), "views are neighbours, .*--views random, or --net-freeze '.*'"),
+    ((*FROZEN[:1], "layers.0", "--views", "neighbours"), "views are neighbours, .*--views random, or --net-freeze '.*'"),
     ((*NEIGHBOURS, "--feature-neighbours", 899), "--feature-neighbours 899: there are 899 training pictures"),
     ((*FROZEN, "--net-width", 4, "--views", "near"), "--views: .*random, neighbours"),
 ])  # fmt: skip
