@@ -70,7 +70,7 @@ def test_the_loss_falls_on_features(method: str, views: tuple[object, ...], cli:
     assert len(losses) == 8 and losses[-1] < min(losses[:2])
 
 
-@pytest.mark.parametrize("method", WORDS)
+@pytest.mark.parametrize("method", ["pica", pytest.param("imc_swav", marks=pytest.mark.slow)])
 def test_a_frozen_run_is_scored_predicted_exported_and_loaded(method: str, cli: Cli, tmp_path: Path) -> None:
     pil = ("--tfm-backend", "pil", "--num-workers", 0)  # as a loaded model prepares pictures, to the bit
     assert cli(*WORDS[method], *pil, "--session", "a", "--baseline", "kmeans")[0] == 0

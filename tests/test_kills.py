@@ -40,7 +40,7 @@ def kill_and_resume(
     return done
 
 
-@pytest.mark.parametrize(("method", "workers"), [("pica", 1), ("imc_swav", 0)])
+@pytest.mark.parametrize(("method", "workers"), [pytest.param("pica", 1, marks=pytest.mark.slow), ("imc_swav", 0)])
 def test_killed_twice_and_resumed(method: str, workers: int, tmp_path: Path) -> None:
     words = (*METHODS[method], *RUN, *loaders(workers))
     straight = launch(words, tmp_path / "straight")

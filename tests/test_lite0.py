@@ -56,6 +56,7 @@ def test_fewer_pictures_than_clusters_are_refused(method: str, cli: Cli, tmp_pat
     assert not (tmp_path / "sessions").exists()
 
 
+@pytest.mark.slow
 def test_several_seeds_share_what_is_left_open(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", 20, "one")
     more = ("--num-clusters", 2, "--max-steps", 2, "--seeds", "0-1", "--baseline", "kmeans", "pca_kmeans")

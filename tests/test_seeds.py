@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import QUICK, ROOT
+from conftest import QUICK, ROOT, picture
 from runs import assert_same_run, launch, only
 from sklearn.metrics import adjusted_rand_score
 
@@ -154,6 +154,20 @@ def test_what_is_no_session_is_refused(words: list[str], capsys: pytest.CaptureF
     assert report_of.main(words) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_what_is_left_to_the_pictures_is_known_before_the_runs_start(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        picture(tmp_path / "pictures" / f"{number}.png", seed=number)
+    files = (ROOT / "configs/imc_swav/base.yaml", ROOT / "configs/imc_swav/image_folder.yaml")
+    monkeypatch.setattr(runs, "_train", lambda session, path, members, *rest: list(members))
+    words = ("--cfgs", *files, "--data-root", tmp_path / "pictures", "--network", "convnet", "--seeds", "0-1")
+    _, _, err = cli(*words, "--num-clusters", 2)
+    assert "of the runs, seed 0; seed 1 ended early" in err
+    status, _, err = cli(*words, "--num-clusters", 30)
+    assert status == 2 and "20 pictures do not make 30 clusters" in err
 
 
 def test_a_single_run_has_no_deviation() -> None:

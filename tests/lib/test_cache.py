@@ -291,6 +291,7 @@ def records(tmp_path: Path, cache: str) -> int:
     return sum(path.stat().st_size // RECORD.itemsize for path in (tmp_path / cache).glob("*/index.bin"))
 
 
+@pytest.mark.slow
 def test_killed_while_decoding_the_next_run_goes_on(tmp_path: Path, cli: Cli) -> None:
     noises(tmp_path / "pictures", 60, size=(1500, 1000))
     killed = start(tmp_path, "killed", "two")
