@@ -42,4 +42,6 @@ def export(
     if file.suffix == ".onnx":
         onnx.export(file, config, state, statistics, encode)
     else:
-        safetensors.export(file, config.as_dict(), state, statistics, backbone.stored(encode, config).get("backbone"))
+        # Files of this call are nobody's business who gets the model.
+        handed = config.replace(evaluate=None, predict=None, export=None, resume=None).as_dict()
+        safetensors.export(file, handed, state, statistics, backbone.stored(encode, config).get("backbone"))

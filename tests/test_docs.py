@@ -85,7 +85,7 @@ class Workplace:
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self._capsys = folder, capsys
-        for name in ("configs", "examples"):
+        for name in ("configs", "examples", "pretrained"):
             (folder / name).symlink_to(ROOT / name)
         for i in range(24):
             picture(folder / "pictures" / f"{i % 2}" / f"{i}.png", seed=i)
