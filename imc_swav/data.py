@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib.batches import ViewBatch, batches
+from lib.batches import ViewBatch, stream
 from lib.errors import UserError
 from lib.method import Request, Views
 from lib.transforms import TransformSettings
@@ -111,7 +111,7 @@ class IMCSource:
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
         order = np.random.default_rng((self._seed, index)).permutation(self._chosen)
         parts = [order[i * self._batch_size :][: self._batch_size] for i in range(start, len(self))]
-        for batch in batches(self._views, (Request(torch.from_numpy(part), self._recipes, index) for part in parts)):
+        for batch in stream(self._views, (Request(torch.from_numpy(part), self._recipes, index) for part in parts)):
             yield Batch(**vars(batch), classified=self._classified[batch.index.numpy()])
 
     def blank(self, empty: Callable[[Recipe, int], Tensor]) -> Batch:

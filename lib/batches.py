@@ -29,7 +29,7 @@ class ViewBatch(Shares):
     views: list[Tensor]  # for each recipe (n, C, H, W), or (n, D) features of a frozen backbone
 
 
-def batches(views: Views, requests: Iterable[Request]) -> Iterator[ViewBatch]:
+def stream(views: Views, requests: Iterable[Request]) -> Iterator[ViewBatch]:
     """What becomes of each request, of which every process prepares the views of its share alone.
 
     Raises:

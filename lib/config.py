@@ -194,8 +194,7 @@ def resolve(
             given = raw.get(name)
             if name in known and given and field.metadata["adaptive"] and _read(given, name, field, section) is None:
                 given, merged[name] = None, Raw(known[name], origin)
-            bound = section.bound and not field.metadata["free"]
-            if name in known and (bound or (goes_on and field.metadata["fixed"])):
+            if name in known and (section.bound or (goes_on and field.metadata["fixed"])):
                 notes += _check_bound(name, field, section, given, known[name])
                 merged[name] = Raw(known[name], origin)
             values[name] = _read(merged[name], name, field, section) if name in merged else field.default

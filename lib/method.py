@@ -370,10 +370,11 @@ def _parts(config: Config) -> tuple[Method, nn.Module]:
     network = entry.network(config)
     if not networks.is_frozen(settings, network):
         return entry.model(config, network), nn.Identity()
-    if config.of(TuningSettings).net_lr_scale != 1:
+    tuned = config.of(TuningSettings)
+    if tuned.net_lr_scale != 1:
         raise UserError("--net-lr-scale: the network is frozen as a whole, and learns at no rate; leave it out")
-    fetches = config.weights_given and settings.net_weights is not None
+    fetches = config.weights_given and tuned.net_weights is not None
     fetch = partial(networks.load_weights, network, config) if fetches else None
-    drawn = settings.net_weights is None and not networks.own(settings.network).trained
+    drawn = tuned.net_weights is None and not networks.own(settings.network).trained
     backbone = Backbone(network, settings.network, drawn, fetch)
     return entry.model(config, Features(backbone.feature_dim)), backbone

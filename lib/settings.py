@@ -37,7 +37,6 @@ def setting(
     fixed: bool = False,
     about_data: bool = False,
     adaptive: bool = False,
-    free: bool = False,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -53,12 +52,11 @@ def setting(
         fixed: a run that has begun cannot go on with another value.
         about_data: it says which pictures a run had; --predict has others.
         adaptive: none leaves it to the pictures, so it contradicts no value that a run has found.
-        free: of a section that is bound, and may be another at another call.
     """
     metadata = {
         "help": help, "unit": unit, "low": low, "high": high,
         "component": component, "convert": convert, "transient": transient, "idle": idle, "fixed": fixed,
-        "about_data": about_data, "adaptive": adaptive, "free": free,
+        "about_data": about_data, "adaptive": adaptive,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 

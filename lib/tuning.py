@@ -1,4 +1,4 @@
-"""Weights of a network that stay as they are, for ever or for the first epochs, or that move more slowly."""
+"""Where a network's weights start, and which stay as they are, for ever or for the first epochs, or move more slowly."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from lib.settings import Section, setting
 @dataclass(frozen=True)
 class TuningSettings(Section):
     title = "tuning of a network"
+    net_weights: str | None = setting(
+        None,
+        "trained weights to start from: a .safetensors or .pth file, or default, the network's own, which may be "
+        "downloaded; none: as the network is made",
+    )
     net_freeze_epochs: int | None = setting(
         None,
         "from the start, in which what net_freeze matches stays as it is; none: for ever",

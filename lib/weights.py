@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from lib.checkpoint import load_weights
+from lib.checkpoint import load_archive, load_weights
 from lib.errors import UserError
 from lib.runtime import CPU
 
@@ -32,26 +32,30 @@ def read(path: str) -> dict[str, Tensor]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"--net-weights {path}: there is no such file ({file.absolute()}); give where it is now")
-    damaged = UserError(
-        f"--net-weights {path}: damaged, or more than tensors and plain values, of which nothing was executed; "
-        "use another copy, or save the state dict alone"
-    )
     try:
-        if file.suffix == ".safetensors":
-            return unwrapped(safetensors.load_file(file), f"--net-weights {path}")
-        if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip() is not None:  # which torch does not check
-            raise damaged
-        with warnings.catch_warnings(action="ignore"):
-            content: Any = torch.load(file, map_location=CPU, weights_only=True)
-    except UserError:
-        raise
+        content = file.read_bytes()
+        found = safetensors.load(content) if file.suffix == ".safetensors" else _pickled(content)
     except OSError as error:
         raise UserError(f"--net-weights {path}: cannot be read: {error.strerror or error}; check the file") from error
     except SafetensorError as error:
         raise UserError(f"--net-weights {path}: no .safetensors file, or damaged: {error}; use another copy") from error
-    except Exception as error:  # torch names no common base for what a hostile file can raise
-        raise damaged from error
-    return unwrapped(content, f"--net-weights {path}")
+    if found is None:
+        raise UserError(
+            f"--net-weights {path}: damaged, or more than tensors and plain values, of which nothing was executed; "
+            "use another copy, or save the state dict alone"
+        )
+    return unwrapped(found, f"--net-weights {path}")
+
+
+def _pickled(content: bytes) -> Any:
+    """What torch saved, in its archive or in the older form; None if it is neither, or damaged."""
+    if content.startswith(b"PK"):
+        return load_archive(content)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(io.BytesIO(content), map_location=CPU, weights_only=True)
+    except Exception:  # torch names no common base for what a hostile file can raise
+        return None
 
 
 def unwrapped(content: Any, origin: str) -> dict[str, Tensor]:

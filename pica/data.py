@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib.batches import Shares, batches
+from lib.batches import Shares, stream
 from lib.method import Request, Views
 from lib.transforms import TransformSettings
 from lib.transforms.recipe import Recipe
@@ -73,7 +73,7 @@ class PICASource:
 
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
         plan = [(head, step) for head in range(len(self._sets)) for step in range(self._steps(head))][start:]
-        for (head, _), batch in zip(plan, batches(self._views, self._requests(index, plan)), strict=True):
+        for (head, _), batch in zip(plan, stream(self._views, self._requests(index, plan)), strict=True):
             original, *perturbed = batch.views
             copies, counts, left_out = torch.stack(perturbed), batch.counts, batch.left_out
             yield Batch(head, batch.index, original, copies, counts=counts, left_out=left_out)

@@ -66,12 +66,6 @@ class NetworkSettings(Section):
         "first weights; torch1.0: BatchNorm's weight from U(0, 1), as in the PICA authors' PyTorch; "
         "he: convolutions after He et al., fan out, as IMC-SwAV's; without effect on weights that are trained already",
     )
-    net_weights: str | None = setting(
-        None,
-        "trained weights to start from: a .safetensors or .pth file, or default, the network's own, which may be "
-        "downloaded; none: as the network is made",
-        free=True,  # a file may have moved; a digest tells whether it is the same
-    )
     net_freeze: tuple[str, ...] | None = setting(
         None,
         "regular expressions; weights whose name begins with a match stay as they are (see net_freeze_epochs); all of "
@@ -98,7 +92,7 @@ def build(config: Config, in_channels: int) -> nn.Module:
         tuning.freeze(network, settings.net_freeze, tuned.net_freeze_epochs, settings.network)
     elif tuned.net_freeze_epochs is not None:
         raise UserError("net_freeze_epochs is given, and nothing to freeze; say what: --net-freeze '.*' is the whole")
-    if settings.net_weights is not None and not config.weights_given:
+    if tuned.net_weights is not None and not config.weights_given:
         load_weights(network, config)
     return network
 
@@ -109,8 +103,8 @@ def load_weights(network: nn.Module, config: Config) -> None:
     Raises:
         UserError: there is no such file, it does not fit, or the network's own cannot be had.
     """
-    settings = config.of(NetworkSettings)
-    component, source = get(settings.network), settings.net_weights
+    settings, source = config.of(NetworkSettings), config.of(TuningSettings).net_weights
+    component = get(settings.network)
     if source is not None and source != DEFAULT:
         weights.fit(network, weights.read(source), f"--net-weights {source}")
     elif hasattr(component, "fetch"):
