@@ -99,3 +99,12 @@ def test_a_write_that_fails_leaves_the_old_content(saved: Path, monkeypatch: pyt
     with pytest.raises(UserError, match="No space left on device; free some space.*what was there before is intact"):
         checkpoint.save({"weights": torch.zeros(3)}, saved)
     assert saved.read_bytes() == before and [entry.name for entry in saved.parent.iterdir()] == ["a.ckpt"]
+
+
+def test_a_damaged_archive_of_another_program_is_none() -> None:
+    buffer, values = io.BytesIO(), torch.arange(100.0)
+    torch.save({"model": values}, buffer)
+    whole = bytearray(buffer.getvalue())
+    assert torch.equal(checkpoint.load_archive(bytes(whole))["model"], values)
+    whole[whole.find(values.numpy().tobytes()) + 20] ^= 1  # of which torch alone says nothing
+    assert checkpoint.load_archive(bytes(whole)) is None
