@@ -28,8 +28,7 @@ class Guard:
     def __init__(self, optimizer: Optimizer, defers: bool) -> None:
         self._optimizer = optimizer
         self._deferred = defers and bool(optimizer.defaults.get("fused"))
-        self._names: list[str] = []
-        self._faults: Tensor | None = None  # for each name, whether it was ever not finite
+        self._faults: dict[tuple[str, ...], Tensor] = {}  # of steps with these values: which was ever not finite
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self.recent: deque[Tensor] = deque(maxlen=RECENT)  # positions of the pictures of the last batches
 
@@ -53,10 +52,8 @@ class Guard:
         norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         values = {**parts, "the gradient": norm}
         faults = torch.stack([~value.detach().isfinite() for value in values.values()])
-        if self._faults is None or list(values) != self._names:  # some parts appear now and then
-            self.check()
-            self._names, self._faults = list(values), torch.zeros_like(faults)
-        self._faults |= faults
+        before = self._faults.get(tuple(values))  # some parts appear now and then
+        self._faults[tuple(values)] = faults if before is None else before | faults
         if self._deferred:
             held: Any = self._optimizer
             held.found_inf = faults.any().float()
@@ -66,8 +63,9 @@ class Guard:
 
     def check(self) -> None:
         """Raises RunStopped if anything was not finite since the run began; waits for the device."""
-        if self._faults is not None and bool(self._faults.any()):
-            broken = [name for name, fault in zip(self._names, self._faults.tolist(), strict=True) if fault]
+        broken = [name for names, faults in self._faults.items()
+                  for name, fault in zip(names, faults.tolist(), strict=True) if fault]  # fmt: skip
+        if broken:
             # The parts say more than their sum, and the sum more than its gradient.
             first = min(broken, key=lambda name: (name == "the gradient", name.endswith("loss")))
             for value, before in self._buffers:

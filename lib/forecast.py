@@ -20,9 +20,9 @@ from lib.runtime import DeviceSettings
 from lib.trainer import TrainerSettings, build_optimizer
 from lib.transforms import TransformSettings, normalisation
 
-# FLOP/s outside of tensor cores, from NVIDIA's data sheets; the share is an assumption, not a measurement.
-PEAKS = {"an A100": 19.5e12, "an H100 SXM": 67e12}
-SHARE = 0.4
+# (FLOP/s outside of tensor cores, from NVIDIA's data sheets; the share of them that a run reaches). An H100's share was
+# measured (benchmarks/gpu.py), an A100's is an assumption.
+PEAKS = {"an A100": (19.5e12, 0.4), "an H100 SXM": (67e12, 0.2)}
 
 
 def forecast(task: Task) -> str:
@@ -50,8 +50,8 @@ def forecast(task: Task) -> str:
         *(("features", line) for line in _features(task, config)),
         ("steps", f"{len(source):,} per epoch, {steps:,} in {epochs} epochs or less"),
         ("work", f"{operations / 1e9:,.1f} GFLOP per step, {total / 1e15:,.3f} PFLOP in all"),
-        *(("time", f"{_duration(total / (SHARE * peak))} on {name}, at {SHARE:.0%} of its peak of {peak / 1e12:g} TFLOP/s "
-          "in float32") for name, peak in PEAKS.items()),
+        *(("time", f"{_duration(total / (share * peak))} on {name}, at {share:.0%} of its peak of {peak / 1e12:g} TFLOP/s "
+          "in float32") for name, (peak, share) in PEAKS.items()),
         ("memory", f"about {_size(state)} for weights, gradients and optimizer, {_size(activations / processes)} for activations"),
         ("device", f"{several}{runtime.describe(runtime.device(config.of(DeviceSettings)))}"),
     ]  # fmt: skip
@@ -69,7 +69,7 @@ def _features(task: Task, config: Config) -> list[str]:
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(1, channels, recipe.size, recipe.size, device="meta"))
         total += count * counter.get_total_flops()
-    peaks = " or ".join(f"{_duration(total / (SHARE * peak))} on {name}" for name, peak in PEAKS.items())
+    peaks = " or ".join(f"{_duration(total / (share * peak))} on {name}" for name, (peak, share) in PEAKS.items())
     size = _size(4 * count * len(recipes) * task.encode.feature_dim)
     return [
         f"once, unless they are kept already: {count:,} pictures in {len(recipes)} view{'s' * (len(recipes) > 1)}, "

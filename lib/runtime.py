@@ -182,8 +182,11 @@ def configure(seed: SeedSettings, precision: PrecisionSettings, settings: Device
 
 
 def lowered(where: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The arithmetic of a network: nothing changes under fp32, and under bf16 the products take bfloat16."""
-    if precision == "fp32":
+    """The arithmetic of a network: nothing changes under fp32, and under bf16 the products take bfloat16.
+
+    On the `meta` device, which has no such products, estimates count float32.
+    """
+    if precision == "fp32" or where.type == "meta":
         return nullcontext()
     return torch.autocast(where.type, torch.bfloat16)
 

@@ -77,9 +77,9 @@ def papers(folder: Path, title: str, prefix: str) -> str:
         if "published" not in settings:
             continue
         published = {name: values for name, *values in settings["published"]}
-        ours, place = "not run: no GPU at hand", ROOT / "results/rows" / f"{prefix}-{path.stem}"
+        ours, place = "not run: it needs a GPU", ROOT / "results/rows" / f"{prefix}-{path.stem}"
         if hours := re.search(r"about\s(?:#\s)?([\d.,]+)\s(?:#\s)?hours on an H100", text):
-            ours += f" (about {hours[1]} hours on an H100)"
+            ours += f" for about {hours[1]} hours (an H100)"
         if place.is_dir():
             held, split = kept(place), settings["published_split"]
             scores = ("acc", settings.get("published_nmi", "nmi"), "ari")

@@ -233,3 +233,8 @@ def test_a_gpu_that_is_not_there_is_an_error(cli: Cli) -> None:
     assert status == 2 and "--gpus 0" in err
     with pytest.raises(UserError):
         runtime.device(DeviceSettings("0"))
+
+
+def test_a_dry_run_estimates_bf16_too(cli: Cli) -> None:
+    status, out, err = cli(*QUICK, "--precision", "bf16", "--dry-run")
+    assert status == 0 and "GFLOP per step" in out, err

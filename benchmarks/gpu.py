@@ -1,0 +1,110 @@
+"""Training on a GPU, at the settings of the papers' CIFAR-10 rows: what each way to compute gains, and what a row costs.
+
+Whole steps by the trainer itself, views included, on pieces of real photographs of 32 px.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, arguments, photographs, publish, settings
+from PIL import Image
+
+import main as program
+from lib import runtime
+from lib.forecast import measure
+from lib.trainer import Trainer, TrainerSettings
+
+CONFIGS = {"pica": ROOT / "configs", "imc_swav": ROOT / "configs/imc_swav"}
+PICTURES = {"pica": 60_000, "imc_swav": 50_000}  # that the rows train on
+PEAK = 67e12  # float32 operations per second of an H100 SXM outside of tensor cores, by its data sheet
+BF16 = ("--precision", "bf16")
+WAYS: dict[str, tuple[str, ...]] = {
+    "float32": (),
+    "--tf32": ("--tf32",),
+    "--precision bf16": BF16,
+    "--precision bf16 --compile": (*BF16, "--compile"),
+    "--precision bf16 --compile --group-crops": (*BF16, "--compile", "--group-crops"),
+}
+
+
+def chosen_for(method: str, folder: Path, *words: object) -> Any:
+    files = [str(CONFIGS[method] / name) for name in ("base.yaml", "cifar10.yaml")]
+    return settings("--cfgs", *files, "--dataset", "image_folder", "--data-root", folder, "--train-splits", "train",
+                    "--test-splits", "train", "--gpus", 0, "--debug", "--seed", 0, "--display-freq", 100_000, *words)  # fmt: skip
+
+
+def work(method: str, folder: Path) -> tuple[int, int]:
+    """(operations of a step, steps of the whole row)"""
+    chosen = chosen_for(method, folder)
+    task = program.build(chosen)
+    with closing(task.views):
+        count = PICTURES[method]
+        per_epoch = count // 256 if method == "imc_swav" else len(task.method.sizes) * -(-count // 256)
+        return measure(task, chosen)[0], per_epoch * chosen.of(TrainerSettings).epochs
+
+
+def seconds_per_step(method: str, folder: Path, count: int, warm: int, *words: str) -> tuple[float, float]:
+    """(seconds of a step, seconds until the first ones were done)"""
+    chosen, began = chosen_for(method, folder, *words), time.perf_counter()
+    task = program.build(chosen)
+    with closing(task.views):
+        trainer = Trainer(task, chosen)
+        trainer.method.train()
+        batches = itertools.chain.from_iterable(task.source.epoch(epoch) for epoch in itertools.count())
+
+        def advance(number: int) -> None:
+            for batch in itertools.islice(batches, number):
+                trainer._train_step(batch)
+            trainer._means.values()  # waits for the GPU
+
+        advance(warm)
+        ready = time.perf_counter()
+        advance(count)
+        return (time.perf_counter() - ready) / count, ready - began
+
+
+def main() -> None:
+    options = arguments(__doc__).parse_args()
+    count, warm = (5, 6) if options.short else (40, 20)
+    rows, data = [], []
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / "train"
+        folder.mkdir()
+        for i, picture in enumerate(photographs(2048, 32, 32)):
+            Image.fromarray(picture).save(folder / f"{i:05}.png")
+        for method in CONFIGS:
+            operations, total = work(method, Path(made))
+            for way, words in WAYS.items():
+                seconds, ready = seconds_per_step(method, Path(made), count, warm, *words)
+                rate, hours = operations / seconds, total * seconds / 3600
+                rows.append([method, way, f"{seconds * 1e3:.1f} ms", f"{256 / seconds:,.0f}", f"{rate / 1e12:.0f}",
+                             f"{rate / PEAK:.0%}", f"{hours:.1f}", f"{ready:.0f} s"])  # fmt: skip
+                print(*rows[-1], sep=", ", flush=True)
+                data.append({"method": method, "way": way, "seconds": seconds, "operations": operations, "hours": hours,
+                             "ready": ready})  # fmt: skip
+    publish(
+        "gpu",
+        f"Training steps of 256 pictures on {runtime.gpu_names()[0]}, at the settings of the CIFAR-10 rows.",
+        (
+            "method",
+            "way",
+            "step",
+            "pictures/s",
+            "TFLOP/s",
+            "of the H100's float32 peak",
+            "hours of the row",
+            "until ready",
+        ),
+        rows,
+        {"gpu": runtime.gpu_names()[0], "rows": data},
+    )
+
+
+if __name__ == "__main__":
+    main()
