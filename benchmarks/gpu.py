@@ -6,6 +6,7 @@ Whole steps by the trainer itself, views included, on pieces of real photographs
 from __future__ import annotations
 
 import itertools
+import sys
 import tempfile
 import time
 from contextlib import closing
@@ -17,6 +18,7 @@ from PIL import Image
 
 import main as program
 from lib import runtime
+from lib.errors import exit_status
 from lib.forecast import measure
 from lib.trainer import Trainer, TrainerSettings
 
@@ -28,7 +30,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "float32": (),
     "--tf32": ("--tf32",),
     "--precision bf16": BF16,
-    "--precision bf16 --compile": (*BF16, "--compile"),
+    "--precision bf16 --group-crops": (*BF16, "--group-crops"),
     "--precision bf16 --compile --group-crops": (*BF16, "--compile", "--group-crops"),
 }
 
@@ -107,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(lambda _: main())([]))

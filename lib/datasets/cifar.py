@@ -50,6 +50,7 @@ class CIFAR:
         flat = parts[0]["data"] if len(parts) == 1 else np.concatenate([part["data"] for part in parts])
         self.array = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         self.targets = np.concatenate([part[self.labels] for part in parts])
+        self.filenames = [name.decode() for part in parts for name in part["filenames"]]
         self.classes = tuple(name.decode() for name in _unpickle(folder / source.meta["filename"])[self.names])
         self._transform = transform
 

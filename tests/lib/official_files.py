@@ -51,7 +51,10 @@ def cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch, per_file: int 
         python2_pickle(names if name == "cifar100" else {"label_names": FINE[:10]})
     )
     for file, _ in (*source.train_list, *source.test_list):
-        content: dict[str, Any] = {"data": random.integers(0, 256, (per_file, 3072), dtype=np.uint8)}
+        content: dict[str, Any] = {
+            "data": random.integers(0, 256, (per_file, 3072), dtype=np.uint8),
+            "filenames": [f"{file}_s_{i:06}.png" for i in range(per_file)],
+        }
         if name == "cifar10":
             content["labels"] = random.integers(0, 10, per_file).tolist()
         else:
