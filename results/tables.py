@@ -29,6 +29,8 @@ SWITCHES = (
     ("IMC-SwAV, BatchNorm's statistics as trained (`plain`)", ("imc_swav", "test"), ("imc_swav", "test:plain")),
     ("IMC-SwAV, of the test pictures, as published (`test_bn`)", ("imc_swav", "test"), ("imc_swav", "test:test_bn")),
     ("IMC-SwAV, `group_crops`", ("imc_swav", "test"), ("imc_swav-group-crops", "test")),
+    ("IMC-SwAV, views by Pillow (`tfm_backend: pil`)", ("imc_swav", "test"), ("imc_swav-pil", "test")),
+    ("IMC-SwAV, `precision: bf16`", ("imc_swav", "test"), ("imc_swav-bf16", "test")),
     ("PICA, `pica_idle_heads: none`", ("pica-two-heads", "test"), ("pica-two-heads-idle-none", "test")),
 )
 HEAD = """# Results
@@ -104,18 +106,32 @@ def _spread(summary: Mapping[str, Any], split: str, score: str) -> str:
 
 
 def study(folder: Path) -> str:
-    """The sessions of a folder beside each other, with the baselines that one of them has scored."""
+    """The sessions of a folder beside each other, and the baselines that they have scored; some have nothing else."""
     about = (folder / "about.md").read_text(encoding="utf-8")
-    rows, commands = [], []
+    rows, commands, accuracies, floor = [], [], dict[str, list[float]](), None
     baselines: list[tuple[str, ...]] = []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         held = kept(place)
-        rows += _cells(place.name, held.summary, len(held.summary["seeds"]))
+        seeds, trained = len(held.summary["seeds"]), load_yaml(place / "config.yaml")["max_epochs"] != 0
+        if trained:
+            rows += _cells(place.name, held.summary, seeds)
+            accuracies[place.name] = _accuracies(held.summary, "test")
         for name, found in held.summary["baselines"].items():
-            baselines += _cells(name, found, len(held.summary["seeds"]))
+            baselines += _cells(name if trained else f"{place.name}: {name}", found, seeds)
+            floor = found["mean"]["test"]["acc"] if name == "k-means on pixels" else floor
         commands.append(f"- {place.name}: `{held.command}`, {held.origin}")
     titles = ("", "scored on", "seeds", "ACC", "NMI", "ARI")
-    return "\n".join([about, table(titles, [*rows, *dict.fromkeys(baselines)]), "", *commands, ""])
+    lines = [about, table(titles, [*rows, *dict.fromkeys(baselines)]), "", *commands, ""]
+    if floor is not None:
+        above = (
+            f"{name} by {(statistics.fmean(found) - floor) / statistics.stdev(found):.1f}"
+            for name, found in accuracies.items()
+        )
+        lines.insert(
+            3,
+            f"ACC on `test` is above that of k-means on pixels, in deviations of the method's seeds: {', '.join(above)}.\n",
+        )
+    return "\n".join(lines)
 
 
 def ablations(folder: Path) -> str:
@@ -149,6 +165,7 @@ def text() -> str:
     parts = [
         papers(ROOT / "configs", "The rows of PICA", "pica"),
         papers(ROOT / "configs/imc_swav", "The rows of IMC-SwAV", "imc_swav"),
+        study(ROOT / "results/cpu"),
         study(ROOT / "results/pretrained"),
         ablations(ROOT / "results/ablations"),
     ]
