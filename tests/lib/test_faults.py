@@ -77,11 +77,11 @@ def test_where_the_optimizer_is_fused_the_device_skips_the_step() -> None:
     optimizer = torch.optim.Adam(module.parameters(), lr=0.1, fused=True)
     guard = Guard(optimizer, defers=True)
 
-    def step(factor: float, n: int) -> None:
+    def step(factor: float, n: int, part: str = "part") -> None:
         loss = module(torch.ones(4, 3)).square().sum() * factor
         optimizer.zero_grad()
         loss.backward()
-        guard.step({"loss": loss.detach(), "part": loss.detach()}, torch.arange(n))
+        guard.step({"loss": loss.detach(), part: loss.detach()}, torch.arange(n))
 
     step(1, 1)
     guard.check()
@@ -90,7 +90,7 @@ def test_where_the_optimizer_is_fused_the_device_skips_the_step() -> None:
     after = module.state_dict(), optimizer.state_dict()["state"]
     assert all(torch.equal(value, after[0][name]) for name, value in before[0].items())
     assert all(torch.equal(v, after[1][i][n]) for i, held in before[1].items() for n, v in held.items())
-    step(1, 3)
+    step(1, 3, "another part")  # nor where the parts change, as those of heads that take turns
     assert not torch.equal(module.weight, before[0]["weight"]), "a healthy step is taken"
     with pytest.raises(RunStopped, match="part is not finite"):
         guard.check()
