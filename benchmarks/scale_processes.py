@@ -28,13 +28,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import main as program
 from imc_swav.data import Batch as IMCBatch
 from lib import distributed
-from lib.forecast import PEAKS, SHARE, estimate
+from lib.forecast import PEAKS, estimate
 from lib.runtime import DeviceSettings
 from lib.trainer import Trainer
 from pica.data import Batch as PICABatch
 
 WAYS = {"one process, two threads": (1, 2), "two processes, one thread each": (2, 1), "two that do not speak": (2, 1)}
-PEAK = PEAKS["an H100 SXM"]
+PEAK, SHARE = PEAKS["an H100 SXM"]
 NETWORK = {8: 450e9, 64: 50e9}  # bytes/s of each GPU: NVLink within a machine, InfiniBand between them
 LATENCY = 20e-6  # s, of each exchange
 

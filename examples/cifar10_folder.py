@@ -6,48 +6,64 @@ DATA has the official files, or gets them. LIST.gz names the pictures to write, 
 """
 
 import gzip
-import shutil
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
 from PIL import Image
 
 from lib.datasets.cifar import CIFAR10
-from lib.errors import UserError, exit_status
+from lib.errors import MissingData, UserError, exit_status
 from lib.progress import progress
 
 
 def listed(path):
     try:
-        return set(gzip.decompress(path.read_bytes()).decode().split())
-    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        names = set(gzip.decompress(path.read_bytes()).decode().split())
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no list of pictures that gzip has packed: {error}") from error
+    if not names:
+        raise UserError(f"{path} names no pictures")
+    return names
+
+
+def official(data, split):
+    try:
+        return CIFAR10(data, split)
+    except MissingData:
+        return CIFAR10(data, split, download=True)
+
+
+def write(pictures, folder):
+    """Whole, or not at all."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name) as made:
+            for name in progress(sorted(pictures), "writing pictures", len(pictures)):
+                place = Path(made, folder.name, name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pictures[name]).save(place)
+            Path(made, folder.name).rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another place") from error
 
 
 @exit_status
 def main(argv):
     if len(argv) not in (2, 3):
         raise UserError("two or three words are needed: python -m examples.cifar10_folder DATA FOLDER [LIST.gz]")
-    data, folder, *chosen = map(Path, argv)
-    if folder.exists():
+    folder = Path(argv[1])
+    if folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} is there already; remove it, or name another folder")
-    wanted = listed(chosen[0]) if chosen else None
+    wanted = listed(Path(argv[2])) if argv[2:] else None
     found = {}
     for split in ("train", "test"):
-        pictures = CIFAR10(str(data), split, download=True)
+        pictures = official(argv[0], split)
         for array, label, name in zip(pictures.array, pictures.targets, pictures.filenames, strict=True):
             found[f"{split}/{pictures.classes[label]}/{name}"] = array
     if wanted is not None and (strange := sorted(wanted - found.keys())):
-        raise UserError(f"{chosen[0]}: CIFAR-10 has no {strange[0]}")
-    partial = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    names = sorted(found if wanted is None else wanted)
-    for name in progress(names, "writing pictures", len(names)):
-        place = partial / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(found[name]).save(place)
-    partial.rename(folder)
+        raise UserError(f"{argv[2]}: CIFAR-10 has no {strange[0]}")
+    write({name: array for name, array in found.items() if wanted is None or name in wanted}, folder)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from lib.datasets import DataSettings
 from lib.features.views import EncodedViews
 from lib.method import MethodSettings, Task
 from lib.networks import NetworkSettings
-from lib.runtime import DeviceSettings
+from lib.runtime import DeviceSettings, PrecisionSettings
 from lib.trainer import TrainerSettings, build_optimizer
 from lib.transforms import TransformSettings, normalisation
 
-# (FLOP/s outside of tensor cores, from NVIDIA's data sheets; the share of them that a run reaches). An H100's share was
-# measured (benchmarks/gpu.py), an A100's is an assumption.
+# (FLOP/s outside of tensor cores, from NVIDIA's data sheets; the share of them that a run reaches). An H100's is the
+# lower of the two that benchmarks/gpu.py found at 32 px, an A100's is an assumption.
 PEAKS = {"an A100": (19.5e12, 0.4), "an H100 SXM": (67e12, 0.2)}
 
 
@@ -52,7 +52,8 @@ def forecast(task: Task) -> str:
         ("work", f"{operations / 1e9:,.1f} GFLOP per step, {total / 1e15:,.3f} PFLOP in all"),
         *(("time", f"{_duration(total / (share * peak))} on {name}, at {share:.0%} of its peak of {peak / 1e12:g} TFLOP/s "
           "in float32") for name, (peak, share) in PEAKS.items()),
-        ("memory", f"about {_size(state)} for weights, gradients and optimizer, {_size(activations / processes)} for activations"),
+        ("memory", f"about {_size(state)} for weights, gradients and optimizer, {_size(activations / processes)} for activations"
+         f"{' if they were float32' if config.of(PrecisionSettings).precision != 'fp32' else ''}"),
         ("device", f"{several}{runtime.describe(runtime.device(config.of(DeviceSettings)))}"),
     ]  # fmt: skip
     return "\n".join(f"{name:<9}{text}" for name, text in rows)

@@ -30,6 +30,7 @@ SWITCHES = (
     ("IMC-SwAV, of the test pictures, as published (`test_bn`)", ("imc_swav", "test"), ("imc_swav", "test:test_bn")),
     ("IMC-SwAV, `group_crops`", ("imc_swav", "test"), ("imc_swav-group-crops", "test")),
     ("IMC-SwAV, views by Pillow (`tfm_backend: pil`)", ("imc_swav", "test"), ("imc_swav-pil", "test")),
+    ("IMC-SwAV, `precision: bf16`", ("imc_swav", "test"), ("imc_swav-bf16", "test")),
     ("PICA, `pica_idle_heads: none`", ("pica-two-heads", "test"), ("pica-two-heads-idle-none", "test")),
 )
 HEAD = """# Results
@@ -128,7 +129,7 @@ def study(folder: Path) -> str:
         )
         lines.insert(
             3,
-            f"ACC on `test` is above that of k-means on pixels, in deviations of the method's seeds: {', '.join(above)}.\n",
+            f"ACC on `test` is above that of k-means on pixels, in deviations of the method's own seeds: {', '.join(above)}.\n",
         )
     return "\n".join(lines)
 

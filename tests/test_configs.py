@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from lib.forecast import PEAKS
 from lib.yamlfile import load_yaml
 
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.name != "base.yaml")
@@ -78,13 +79,8 @@ def test_rows_of_the_papers_open_with_all_that_one_wants_to_know(row: str) -> No
     text = comment[0].replace("\n# ", " ")
     paper = "Ntelemis, Jin, Thomas, 2021" if "imc_swav" in row else "Huang, Gong, Zhu, CVPR 2020"
     assert f"Published ({paper}" in text and "ACC" in text
-    for part in (
-        "Data: ",
-        "Cost, by --dry-run: ",
-        "hours on an A100 at 40% of its float32 peak (an assumption)",
-        "hours on an H100 SXM at 20% (measured",
-        "Our choice",
-    ):
+    costs = [f"hours on {name} at {share:.0%} " for name, (_, share) in PEAKS.items()]
+    for part in ("Data: ", "Cost, by --dry-run: ", *costs, "Our choice"):
         assert part in text, part
     assert "Not run by us yet." in text or "Ours (" in text
 

@@ -21,7 +21,7 @@ def test_all_pictures_or_those_of_a_list_are_written(
 ) -> None:
     official_files.cifar(tmp_path / "data", "cifar10", monkeypatch)
     words = [str(tmp_path / "data"), str(tmp_path / "all")]
-    assert main(words) == 0 and not (tmp_path / "all.part").exists()
+    assert main(words) == 0 and sorted(path.name for path in tmp_path.iterdir()) == ["all", "data"]
     for split, count in (("train", 30), ("test", 6)):
         official = CIFAR10(str(tmp_path / "data"), split)
         for array, label, name in zip(official.array, official.targets, official.filenames, strict=True):
@@ -36,10 +36,16 @@ def test_all_pictures_or_those_of_a_list_are_written(
     assert main(words) == 0
     opened = datasets.open_pictures(resolve("--dataset", "image_folder", "--data-root", tmp_path / "some"))
     assert len(opened) == len(some) == 18
-    for content, said in ((gzip.compress(b"train/cat/no.png"), "has no train/cat/no.png"), (b"no gzip", "no list of")):
+    damaged = {gzip.compress(b"train/cat/no.png"): "has no train/cat/no.png", b"no gzip": "no list of",
+               gzip.compress(b""): "names no pictures"}  # fmt: skip
+    for content, said in damaged.items():
         chosen.write_bytes(content)
         assert main([*words[:1], str(tmp_path / "none"), str(chosen)]) == 2 and said in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+    for place, said in (("nowhere/some", "cannot write"), ("data/cifar-10-batches-py", "is there already")):
+        assert main([words[0], str(tmp_path / place)]) == 2 and said in capsys.readouterr().err
+    assert main([*words[:2], str(tmp_path / "nolist.gz")]) == 2 and "is there already" in capsys.readouterr().err
+    assert main([words[0], str(tmp_path / "none"), str(tmp_path / "no.gz")]) == 2 and "no.gz" in capsys.readouterr().err
     assert main(words[:1]) == 2 and "two or three words" in capsys.readouterr().err
 
 
