@@ -32,7 +32,7 @@ def test_they_are_scored_as_stated(
     file = ROOT / "pretrained" / name
     assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
     data = ("--data-root", shared("data/cifar10-12k")) if "cifar10" in name else ()
-    status, _, err = cli("--evaluate", file, *data, "--session", "a")
+    status, _, err = cli("--evaluate", file, *data, "--test-splits", "test", "--eval-sample", 0, "--session", "a")
     assert status == 0, err
     found = json.loads((tmp_path / "sessions/a/scores.json").read_text())["test"]
     assert [f"{found[score]:.3f}".removeprefix("0") for score in ("acc", "nmi", "ari")] == stated
