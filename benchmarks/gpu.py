@@ -19,12 +19,10 @@ from PIL import Image
 import main as program
 from lib import runtime
 from lib.errors import exit_status
-from lib.forecast import measure
+from lib.forecast import PEAKS, measure
 from lib.trainer import Trainer, TrainerSettings
 
 CONFIGS = {"pica": ROOT / "configs", "imc_swav": ROOT / "configs/imc_swav"}
-PICTURES = {"pica": 60_000, "imc_swav": 50_000}  # that the rows train on
-PEAK = 67e12  # float32 operations per second of an H100 SXM outside of tensor cores, by its data sheet
 BF16 = ("--precision", "bf16")
 WAYS: dict[str, tuple[str, ...]] = {
     "float32": (),
@@ -35,25 +33,23 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def chosen_for(method: str, folder: Path, *words: object) -> Any:
+def chosen_for(method: str, *words: object) -> Any:
     files = [str(CONFIGS[method] / name) for name in ("base.yaml", "cifar10.yaml")]
-    return settings("--cfgs", *files, "--dataset", "image_folder", "--data-root", folder, "--train-splits", "train",
-                    "--test-splits", "train", "--gpus", 0, "--debug", "--seed", 0, "--display-freq", 100_000, *words)  # fmt: skip
+    return settings("--cfgs", *files, "--debug", "--seed", 0, "--display-freq", 100_000, *words)
 
 
-def work(method: str, folder: Path) -> tuple[int, int]:
+def work(method: str) -> tuple[int, int]:
     """(operations of a step, steps of the whole row)"""
-    chosen = chosen_for(method, folder)
+    chosen = chosen_for(method, "--data-root", ROOT / "nowhere", "--dry-run")  # which expects the published sizes
     task = program.build(chosen)
-    with closing(task.views):
-        count = PICTURES[method]
-        per_epoch = count // 256 if method == "imc_swav" else len(task.method.sizes) * -(-count // 256)
-        return measure(task, chosen)[0], per_epoch * chosen.of(TrainerSettings).epochs
+    return measure(task, chosen)[0], len(task.source) * chosen.of(TrainerSettings).epochs
 
 
 def seconds_per_step(method: str, folder: Path, count: int, warm: int, *words: str) -> tuple[float, float]:
     """(seconds of a step, seconds until the first ones were done)"""
-    chosen, began = chosen_for(method, folder, *words), time.perf_counter()
+    chosen = chosen_for(method, "--dataset", "image_folder", "--data-root", folder, "--train-splits", "train",
+                        "--test-splits", "train", "--gpus", 0, *words)  # fmt: skip
+    began = time.perf_counter()
     task = program.build(chosen)
     with closing(task.views):
         trainer = Trainer(task, chosen)
@@ -74,19 +70,19 @@ def seconds_per_step(method: str, folder: Path, count: int, warm: int, *words: s
 def main() -> None:
     options = arguments(__doc__).parse_args()
     count, warm = (5, 6) if options.short else (40, 20)
-    rows, data = [], []
+    rows, data, (peak, _) = [], [], PEAKS["an H100 SXM"]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "train"
         folder.mkdir()
         for i, picture in enumerate(photographs(2048, 32, 32)):
             Image.fromarray(picture).save(folder / f"{i:05}.png")
         for method in CONFIGS:
-            operations, total = work(method, Path(made))
+            operations, total = work(method)
             for way, words in WAYS.items():
                 seconds, ready = seconds_per_step(method, Path(made), count, warm, *words)
                 rate, hours = operations / seconds, total * seconds / 3600
                 rows.append([method, way, f"{seconds * 1e3:.1f} ms", f"{256 / seconds:,.0f}", f"{rate / 1e12:.0f}",
-                             f"{rate / PEAK:.0%}", f"{hours:.1f}", f"{ready:.0f} s"])  # fmt: skip
+                             f"{rate / peak:.0%}", f"{hours:.1f}", f"{ready:.0f} s"])  # fmt: skip
                 print(*rows[-1], sep=", ", flush=True)
                 data.append({"method": method, "way": way, "seconds": seconds, "operations": operations, "hours": hours,
                              "ready": ready})  # fmt: skip

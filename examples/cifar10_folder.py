@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from lib.datasets.cifar import CIFAR10
-from lib.errors import MissingData, UserError, exit_status
+from lib.errors import MissingData, UserError, advice, exit_status
 from lib.progress import progress
 
 
@@ -45,7 +45,7 @@ def write(pictures, folder):
                 Image.fromarray(pictures[name]).save(place)
             Path(made, folder.name).rename(folder)
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another place") from error
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; {advice(error)}") from error
 
 
 @exit_status

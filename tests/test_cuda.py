@@ -132,7 +132,7 @@ def test_a_run_that_stopped_goes_on_and_its_checkpoint_serves_on_a_cpu(method: s
         ("--tfm-backend", "pil", "--num-workers", 2),
         ("--optimizer", "sgd"),
         ("--optimizer", "rmsprop"),
-        ("--net-freeze", ".*", "--feature-views", 2, "--net-lr-scale", 1),
+        ("--net-freeze", ".*", "--feature-views", 2),
     ],
     ids=lambda words: " ".join(map(str, words)),
 )
