@@ -26,7 +26,8 @@ from lib.errors import Echo, RunStopped, UserError
 from lib.runtime import DeviceSettings
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)  # with a rank that scores or reads pictures while the others wait
+PATIENCE = timedelta(minutes=30)  # with a rank that scores or measures while the others wait
+LONG = timedelta(days=7)  # with one that decodes, or computes features, of all pictures; one that dies ends it at once
 LOST = ("gloo", "nccl", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
@@ -201,13 +202,17 @@ def from_first(make: Callable[[], T]) -> T:
 
 @contextmanager
 def one_first() -> Iterator[None]:
-    """One rank of each machine alone, then its others: for what writes files that all read."""
-    first = runtime.local_rank() == 0
-    if world() > 1 and not first:
-        largest(0)
+    """One rank of each machine alone, then its others: for what writes files that all read, and may take long."""
+    if world() == 1:
+        yield
+        return
+    first, patient = runtime.local_rank() == 0, dist.new_group(backend="gloo", timeout=LONG)
+    if not first:
+        dist.barrier(patient)
     yield
-    if world() > 1 and first:
-        largest(0)
+    if first:
+        dist.barrier(patient)
+    dist.destroy_process_group(patient)
 
 
 @torch.no_grad()

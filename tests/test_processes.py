@@ -77,7 +77,7 @@ def test_a_mistake_is_told_once(tmp_path: Path) -> None:
              "--tfm-size", 8, "--tfm-resize", 10, "--batch-size", 4, "--max-epochs", 1, "--tfm-backend", "pil", *TWO)  # fmt: skip
     status, _, err = ended(launch((*words, "--data-root", tmp_path / "absent"), tmp_path / "sessions"))
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, err
-    whole.write_bytes(whole.read_bytes()[:200])  # one rank alone meets it
+    whole.write_bytes(whole.read_bytes()[:200])
     status, _, err = ended(launch((*words, "--data-root", whole.parent), tmp_path / "sessions"))
     assert status == 2 and "11.png" in err and err.count("\n") == 1, err
     status, _, err = ended(
