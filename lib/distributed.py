@@ -206,7 +206,8 @@ def one_first() -> Iterator[None]:
     if world() == 1:
         yield
         return
-    first, patient = runtime.local_rank() == 0, dist.new_group(backend="gloo", timeout=LONG)
+    first = runtime.local_rank() == 0
+    patient: Any = dist.new_group(backend="gloo", timeout=LONG)
     if not first:
         dist.barrier(patient)
     yield

@@ -38,6 +38,7 @@ def content(session: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_numbers_of_clusters_are_shown_side_by_side_and_others_join(tmp_path: Path) -> None:
     process = launch((*FREE, "--num-clusters", 4, 3, 4, "--jobs", 2), tmp_path)
     out, err = process.communicate()

@@ -40,12 +40,14 @@ def kill_and_resume(
     return done
 
 
-@pytest.mark.parametrize(("method", "workers"), [pytest.param("pica", 1, marks=pytest.mark.slow), ("imc_swav", 0)])
-def test_killed_twice_and_resumed(method: str, workers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "workers", "kills"), [("imc_swav", 0, 1), pytest.param("pica", 1, 2, marks=pytest.mark.slow)]
+)
+def test_killed_and_resumed(method: str, workers: int, kills: int, tmp_path: Path) -> None:
     words = (*METHODS[method], *RUN, *loaders(workers))
     straight = launch(words, tmp_path / "straight")
     assert straight.wait() == 0
-    assert kill_and_resume(words, tmp_path / "killed", 2, random.Random(0), longest=2.5) == 2
+    assert kill_and_resume(words, tmp_path / "killed", kills, random.Random(0), longest=2.5) == kills
     assert_same_run(only(tmp_path / "straight"), finished(tmp_path / "killed"))
     assert "goes on after step" in (finished(tmp_path / "killed") / "log.txt").read_text()
 

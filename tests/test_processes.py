@@ -70,23 +70,41 @@ def test_two_processes_learn_what_one_does_and_one_goes_on(method: str, tmp_path
     assert only(tmp_path / "two") == folders[1] and checkpoint.load(latest)["epoch"] == 3
 
 
-def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+def damaged(root: Path) -> tuple[object, ...]:
+    """A command line for twelve pictures, of which the last is cut off."""
     for i in range(12):
-        whole = picture(tmp_path / "pictures" / f"{i:02}.png", seed=i)
-    words = ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/image_folder.yaml", "--network", "convnet", "--num-clusters", 2,
-             "--tfm-size", 8, "--tfm-resize", 10, "--batch-size", 4, "--max-epochs", 1, "--tfm-backend", "pil", *TWO)  # fmt: skip
+        whole = picture(root / "pictures" / f"{i:02}.png", seed=i)
+    whole.write_bytes(whole.read_bytes()[:200])
+    return (
+        "--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/image_folder.yaml", "--network", "convnet",
+        "--num-clusters", 2, "--tfm-size", 8, "--tfm-resize", 10, "--batch-size", 4, "--max-epochs", 1,
+        "--tfm-backend", "pil", *TWO, "--data-root", root / "pictures",
+    )  # fmt: skip
+
+
+def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+    words = damaged(tmp_path)
+    status, _, err = ended(launch(words, tmp_path / "sessions"))
+    assert status == 2 and "11.png" in err and err.count("\n") == 1, err
     status, _, err = ended(launch((*words, "--data-root", tmp_path / "absent"), tmp_path / "sessions"))
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, err
-    whole.write_bytes(whole.read_bytes()[:200])
-    status, _, err = ended(launch((*words, "--data-root", whole.parent), tmp_path / "sessions"))
+
+
+@pytest.mark.slow
+def test_what_one_rank_meets_is_told_once(tmp_path: Path) -> None:
+    words = damaged(tmp_path)
+    kept = ("--disk-cache", 0, "--tfm-means", *[0.5] * 3, "--tfm-stds", *[0.2] * 3)  # nothing reads all pictures before
+    status, _, err = ended(launch((*words, *kept), tmp_path / "sessions"))
     assert status == 2 and "11.png" in err and err.count("\n") == 1, err
-    status, _, err = ended(
-        launch((*words, "--data-root", whole.parent, "--on-bad-image", "skip"), tmp_path / "sessions")
-    )
+    status, _, err = ended(launch((*words, "--on-bad-image", "skip"), tmp_path / "sessions"))
     assert status == 0 and "1 pictures could not be read" in err, err
-    if not torch.cuda.is_available():
-        status, _, err = ended(launch((*words, "--gpus", "0,1", "--data-root", whole.parent), tmp_path / "sessions"))
-        assert status == 2 and "--gpus 0,1: no CUDA" in err and err.count("\n") == 1, err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told_once(tmp_path: Path) -> None:
+    status, _, err = ended(launch((*QUICK, "--gpus", "0,1"), tmp_path))
+    assert status == 2 and "--gpus 0,1: no CUDA" in err and err.count("\n") == 1, err
 
 
 def test_sigterm_stops_all_at_one_step_and_saves(tmp_path: Path) -> None:

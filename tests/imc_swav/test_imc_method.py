@@ -292,7 +292,7 @@ def test_mistakes(words: tuple[object, ...], message: str, cli: Cli, tmp_path: P
     "words",
     [
         ("--prototypes", 2000), ("--nmb-crops", 1, 1), ("--nmb-crops", 2, 0), ("--size-crops", 40, 36),
-        ("--network", "resnet18", "--max-steps", 1), ("--classifier-splits", "train"),
+        pytest.param(("--network", "resnet18", "--max-steps", 1), marks=pytest.mark.slow), ("--classifier-splits", "train"),
     ],
 )  # fmt: skip
 def test_odd_settings_that_work(words: tuple[object, ...], cli: Cli) -> None:

@@ -23,7 +23,7 @@ def alone() -> dict[str, dict[str, torch.Tensor]]:
     return ranks.everything()
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_agree_with_one_process(world: int, alone: dict[str, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     mp.start_processes(ranks.work, (world, tmp_path), nprocs=world, start_method="spawn")
     first, *others = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
