@@ -41,10 +41,11 @@ def kill_and_resume(
 
 
 @pytest.mark.parametrize(
-    ("method", "workers", "kills"), [("imc_swav", 0, 1), pytest.param("pica", 1, 2, marks=pytest.mark.slow)]
+    ("method", "workers", "kills", "epochs"),
+    [("imc_swav", 0, 1, 12), pytest.param("pica", 1, 2, 20, marks=pytest.mark.slow)],
 )
-def test_killed_and_resumed(method: str, workers: int, kills: int, tmp_path: Path) -> None:
-    words = (*METHODS[method], *RUN, *loaders(workers))
+def test_killed_and_resumed(method: str, workers: int, kills: int, epochs: int, tmp_path: Path) -> None:
+    words = (*METHODS[method], *RUN, *loaders(workers), "--max-epochs", epochs)
     straight = launch(words, tmp_path / "straight")
     assert straight.wait() == 0
     assert kill_and_resume(words, tmp_path / "killed", kills, random.Random(0), longest=2.5) == kills

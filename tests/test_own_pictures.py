@@ -187,7 +187,8 @@ def test_labels_from_a_table_score_the_result(cli: Cli, tmp_path: Path) -> None:
     lines = ["file,class", *(f"{i:02}.png,{'odd' if i % 2 else 'even'}" for i in range(30))]
     labels.write_text("\n".join(lines))
     words = (*METHODS["pica"], "--data-root", folder, "--labels", labels)
-    assert cli(*words, "--session", "a")[0] == 0
+    status, out, err = cli(*words, "--session", "a")
+    assert status == 0 and "30 of 40 pictures have a label" in out, err
     found = np.load(tmp_path / "sessions" / "a" / "predictions.npz")["label"]
     assert found.tolist() == [i % 2 for i in range(30)] + [-1] * 10
     for text, part in (

@@ -48,7 +48,8 @@ def wait_for(root: Path, name: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("method", ["pica", pytest.param("imc_swav", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_two_processes_learn_what_one_does_and_one_goes_on(method: str, tmp_path: Path, cli: Cli) -> None:
     words = (*METHODS[method], "--max-epochs", 2, "--eval-every", 1)
     two = launch((*words, *TWO), tmp_path / "two")

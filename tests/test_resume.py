@@ -48,10 +48,12 @@ def test_resuming_goes_on_in_the_same_session(cli: Cli, tmp_path: Path) -> None:
 def test_auto_finds_the_newest_session_of_the_same_settings(cli: Cli, tmp_path: Path) -> None:
     root = tmp_path / "sessions"
     auto = (*QUICK, "--resume", "auto")
-    cli(*auto, "--max-steps", 3, "--session", "a")
-    assert (root / "a").is_dir(), "a fresh start where there is nothing to go on with"
-    status, out, _ = cli(*auto, "--max-steps", 3, "--num-workers", 1, "--brief")  # where and how it runs is left aside
-    assert status == 0 and "goes on after step 3" in out and len(list(root.iterdir())) == 1
+    _, _, err = cli(*auto, "--max-steps", 3, "--session", "a")
+    assert (root / "a").is_dir() and "a new one begins" in err, "a fresh start where there is nothing to go on with"
+    status, out, err = cli(
+        *auto, "--max-steps", 3, "--num-workers", 1, "--brief"
+    )  # where and how it runs is left aside
+    assert status == 0 and "goes on after step 3" in out and "a new one" not in err and len(list(root.iterdir())) == 1
     cli(*auto, "--max-steps", 3, "--batch-size", 128, "--session", "b")
     assert sorted(path.name for path in root.iterdir()) == ["a", "b"], "other settings are another run"
     unset = (*auto, "--max-steps", 3, "--seed", "none")
@@ -156,7 +158,7 @@ def test_unreadable_pictures_are_left_out_on_request(cli: Cli, tmp_path: Path, c
     assert len(np.load(session / "predictions.npz")["cluster"]) == 22
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_earlier_checkpoint(cli: Cli, tmp_path: Path) -> None:
     root = tmp_path / "small"
     root.mkdir()
     mounted = subprocess.run(
@@ -165,8 +167,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("no small file system can be mounted here")
     try:
-        done = launch((*QUICK, "--max-epochs", 1, "--session", "a"), root)
-        assert done.wait() == 0
+        assert cli(*QUICK, "--max-epochs", 1, "--session", "a", "--session-root", root)[0] == 0
         path = root / "a" / "checkpoint" / "latest.ckpt"
         before = path.read_bytes()
         used = sum(file.stat().st_blocks * 512 for file in root.rglob("*"))
@@ -177,8 +178,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
         assert "Traceback" not in err and path.read_bytes() == before
         assert checkpoint.load(path)["epoch"] == 1
         (root / "filler").unlink()
-        done = launch(("--resume", path, "--max-epochs", 2), root)
-        assert done.wait() == 0
+        assert cli("--resume", path, "--max-epochs", 2, "--session-root", root)[0] == 0
     finally:
         subprocess.run(["umount", str(root)], check=True)
 

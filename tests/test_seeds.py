@@ -92,6 +92,7 @@ def test_a_stopped_command_goes_on_and_ends_alike(tmp_path: Path, cli: Cli) -> N
     assert list(json.loads((only(root) / "summary.json").read_text())["seeds"]) == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_itself_leaves_the_others(tmp_path: Path) -> None:
     process = launch((*SHORT, "--base-lr", 1e30, "--seeds", "0-1", "--jobs", 2), tmp_path)
     _, err = process.communicate()

@@ -51,7 +51,7 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
         predictions.copy(task.pictures, predicted, target, command.link)
         session.info(f"the pictures by cluster: {target}")
     if any(values["acc"] is not None for values in outcome.scores.values()):
-        session.info("\n" + summary.table(rows))
+        session.info("\n" + summary.table(rows) + _partly_labelled(task, predicted))
     else:
         session.info(
             "\n" + "\n".join(f"{split}: {evaluation.line(values)}" for split, values in outcome.scores.items())
@@ -93,6 +93,16 @@ def show(session: Session, config: Config, report: Path) -> None:
     session.info(f"report: {address}")
     if config.of(SessionSettings).open and not webbrowser.open(address):
         session.warn(f"--open: no browser was found; open {address} in one")
+
+
+def _partly_labelled(task: Task, found: Predictions) -> str:
+    """A line for each split in which some pictures alone have a label."""
+    lines = []
+    for name, split in task.splits.items():
+        _, labels = found.of(split)
+        if 0 < (known := int((labels >= 0).sum())) < len(labels):
+            lines.append(f"\n{name}: {known:,} of {len(labels):,} pictures have a label; ACC, NMI and ARI are theirs")
+    return "".join(lines)
 
 
 def _tell_of_skipped(session: Session, skipped: Mapping[int, str]) -> None:
