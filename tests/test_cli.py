@@ -61,6 +61,7 @@ def test_mistakes_in_data(cli: Cli, tmp_path: Path) -> None:
     for i in range(9):
         whole = picture(tmp_path / "nine" / f"{i}.png", seed=i)
     nine = folder("--data-root", tmp_path / "nine", "--num-clusters", "3", "--num-workers", "0")
+    refused(cli(*nine, "--download"), "--download", "leave it out")
     refused(cli(*nine, "--num-clusters", "10"), "9 pictures do not make 10 clusters")
     refused(cli(*nine, "--batch-size", "8", "--tfm-size", "4"), "a single picture of 4 px", "batch_size")
     whole.write_bytes(whole.read_bytes()[:200])  # its header is right

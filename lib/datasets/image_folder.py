@@ -33,7 +33,7 @@ class ImageFolder(PictureFiles):
     files and folders are left out, and so are files whose ending no image format of Pillow's has.
 
     Raises:
-        UserError: no such folder, no picture in it, a file that is no picture, or `labels` of other pictures.
+        UserError: no such folder, no picture in it, a file that is no picture, `labels` of other pictures, or `download`.
     """
 
     @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class ImageFolder(PictureFiles):
         settings: Settings = Settings(),
     ) -> None:
         found = _index(Path(root).expanduser())
+        if download:
+            raise UserError(
+                "--download: image_folder reads your own pictures, of which none can be fetched; leave it out"
+            )
         if settings.labels is not None:
             found = _relabelled(found, Path(root).expanduser(), Path(settings.labels).expanduser())
         if split not in found:
