@@ -8,16 +8,19 @@ nothing here does anything.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,6 +31,7 @@ from lib.runtime import DeviceSettings
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # with a rank that scores or measures while the others wait
 LONG = timedelta(days=7)  # with one that decodes, or computes features, of all pictures; one that dies ends it at once
+POLL = 0.02  # s
 LOST = ("gloo", "nccl", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
@@ -49,7 +53,8 @@ def joined(settings: DeviceSettings) -> Iterator[None]:
         yield
         return
     where = runtime.device(settings)
-    store, own, size = next(rendezvous("env://", timeout=PATIENCE))
+    found, own, size = next(rendezvous("env://", timeout=PATIENCE))
+    store = _of_this_start(found, own, size)
     dist.init_process_group(runtime.collectives(where), store=store, rank=own, world_size=size, timeout=PATIENCE)
     try:
         yield
@@ -63,7 +68,29 @@ def joined(settings: DeviceSettings) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def _speaks(store: Any, own: str) -> bool:
+def _of_this_start(store: Store, own: int, size: int) -> Store:
+    """What the ranks leave each other, apart from what earlier ones have left.
+
+    torchrun starts ranks again with the same store, in which addresses of the dead would be found (PyTorch's
+    issue 135712). Its own count of starts may differ between machines, so rank 0 names this one, as an answer
+    to a word that each rank makes up.
+    """
+    if own:
+        word = uuid4().hex
+        store.set(f"asks/{own}", word)
+        name = store.get(word).decode()  # waits for it
+        store.set(f"{name}/{own}", "heard")
+    else:
+        name, silent = uuid4().hex, set(range(1, size))
+        while silent:
+            for other in silent:
+                store.set(store.get(f"asks/{other}").decode(), name)  # the word may be of a dead rank still
+            silent = {other for other in silent if not store.check([f"{name}/{other}"])}
+            time.sleep(POLL)
+    return PrefixStore(name, store)
+
+
+def _speaks(store: Store, own: str) -> bool:
     """Whether no other rank has failed before."""
     try:
         return bool(store.compare_set("failed", "", own) == own.encode())

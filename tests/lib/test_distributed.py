@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ranks
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import QUICK, resolve
 from runs import IMC, same
@@ -35,6 +39,25 @@ def test_ranks_agree_with_one_process(world: int, alone: dict[str, dict[str, tor
         for name, value in found.items():
             expected = alone[function][name if function == "steps" else "0/" + name.partition("/")[2]]
             assert torch.allclose(value, expected, rtol=tolerance[function], atol=tolerance[function]), name
+
+
+def test_ranks_that_are_started_again_find_nothing_of_the_dead() -> None:
+    held = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    for start, late in enumerate((0, 0, 1, 2)):
+
+        def joined(rank: int, start: int = start, late: int = late) -> tuple[bool, bytes]:
+            own = dist.TCPStore("localhost", held.port, timeout=timedelta(seconds=20))
+            time.sleep(0.3 * (rank == late))
+            store = distributed._of_this_start(own, rank, 3)
+            left = store.check([f"address/{other}" for other in range(3)])
+            store.add("ready", 1)
+            while store.add("ready", 0) < 3:
+                time.sleep(0.01)
+            store.set(f"address/{rank}", f"{start}")
+            return left, b"".join(store.get(f"address/{other}") for other in range(3))
+
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(joined, range(3))) == [(False, f"{start}".encode() * 3)] * 3
 
 
 def test_the_first_may_take_long(tmp_path: Path) -> None:
