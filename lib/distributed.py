@@ -29,8 +29,7 @@ from lib.errors import Echo, RunStopped, UserError
 from lib.runtime import DeviceSettings
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)  # with a rank that scores or measures while the others wait
-LONG = timedelta(days=7)  # with one that decodes, or computes features, of all pictures; one that dies ends it at once
+PATIENCE = timedelta(minutes=30)  # with a rank that scores or reads pictures while the others wait
 POLL = 0.02  # s
 LOST = ("gloo", "nccl", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
@@ -81,8 +80,10 @@ def _of_this_start(store: Store, own: int, size: int) -> Store:
         name = store.get(word).decode()  # waits for it
         store.set(f"{name}/{own}", "heard")
     else:
-        name, silent = uuid4().hex, set(range(1, size))
+        name, silent, end = uuid4().hex, set(range(1, size)), time.monotonic() + PATIENCE.total_seconds()
         while silent:
+            if time.monotonic() > end:
+                raise RunStopped(f"of {size} ranks these did not come: {' '.join(map(str, sorted(silent)))}")
             for other in silent:
                 store.set(store.get(f"asks/{other}").decode(), name)  # the word may be of a dead rank still
             silent = {other for other in silent if not store.check([f"{name}/{other}"])}
@@ -229,18 +230,13 @@ def from_first(make: Callable[[], T]) -> T:
 
 @contextmanager
 def one_first() -> Iterator[None]:
-    """One rank of each machine alone, then its others: for what writes files that all read, and may take long."""
-    if world() == 1:
-        yield
-        return
+    """One rank of each machine alone, then its others: for what writes files that all read."""
     first = runtime.local_rank() == 0
-    patient: Any = dist.new_group(backend="gloo", timeout=LONG)
-    if not first:
-        dist.barrier(patient)
+    if world() > 1 and not first:
+        largest(0)
     yield
-    if first:
-        dist.barrier(patient)
-    dist.destroy_process_group(patient)
+    if world() > 1 and first:
+        largest(0)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +54,6 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
         return AFRESH
     if path == "auto":
         newest = _newest(raw, sections, bool(several))
-        if newest is None:
-            print("--resume auto: no session of these settings has a checkpoint; a new one begins", file=sys.stderr)
         if newest is None or several:
             return Start(folder=newest)
         path = newest / "checkpoint" / "latest.ckpt"

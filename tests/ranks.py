@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
-import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -154,17 +151,4 @@ def work(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.save(everything(), folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-def wait_long(rank: int, world: int, folder: Path) -> None:
-    """The first works for longer than ranks wait for each other in a step."""
-    patience = timedelta(seconds=1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=patience)
-    os.environ["LOCAL_RANK"] = str(rank)
-    with distributed.one_first():
-        if rank == 0:
-            time.sleep(3)
-            (folder / "made").touch()
-        assert (folder / "made").exists()
     dist.destroy_process_group()

@@ -181,10 +181,11 @@ def test_killed_on_features_and_resumed(method: str, views: tuple[object, ...], 
 @pytest.mark.slow
 def test_two_processes_learn_on_features_what_one_does(cli: Cli, tmp_path: Path) -> None:
     words = (*WORDS["imc_swav"], "--max-epochs", 2)
-    two = launch((*words, "--processes", 2, "--threads", 1), tmp_path / "two")
-    assert cli(*words)[0] == 0
-    _, err = two.communicate()
+    two = launch((*words, "--processes", 2, "--threads", 1, "--cache", tmp_path / "cache"), tmp_path / "two")
+    _, err = two.communicate(timeout=240)
     assert two.returncode == 0, err
+    assert list((tmp_path / "cache").glob("features-*/data.bin"))
+    assert cli(*words)[0] == 0
     ours, theirs = (
         checkpoint.load(only(tmp_path / name) / "checkpoint" / "latest.ckpt") for name in ("sessions", "two")
     )

@@ -60,11 +60,11 @@ class ImageFolder(PictureFiles):
         download: bool = False,
         settings: Settings = Settings(),
     ) -> None:
-        found = _index(Path(root).expanduser())
         if download:
             raise UserError(
                 "--download: image_folder reads your own pictures, of which none can be fetched; leave it out"
             )
+        found = _index(Path(root).expanduser())
         if settings.labels is not None:
             found = _relabelled(found, Path(root).expanduser(), Path(settings.labels).expanduser())
         if split not in found:

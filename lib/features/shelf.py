@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib import distributed, runtime
+from lib import runtime
 from lib.datasets.cache import GIB, Store
 from lib.errors import UserError
 from lib.features.extract import Extractor, Rows
@@ -39,8 +39,7 @@ class Shelf:
         self._extractor, self._store, self._device = extractor, store, device
         self._budget, self._held, began = budget, None, time.monotonic()
         if store is not None and bound is not None:
-            with distributed.one_first():
-                store.fill(lambda wanted: (_bytes(rows) for rows in extractor.rows(wanted)), bound)
+            store.fill(lambda wanted: (_bytes(rows) for rows in extractor.rows(wanted)), bound)
         if 4 * np.prod(extractor.shape) <= budget * GIB:
             self._held = self._load()
         elif len(rest := self._unkept()):

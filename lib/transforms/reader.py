@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lib import distributed, runtime
+from lib import runtime
 from lib.config import Config
 from lib.datasets import DataSettings, Pictures, cache
 from lib.datasets.cache import CacheSettings
@@ -158,6 +158,5 @@ def open_reader(config: Config, pictures: Pictures) -> Reader:
     channels, size = config.of(NetworkSettings).net_cin, config.of(TransformSettings).tfm_working_size
     reader = Reader(pictures, channels, size, pictures.store)
     if cache.writes(config):
-        with distributed.one_first():
-            reader.fill(config.of(CacheSettings).disk_cache * cache.GIB, config.of(DataSettings).on_bad_image == "skip")
+        reader.fill(config.of(CacheSettings).disk_cache * cache.GIB, config.of(DataSettings).on_bad_image == "skip")
     return reader

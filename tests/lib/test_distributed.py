@@ -60,10 +60,6 @@ def test_ranks_that_are_started_again_find_nothing_of_the_dead() -> None:
             assert list(pool.map(joined, range(3))) == [(False, f"{start}".encode() * 3)] * 3
 
 
-def test_the_first_may_take_long(tmp_path: Path) -> None:
-    mp.start_processes(ranks.wait_long, (2, tmp_path), nprocs=2, start_method="spawn")
-
-
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("size", [0, 1, 3, 256, 257])
 def test_shares_are_even_and_in_order(world: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
