@@ -45,16 +45,22 @@ def joined(settings: DeviceSettings) -> Iterator[None]:
 
     Raises:
         UserError: this rank has no device.
-        RunStopped: another rank is gone.
+        RunStopped: the others are not found, or one is gone.
         Echo: another rank has failed before this one.
     """
     if not started():
         yield
         return
     where = runtime.device(settings)
-    found, own, size = next(rendezvous("env://", timeout=PATIENCE))
-    store = _of_this_start(found, own, size)
-    dist.init_process_group(runtime.collectives(where), store=store, rank=own, world_size=size, timeout=PATIENCE)
+    try:
+        found, own, size = next(rendezvous("env://", timeout=PATIENCE))
+        store = _of_this_start(found, own, size)
+        dist.init_process_group(runtime.collectives(where), store=store, rank=own, world_size=size, timeout=PATIENCE)
+    except dist.DistError as error:  # such as a wrong MASTER_ADDR
+        why = str(error).splitlines()[0].rstrip(".")
+        raise RunStopped(
+            f"rank {os.environ['RANK']} did not find the others: {why}; start all again, with --resume auto"
+        ) from error
     try:
         yield
     except BaseException as error:
@@ -83,7 +89,7 @@ def _of_this_start(store: Store, own: int, size: int) -> Store:
         name, silent, end = uuid4().hex, set(range(1, size)), time.monotonic() + PATIENCE.total_seconds()
         while silent:
             if time.monotonic() > end:
-                raise RunStopped(f"of {size} ranks these did not come: {' '.join(map(str, sorted(silent)))}")
+                raise dist.DistStoreError(f"no word of {sorted(silent)} in {PATIENCE}")
             for other in silent:
                 store.set(store.get(f"asks/{other}").decode(), name)  # the word may be of a dead rank still
             silent = {other for other in silent if not store.check([f"{name}/{other}"])}

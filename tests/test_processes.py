@@ -86,7 +86,7 @@ def damaged(root: Path) -> tuple[object, ...]:
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:
     words = damaged(tmp_path)
     status, _, err = ended(launch(words, tmp_path / "sessions"))
-    lines = [line for line in err.splitlines() if not line.startswith("waiting for another process")]  # with decoding
+    lines = [line for line in err.splitlines() if not line.startswith("waiting for another process")]  # the other rank
     assert status == 2 and len(lines) == 1 and "11.png" in lines[0], err
     status, _, err = ended(launch((*words, "--data-root", tmp_path / "absent"), tmp_path / "sessions"))
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, err

@@ -19,7 +19,8 @@ from runs import IMC, same
 
 import main
 from lib import distributed
-from lib.errors import UserError
+from lib.errors import RunStopped, UserError
+from lib.runtime import DeviceSettings
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,20 @@ def test_ranks_that_are_started_again_find_nothing_of_the_dead() -> None:
 
         with ThreadPoolExecutor(3) as pool:
             assert list(pool.map(joined, range(3))) == [(False, f"{start}".encode() * 3)] * 3
+
+
+def test_ranks_that_are_not_found_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=0.2))
+    held = dist.HashStore()
+    held.set("asks/1", "the word of a dead rank")
+    with pytest.raises(dist.DistStoreError, match=r"no word of \[1\]"):
+        distributed._of_this_start(held, 0, 2)
+    free = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False).port  # again, as it is closed at once
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": free}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RunStopped, match="rank 1 did not find the others: .*; start all again"):
+        with distributed.joined(DeviceSettings()):
+            pass
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
