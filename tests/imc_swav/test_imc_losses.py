@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import shared
+from conftest import GOLDEN
 from scipy.special import logsumexp
 
 from imc_swav import mutual_information_loss, sinkhorn, swapped_prediction_loss
@@ -22,7 +22,7 @@ def by_scipy(scores: np.ndarray, eps: float, iterations: int) -> np.ndarray:
 
 @pytest.mark.parametrize("case", range(3))
 def test_sinkhorn_equals_the_authors(case: int) -> None:
-    golden = np.load(shared("golden/imc_sinkhorn.npz"), allow_pickle=False)
+    golden = np.load(GOLDEN / "imc_sinkhorn.npz", allow_pickle=False)
     found = sinkhorn(torch.from_numpy(golden[f"case{case}_scores"]), float(golden["eps"]), int(golden["iterations"]))
     np.testing.assert_allclose(found, golden[f"case{case}_q"], rtol=1e-9)
 
@@ -51,7 +51,7 @@ def test_sinkhorn_is_finite(shape: tuple[int, int], scale: float, autocast: bool
 
 @pytest.mark.parametrize("case", range(2))
 def test_mutual_information_equals_the_authors_with_its_gradient(case: int) -> None:
-    golden = np.load(shared("golden/imc_mutual_information.npz"), allow_pickle=False)
+    golden = np.load(GOLDEN / "imc_mutual_information.npz", allow_pickle=False)
     y = torch.from_numpy(golden[f"case{case}_y"]).requires_grad_()
     u = torch.from_numpy(golden[f"case{case}_u"]).requires_grad_()
     mi, excess = mutual_information_loss(y, u)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, fill, picture, resolve, shared
+from conftest import GOLDEN, ROOT, fill, picture, resolve, shared
 from torch import nn
 
 import main
@@ -25,12 +25,12 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 def authors_model() -> OrderedDict[str, torch.Tensor]:
-    keys = json.loads(shared("golden/imc_state_dict_keys.json").read_text())["cifar"]
+    keys = json.loads((GOLDEN / "imc_state_dict_keys.json").read_text())["cifar"]
     return OrderedDict((key, fill(i, key, shape)) for i, (key, shape) in enumerate(keys))
 
 
 def recorded() -> tuple[IMCSwAV, Any]:
-    golden = np.load(shared("golden/imc_model_cifar.npz"), allow_pickle=False)
+    golden = np.load(GOLDEN / "imc_model_cifar.npz", allow_pickle=False)
     settings = IMCSwAVSettings(
         nmb_crops=tuple(golden["nmb_crops"].tolist()), prototypes=int(golden["prototypes"]),
         project_dim=int(golden["project_dim"]), tau=float(golden["tau"]), eps=float(golden["eps"]),
@@ -237,7 +237,7 @@ def test_train_bn_is_the_average_over_training_pictures() -> None:
 
 @pytest.mark.parametrize("model_type", ["resnet18"])
 def test_their_checkpoints_evaluate_to_the_recorded_outputs(model_type: str, tmp_path: Path) -> None:
-    golden = np.load(shared("golden/imc_model_cifar.npz"), allow_pickle=False)
+    golden = np.load(GOLDEN / "imc_model_cifar.npz", allow_pickle=False)
     hyperparams = {"n_classes": 10, "encoder_size": 512, "prototypes": 50, "project_dim": 32, "tau": 0.1, "eps": 0.05,
                    "model_type": model_type}  # fmt: skip
     torch.save({"model": authors_model(), "hyperparams": hyperparams, "epoch": 499}, tmp_path / "theirs.pth")

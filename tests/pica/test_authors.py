@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, fill, shared
+from conftest import GOLDEN, ROOT, fill
 
 import main
 from lib import checkpoint, config
@@ -23,7 +23,7 @@ from pica.authors import convert
 
 def authors_net(double: bool = True) -> OrderedDict[str, torch.Tensor]:
     """The authors' state dict, its weights written by the recorded formula."""
-    keys = json.loads(shared("golden/pica_state_dict_keys.json").read_text())["cifar"]
+    keys = json.loads((GOLDEN / "pica_state_dict_keys.json").read_text())["cifar"]
     net = OrderedDict()
     fixed = {"sobel.0.weight": torch.full((1, 3, 1, 1), 1 / 3).double()}
     kernel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], dtype=torch.float64)
@@ -47,7 +47,7 @@ def save(path: Path, net: Any, modern: bool) -> Path:
 def test_their_checkpoints_evaluate_to_the_recorded_outputs(modern: bool, prefix: str, tmp_path: Path) -> None:
     net = OrderedDict((prefix + key, value) for key, value in authors_net().items())
     stored = checkpoint.load(save(tmp_path / "latest.ckpt", net, modern))
-    golden = np.load(shared("golden/pica_resnet34_cifar.npz"), allow_pickle=False)
+    golden = np.load(GOLDEN / "pica_resnet34_cifar.npz", allow_pickle=False)
     raw = main.DEFAULTS | config.collect(
         ["--tfm-size", "32", "--tfm-resize", "40", "--dataset", "digits"], main.SECTIONS
     )
@@ -61,8 +61,8 @@ def test_their_checkpoints_evaluate_to_the_recorded_outputs(modern: bool, prefix
 
 
 def test_the_true_legacy_file_is_read_to_its_tensors() -> None:
-    content = shared("golden/pica_legacy.ckpt").read_bytes()
-    expected = np.load(shared("golden/pica_legacy_tensors.npz"), allow_pickle=False)
+    content = (GOLDEN / "pica_legacy.ckpt").read_bytes()
+    expected = np.load(GOLDEN / "pica_legacy_tensors.npz", allow_pickle=False)
     state = legacy.load(content)
     assert state["acc"] == 0.25 and state["epoch"] == 2 and set(state["net"]) == set(expected)
     for name, value in expected.items():
@@ -71,7 +71,7 @@ def test_the_true_legacy_file_is_read_to_its_tensors() -> None:
 
 
 def test_a_foreign_name_in_the_true_file_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    content = shared("golden/pica_legacy.ckpt").read_bytes()
+    content = (GOLDEN / "pica_legacy.ckpt").read_bytes()
     assert content.count(b"ctorch._utils\n_rebuild_tensor_v2\n") == 1
     # A name of equal length in the place of theirs: `os.getcwd` is harmless, and not on the list.
     spoiled = content.replace(b"ctorch._utils\n_rebuild_tensor_v2\n", b"cos\ngetcwd\n")

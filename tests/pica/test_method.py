@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import fill, shared
+from conftest import GOLDEN, fill
 from torch import nn
 
 from lib import checkpoint
@@ -21,8 +21,8 @@ from lib.errors import UserError  # isort: skip
 
 
 def recorded(idle_heads: str = "zeros") -> tuple[PICA, Any]:
-    golden = np.load(shared("golden/pica_resnet34_cifar.npz"), allow_pickle=False)
-    keys = json.loads(shared("golden/pica_state_dict_keys.json").read_text())["cifar"]
+    golden = np.load(GOLDEN / "pica_resnet34_cifar.npz", allow_pickle=False)
+    keys = json.loads((GOLDEN / "pica_state_dict_keys.json").read_text())["cifar"]
     backbone = ResNet34(2, ResNet34.Settings(net_avgpool_size=int(golden["pool"])))
     network = nn.Sequential(Sobel(), backbone)
     network.feature_dim = backbone.feature_dim  # type: ignore[assignment]
