@@ -223,25 +223,32 @@ def test_in_a_browser(width: int, scheme: str, browser: Any, session: Path) -> N
     sizes = np.bincount(found.read(session).cluster)
     assert len(shown) == len(set(shown)) == np.minimum(sizes, gallery.MOST_CONFIDENT + gallery.LEAST_CERTAIN).sum()
 
+    # A page does what it is asked to a moment later, so each answer is waited for.
+    seen = pytest.importorskip("playwright.sync_api").expect
+    seen.set_options(timeout=30_000)  # ms; both cores may be busy
     tab.fill("#search", "SCRIPT")
-    assert tab.locator("#results .t").count() == 2 and tab.locator("#count").inner_text() == "2 of 60"
+    seen(tab.locator("#results .t")).to_have_count(2)
+    seen(tab.locator("#count")).to_have_text("2 of 60")
     tab.locator("#results .t").first.focus()
     tab.keyboard.press("Enter")
-    assert tab.locator("#picture").is_visible() and tab.locator("#picture-near .t").count() == 8
-    assert "script" in tab.locator("#picture-name").inner_text()
+    seen(tab.locator("#picture")).to_be_visible()
+    seen(tab.locator("#picture-near .t")).to_have_count(8)
+    seen(tab.locator("#picture-name")).to_contain_text("script")
     tab.locator("#picture-near .t").first.click()
-    assert tab.locator("#picture").is_visible()
+    seen(tab.locator("#picture")).to_be_visible()
     tab.keyboard.press("Escape")
-    assert not tab.locator("#picture").is_visible()
+    seen(tab.locator("#picture")).to_be_hidden()
 
     for _ in range(3):
         tab.locator("#plane").press("ArrowRight")
-    assert tab.locator("#tip .t").is_visible() and "cluster" in tab.locator("#told").inner_text()
+    seen(tab.locator("#tip .t")).to_be_visible()
+    seen(tab.locator("#told")).to_contain_text("cluster")
     tab.locator("#plane").press("Enter")
-    assert tab.locator("#picture").is_visible()
+    seen(tab.locator("#picture")).to_be_visible()
     tab.keyboard.press("Escape")
+    seen(tab.locator("#picture")).to_be_hidden()
     tab.locator(".chips button").nth(1).click()
-    assert tab.locator(".chips button[aria-pressed=true]").inner_text() == "0"
+    seen(tab.locator(".chips button[aria-pressed=true]")).to_have_text("0")
     unnamed = tab.evaluate(
         "[...document.querySelectorAll('button')].filter((one) => !one.textContent.trim() && !one.ariaLabel).length"
     )
