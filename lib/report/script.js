@@ -111,8 +111,10 @@ const place = (event) => {
   const box = plane.getBoundingClientRect();
   return nearest(event.clientX - box.left, event.clientY - box.top, 14);
 };
-plane.addEventListener("pointermove", (event) => show(place(event)));
-plane.addEventListener("pointerleave", () => show(-1));
+// A pointer at rest "moves" when the page scrolls under it: beside all pictures, the keyboard's stays.
+const kept = () => (document.activeElement === plane ? current : -1);
+plane.addEventListener("pointermove", (event) => show(place(event) < 0 ? kept() : place(event)));
+plane.addEventListener("pointerleave", () => show(kept()));
 plane.addEventListener("click", (event) => place(event) >= 0 && open(place(event)));
 plane.addEventListener("blur", () => show(-1));
 
