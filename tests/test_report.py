@@ -242,9 +242,7 @@ def test_in_a_browser(width: int, scheme: str, browser: Any, session: Path) -> N
     for _ in range(3):
         tab.locator("#plane").press("ArrowRight")
     seen(tab.locator("#tip .t")).to_be_visible()
-    box = tab.locator("#plane").bounding_box()
-    assert box is not None
-    tab.mouse.move(box["x"] + 1, box["y"] + 1)  # beside all pictures
+    tab.locator("#plane").hover(position={"x": 1, "y": 1}, force=True)  # beside all pictures
     tab.mouse.move(0, 0)
     seen(tab.locator("#tip .t")).to_be_visible()
     seen(tab.locator("#told")).to_contain_text("cluster")
