@@ -70,6 +70,8 @@ def run(settings: config.Config, start: resume.Start) -> None:
     elif start.stored:
         backbone.load(task.method, task.encode, start.stored)
     with closing(task.views.prepared()), log:
+        for line in task.pictures.describe():
+            log.info(f"data: {line}")
         if settings.of(Command).predict and (remark := evaluation.adopt(task.method, start.stored or {})):
             log.warn(remark)
         outcome = training.run(log) if training else evaluation.evaluate(task, settings)

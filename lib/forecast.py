@@ -42,6 +42,7 @@ def forecast(task: Task) -> str:
     total = operations * steps
     rows = [
         ("data", f"{data.dataset} in {data.data_root}{absent}"),
+        *(("data", line) for line in task.pictures.describe()),
         *(("train", f"{expected}{line}") for line in source.describe()),
         *(("score", f"{expected}{name}: {len(split.index):,} pictures") for name, split in task.splits.items()),
         ("values", _values(config)),

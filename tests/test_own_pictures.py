@@ -192,7 +192,7 @@ def test_labels_from_a_table_score_the_result(cli: Cli, tmp_path: Path) -> None:
     found = np.load(tmp_path / "sessions" / "a" / "predictions.npz")["label"]
     assert found.tolist() == [i % 2 for i in range(30)] + [-1] * 10
     for text, part in (
-        ("99.png,odd\n98.png,odd", "line 2 names '98.png'"),
+        ("99.png,odd\n98.png,odd", "line 1 names '99.png', and there is no such picture"),
         ("00.png,odd\n00.png,even", "line 2: '00.png' had another class before"),
         ("a\n", "line 1: a file and its class"),
         ("", "name none"),

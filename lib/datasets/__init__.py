@@ -10,6 +10,7 @@ A data set is a class that takes `(root, split, transform=None, download=False)`
 - `path(i)`: the file of picture i,
 - `check(numbers)`, which raises a UserError for those of these pictures that cannot be read, before anything is trained,
 - `comes_with`: the package that holds its pictures, where it reads no folder, so that naming one is a mistake,
+- `describe()`: lines that say what was found of the whole data set, for the start of a run,
 - `keeps`: true where its last argument is `keep`, a folder for what it finds out, or none: nothing may be kept,
 - `splits(root)`, a class or static method giving `Splits`; without it, `train` and `test` are assumed.
 """
@@ -50,6 +51,7 @@ class Splits:
     sizes: Mapping[str, int]  # split → number of pictures
     train: tuple[str, ...]  # one per head of PICA, the last one serving all further heads
     test: tuple[str, ...]  # each is scored
+    index: Any = None  # what was found out; where it is something, the class takes it as its argument `index`
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,26 @@ class Pictures:
         parts: the data set of each split.
         train, scored: as for `Splits`, and as the settings choose.
         expected: they are not there; what is declared of them stands in their place.
+        unused: split → number of images, of those that the run does not use.
     """
 
     store: cache.Store | None = None
     """Those that are kept on disk, decoded."""
 
     def __init__(
-        self, parts: Mapping[str, Any], train: Sequence[str] = (), scored: Sequence[str] = (), expected: bool = False
+        self,
+        parts: Mapping[str, Any],
+        train: Sequence[str] = (),
+        scored: Sequence[str] = (),
+        expected: bool = False,
+        unused: Mapping[str, int] | None = None,
     ) -> None:
         self._parts = dict(parts)
         self.train, self.scored, self.expected = tuple(train), tuple(scored), expected
+        self._unused = [
+            f"{size:,} images of the split {name} are not used; --train-splits or --test-splits can name it"
+            for name, size in (unused or {}).items()
+        ]
         self._names = list(parts)
         self._ends = np.cumsum([len(part) for part in parts.values()]).tolist()
         self.classes: Sequence[str] | None = next(
@@ -150,6 +162,11 @@ class Pictures:
         if len(self) < clusters:
             raise UserError(f"{len(self)} pictures do not make {clusters} clusters; give a smaller --num-clusters")
 
+    def describe(self) -> list[str]:
+        """What its data sets say of themselves, and which splits are not used; a line each."""
+        lines = [line for part in self._parts.values() if hasattr(part, "describe") for line in part.describe()]
+        return [*dict.fromkeys(lines), *self._unused]
+
     def locate(self, position: int) -> tuple[str, int]:
         """The split of a picture, and its number within that split."""
         part = bisect.bisect_right(self._ends, position)
@@ -172,7 +189,11 @@ class Pictures:
         return np.concatenate(spans)
 
     def labels(self) -> NDArray[np.int64]:
-        """(N,) all labels; a data set without `targets` is read through for them."""
+        """(N,) all labels; a data set without `targets` is read through for them, once."""
+        return self._labels
+
+    @cached_property
+    def _labels(self) -> NDArray[np.int64]:
         found: list[NDArray[np.int64]] = []
         for part in self._parts.values():
             targets = getattr(part, "targets", None)
@@ -194,8 +215,8 @@ def parts_of(expression: str) -> list[str]:
     return [name.strip() for name in expression.split("+")]
 
 
-def choose_splits(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], Mapping[str, int]]:
-    """(training splits per head, scored splits, sizes where the data set tells them).
+def choose_splits(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], Splits]:
+    """(training splits per head, scored splits, what the data set declares; no sizes where it does not tell them).
 
     Raises:
         UserError: a split that the data set does not have, or that is named twice in one sum.
@@ -214,7 +235,7 @@ def choose_splits(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], Map
                 )
         if len(set(used)) < len(used):
             raise UserError(f"the split {expression!r} names a part twice")
-    return train, test, known.sizes
+    return train, test, known
 
 
 def open_pictures(config: Config) -> Pictures:
@@ -226,7 +247,7 @@ def open_pictures(config: Config) -> Pictures:
         UserError: from the data set, when its files are missing or of another layout.
     """
     settings, dry = config.of(DataSettings), config.of(Command).dry_run
-    train, test, sizes = choose_splits(config)
+    train, test, known = choose_splits(config)
     used = dict.fromkeys(name for expression in (*train, *test) for name in parts_of(expression))
     dataset = get(settings.dataset)
     package = getattr(dataset, "comes_with", None)
@@ -236,18 +257,22 @@ def open_pictures(config: Config) -> Pictures:
             "for pictures of your own, --cfgs configs/base.yaml configs/image_folder.yaml"
         )
     kept = {"keep": cache.folder(config) if cache.writes(config) else None} if getattr(dataset, "keeps", False) else {}
+    indexed = {} if known.index is None else {"index": known.index}
     download, extra = settings.download and not dry, config.extra(dataset)
     try:
         with distributed.one_first():
-            parts = {name: dataset(settings.data_root, name, None, download, *extra, **kept) for name in used}
+            parts = {
+                name: dataset(settings.data_root, name, None, download, *extra, **kept, **indexed) for name in used
+            }
     except MissingData:
-        if not dry or not sizes:
+        if not dry or not known.sizes:
             raise
-        return Pictures({name: _Expected(sizes[name]) for name in used}, train, test, expected=True)
+        return Pictures({name: _Expected(known.sizes[name]) for name in used}, train, test, expected=True)
     for name, part in parts.items():
         if not len(part):
             raise UserError(f"the data set {settings.dataset} in {settings.data_root}: its split {name} is empty")
-    pictures = Pictures(parts, train, test)
+    unused = {name: size for name, size in known.sizes.items() if name not in used}
+    pictures = Pictures(parts, train, test, unused=unused)
     pictures.store = _store(pictures, config)
     missing = np.arange(len(pictures)) if pictures.store is None else pictures.store.missing
     for positions, part in pictures.parts():

@@ -7,15 +7,14 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
 from lib.checkpoint import write_atomically
+from lib.datasets.formats import endings
 from lib.errors import UserError
 
 READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -69,30 +68,17 @@ class PictureFiles:
         return (self._transform(image) if self._transform else image), int(self.targets[i])
 
 
-def below(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """The pictures in a folder and the folders in it, as deep as they lie, in no order.
-
-    Hidden files and folders are left out, and so are folders that are links.
-    """
-    waiting = [os.fspath(folder)]
-    while waiting:
-        with suppress(PermissionError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting += [] if entry.name.startswith(".") else [entry.path]
-                elif is_picture(entry.name) and entry.is_file():
-                    yield entry.path.removeprefix("./")  # as a Path shows it
-
-
 def is_picture(name: str) -> bool:
-    """Whether a file of that name is one that Pillow may read; hidden files are not."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _endings()
+    """Whether a file of that name is one that Pillow may decode; hidden files are not."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in endings()
 
 
-@lru_cache(maxsize=1)
-def _endings() -> frozenset[str]:
-    known = Image.registered_extensions()
-    return frozenset(ending for ending, name in known.items() if name in Image.OPEN)
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file, or a link that leads to one."""
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads round in a circle
+        return False
 
 
 class Index:
@@ -108,7 +94,8 @@ class Index:
 
     def __init__(self, root: Path, cache: Path | None) -> None:
         self._root = root
-        key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+        # With another plug-in, other files are images.
+        key = hashlib.sha256(os.fsencode(root.resolve()) + repr(sorted(endings())).encode()).hexdigest()[:16]
         self._file = None if cache is None else cache / f"files-{key}.json"
 
     def files(self, folders: Sequence[str]) -> list[list[str]]:
@@ -140,15 +127,19 @@ class Index:
 
 
 def _scan(folder: Path, kept: tuple[int, list[str]] | None) -> tuple[int, list[str]]:
-    stamp = folder.stat().st_mtime_ns
-    if kept is not None and kept[0] == stamp:
-        return kept
-    names = sorted(_picture_names(os.scandir(folder)))
+    try:
+        stamp = folder.stat().st_mtime_ns
+        if kept is not None and kept[0] == stamp:
+            return kept
+        with os.scandir(folder) as entries:
+            names = sorted(_picture_names(entries))
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}; give access to it") from error
     return (stamp if time.time() - stamp / 1e9 > _SETTLED else -1), names
 
 
 def _picture_names(entries: Iterable[os.DirEntry[str]]) -> Iterable[str]:
-    return (entry.name for entry in entries if is_picture(entry.name) and entry.is_file())
+    return (entry.name for entry in entries if is_picture(entry.name) and is_file(entry))
 
 
 def _make(folder: Path) -> None:

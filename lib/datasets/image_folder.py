@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
 from lib.datasets import Splits, register
-from lib.datasets.files import ADVICE, READ_ERRORS, PictureFiles, below, is_picture
+from lib.datasets.files import ADVICE, READ_ERRORS, PictureFiles
+from lib.datasets.labels import read_labels
+from lib.datasets.tree import printable, walk
 from lib.errors import UserError
 from lib.settings import Section, setting
 
@@ -21,19 +23,38 @@ LAYOUTS = (
     "looked for folders train/ and test/ of class folders, for class folders (one folder of pictures per class), "
     "or for pictures directly inside"
 )
+SPLIT_NAMES = {
+    "train": "train|training|trn",
+    "unlabeled": "unlabell?ed",
+    "val": "val|valid|validation|dev|development|eval|evaluation",
+    "test": "test|testing|tst",
+}
+"""Split → how its folder may be called, in any case, also as in `training_set` or `val2017`."""
+_ADDED = r"([-_ .]?(set|split|data|images?|imgs?|\d{4}))?"
 
 
 @register("image_folder")
 class ImageFolder(PictureFiles):
     """Three layouts: `train/` and `test/` (either may be missing), class folders, or flat.
 
-    `train/` and `test/` are splits of their own, and each is again class folders or flat. Otherwise
-    there is one split, `all`. Class folders are searched to any depth; their names, sorted, are the
-    classes. Where pictures lie directly in the folder, none has a label, however deep it lies. Hidden
-    files and folders are left out, and so are files whose ending no image format of Pillow's has.
+    Folders are taken for splits where every folder that holds images has the name of a split
+    (`SPLIT_NAMES`), no two mean the same one, one of them is `train` or `test`, and no image is
+    beside them. Each split is again class folders or flat. Otherwise there is one split, `all`.
+    `val` is scored where there is no `test`; beside a `test` it is not used by default. Class
+    folders are searched to any depth; their names, sorted, are the classes. Where images are
+    directly in the folder, none has a label. `describe` says what was made of the folder and what
+    is left out.
+
+    Args:
+        root: the folder.
+        split: one of `splits(root)`.
+        transform: of each image.
+        download: not offered.
+        settings: of the class.
+        index: what `splits(root)` found; none: the folder is walked.
 
     Raises:
-        UserError: no such folder, no picture in it, a file that is no picture, `labels` of other pictures, or `download`.
+        UserError: no such folder, no image in it, `labels` of other images, or `download`.
     """
 
     @dataclass(frozen=True)
@@ -47,10 +68,13 @@ class ImageFolder(PictureFiles):
 
     @staticmethod
     def splits(root: str) -> Splits:
-        found = _index(Path(root).expanduser())
-        sizes = {name: len(files) for name, (files, _) in found.items()}
-        whole = "+".join(sizes)
-        return Splits(sizes, train=(whole,), test=tuple(dict.fromkeys(["test" if "test" in sizes else whole, whole])))
+        index = FolderIndex(Path(root).expanduser())
+        sizes = {name: len(part.files) for name, part in index.parts.items()}
+        trained = [name for name in sizes if name != "val" or "test" not in sizes]
+        judged = [name for name in trained if name != "unlabeled"]
+        scored = next((name for name in ("test", "val") if name in sizes), judged[0])
+        test = tuple(dict.fromkeys([scored, "+".join(judged)]))
+        return Splits(sizes, train=("+".join(trained),), test=test, index=index)
 
     def __init__(
         self,
@@ -59,21 +83,27 @@ class ImageFolder(PictureFiles):
         transform: Callable[[Any], Any] | None = None,
         download: bool = False,
         settings: Settings = Settings(),
+        *,
+        index: FolderIndex | None = None,
     ) -> None:
         if download:
             raise UserError(
                 "--download: image_folder reads your own pictures, of which none can be fetched; leave it out"
             )
-        found = _index(Path(root).expanduser())
-        if settings.labels is not None:
-            found = _relabelled(found, Path(root).expanduser(), Path(settings.labels).expanduser())
-        if split not in found:
-            raise UserError(f"{root} has no split {split!r}: it has {', '.join(found)}")
-        files, names = found[split]
-        # One numbering for all splits: a class may be missing from one of them.
-        self.classes = tuple(sorted({name for _, given in found.values() for name in given if name is not None}))
+        index = index or FolderIndex(Path(root).expanduser())
+        labelling = index.labelling(settings.labels)
+        if split not in index.parts:
+            raise UserError(f"{root} has no split {split!r}: it has {', '.join(index.parts)}")
+        self.classes = labelling.classes
+        self._lines = [index.summary(len(self.classes)), *labelling.notes]
         numbers = {name: i for i, name in enumerate(self.classes)}
+        names = labelling.labels[split]
+        files = [index.tree.path(file) for file in index.parts[split].files]
         super().__init__(files, [-1 if name is None else numbers[name] for name in names], transform)
+
+    def describe(self) -> Sequence[str]:
+        """What was made of the whole folder, a line each."""
+        return self._lines
 
     def check(self, numbers: Sequence[int]) -> None:
         """Open the headers of these: better a word now than in the middle of the first epoch."""
@@ -84,81 +114,184 @@ class ImageFolder(PictureFiles):
                     raise UserError(f"cannot read the picture {file}: {problem}{ADVICE}")
 
 
-Found = tuple[tuple[str, ...], tuple[str | None, ...]]  # files, and the class of each
+class Part(NamedTuple):
+    """One split: a folder of class folders, or a flat one."""
+
+    folder: str  # from the root on
+    files: list[str]  # from the root on
+    classes: list[str | None]  # of each file
 
 
-def _index(root: Path) -> dict[str, Found]:
-    """Split → its pictures, in the order of their paths."""
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
-        raise UserError(f"the folder {root} {what}; --data-root is the folder of the pictures")
-    if (root / "train").is_dir() or (root / "test").is_dir():
-        return {name: _labelled(root / name) for name in ("train", "test") if (root / name).is_dir()}
-    return {"all": _labelled(root)}
+class Labelling(NamedTuple):
+    """The labels of all splits, by their folders or by a table."""
+
+    labels: Mapping[str, list[str | None]]  # split → class of each file
+    notes: list[str]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Sorted. One numbering for all splits: a class may be missing from one of them."""
+        return tuple(sorted({name for names in self.labels.values() for name in names if name is not None}))
 
 
-def _labelled(folder: Path) -> Found:
-    _see(folder)
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    folders = [entry for entry in entries if entry.is_dir()]
-    for entry in folders:
-        _see(entry)
-    flat = tuple(str(folder / entry.name) for entry in entries if is_picture(entry.name) and entry.is_file())
-    inside = {
-        entry.name: tuple(sorted(below(folder / entry.name), key=_parts))
-        for entry in folders
-        if not entry.name.startswith(".")
-    }
-    filled = {name: files for name, files in inside.items() if files}
-    if flat and filled:
-        flat = tuple(sorted([*flat, *(file for files in filled.values() for file in files)], key=_parts))
-    if not flat and not filled:
-        raise UserError(f"{folder} holds no picture: {LAYOUTS}")
-    if len(filled) < len(inside) and not flat:
-        empty = next(name for name in inside if name not in filled)
-        raise UserError(f"the class folder {folder / empty} holds no picture; fill or remove it")
-    if flat:
-        return flat, (None,) * len(flat)
-    return tuple(f for files in filled.values() for f in files), tuple(n for n in filled for _ in filled[n])
+class FolderIndex:
+    """A folder of images, walked once: its splits, the class of each image, and what to say of it.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        UserError: it cannot be read, or a split or a class folder in it holds no image.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.tree = walk(root, _is_followed)
+        self._notes: list[str] = []
+        self._label_notes: list[str] = []  # of the labels by folders
+        self.parts = {split: self._part(split, folder) for split, folder in self._split_folders().items()}
+        self._labellings: dict[str | None, Labelling] = {}
+
+    def labelling(self, table: str | None) -> Labelling:
+        """The labels by a CSV file; without one, by the folders.
+
+        Raises:
+            UserError: the file cannot be read, or is about other images.
+        """
+        if table not in self._labellings:
+            self._labellings[table] = self._by_folders() if table is None else self._by_table(Path(table).expanduser())
+        return self._labellings[table]
+
+    def summary(self, classes: int) -> str:
+        """How many images and classes there are, and what is left out."""
+        count = _counted(sum(len(part.files) for part in self.parts.values()), "image", "images")
+        text = f"{count}, {_counted(classes, 'class', 'classes') if classes else 'no labels'}"
+        if "all" not in self.parts:
+            text += f" ({', '.join(f'{len(part.files):,} in {_shown(part.folder)}' for part in self.parts.values())})"
+        return text + self._left_out("")
+
+    def _left_out(self, folder: str) -> str:
+        text = self.tree.describe_left_out(folder)
+        return text and f"; {text}"
+
+    def _split_folders(self) -> dict[str, str]:
+        """Split → its folder; `all` → the root, where the layout as a whole is not one of splits."""
+        loose, holders = _divide(self.tree.files)
+        splits: dict[str, str] = {}
+        others: list[str] = []
+        for folder in holders:
+            split = split_of(folder)
+            if split is None or split in splits:
+                others.append(folder)
+            else:
+                splits[split] = folder
+        if not loose and not others:
+            for folder in self.tree.folders:
+                if split_of(folder) in ("train", "test"):
+                    splits.setdefault(str(split_of(folder)), folder)  # it holds no image, which is a mistake
+        if loose or not ("train" in splits or "test" in splits):
+            return {"all": ""}
+        if others:
+            unknown = [folder for folder in others if split_of(folder) is None]
+            reason = f"{_listed(unknown)} {'is no split' if len(unknown) == 1 else 'are no splits'}"
+            if not unknown:
+                reason = f"{_listed(others)} would be the same split"
+            taken = "is taken for a class" if len(splits) == 1 else "are taken for classes"
+            self._notes.append(f"{_listed(splits.values())} {taken}, since {reason}")
+            return {"all": ""}
+        if "val" in splits and "test" not in splits:
+            self._notes.append(f"{_shown(splits['val'])} is scored, since there is no folder for tests")
+        return {split: splits[split] for split in SPLIT_NAMES if split in splits}
+
+    def _part(self, split: str, folder: str) -> Part:
+        tree = self.tree
+        for name, problem in tree.unreadable.items():
+            if name == folder or os.path.dirname(name) == folder:
+                raise UserError(f"cannot read the folder {tree.root / name}: {problem}; give access to it")
+        start = os.path.join(folder, "")
+        files = [file for file in tree.files if file.startswith(start)]
+        if not files:
+            raise UserError(f"{tree.root / folder} holds no picture: {LAYOUTS}{self._left_out(folder)}")
+        loose, holders = _divide(file.removeprefix(start) for file in files)
+        if loose or split == "unlabeled":
+            if holders and split != "unlabeled":
+                images = "1 image is" if len(loose) == 1 else f"{len(loose):,} images are"
+                self._label_notes.append(
+                    f"class folders are not used as labels, because {images} directly in "
+                    f"{_shown(folder) if folder else 'the folder'}: {_listed(loose)}"
+                )
+            return Part(folder, files, [None] * len(files))
+        for name in tree.folders:
+            if os.path.dirname(name) == folder and os.path.basename(name) not in holders:
+                problem = f"the class folder {tree.root / name} holds no picture; fill or remove it"
+                raise UserError(problem + self._left_out(name))
+        return Part(folder, files, [name for name, count in holders.items() for _ in range(count)])
+
+    def _by_folders(self) -> Labelling:
+        notes = [*self._notes, *self._label_notes]
+        found = {split: set(part.classes) - {None} for split, part in self.parts.items()}
+        if (
+            "all" in found
+            and len(found["all"]) == 1
+            and any(file.count(os.sep) > 1 for file in self.parts["all"].files)
+        ):
+            folder = self.tree.root / next(iter(self.tree.files)).split(os.sep)[0]
+            notes.append(f"all images are in one class; for the folders in it, --data-root {printable(str(folder))}")
+        for split in ("val", "test"):
+            if found.get("train") and found.get(split) and found["train"].isdisjoint(found[split]):
+                notes.append(
+                    f"{_shown(self.parts['train'].folder)} and {_shown(self.parts[split].folder)} share no class"
+                )
+        return Labelling({split: part.classes for split, part in self.parts.items()}, notes)
+
+    def _by_table(self, table: Path) -> Labelling:
+        files = self.tree.files
+        classes, remarks = read_labels(table, self.tree.root, files)
+        number = _counted(len(set(classes.values())), "class", "classes")
+        text = f"labels: {len(classes):,} of {len(files):,} images have one, {number}"
+        note = "; ".join([text, ", ".join(remarks)]) if remarks else text
+        labels = {split: [classes.get(file) for file in part.files] for split, part in self.parts.items()}
+        return Labelling(labels, [*self._notes, note])
 
 
-def _see(folder: str | os.PathLike[str]) -> None:
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise UserError(f"cannot read the folder {os.fspath(folder)}: permission denied; give access to it")
+def split_of(folder: str) -> str | None:
+    """The split that a folder's name means; None: it is no such name."""
+    for split, names in SPLIT_NAMES.items():
+        if re.fullmatch(f"({names}){_ADDED}", folder.casefold()):
+            return split
+    return None
 
 
-def _parts(file: str) -> list[str]:
-    return file.split(os.sep)
+def _is_followed(link: str) -> bool:
+    """Whether a link is where class folders are."""
+    above = os.path.dirname(link)
+    return not above or split_of(above) is not None
 
 
-def _relabelled(found: Mapping[str, Found], root: Path, table: Path) -> dict[str, Found]:
-    """The same pictures with the classes of a table; those that it does not name have none."""
-    classes: dict[str, str] = {}
-    files = {file for pictures, _ in found.values() for file in pictures}
-    try:
-        with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            for number, row in enumerate(csv.reader(lines), 1):
-                if len(row) != 2:
-                    raise UserError(
-                        f"{table}, line {number}: a file and its class are wanted, in UTF-8, with a comma between"
-                    )
-                file = str(root / row[0])
-                if classes.get(file, row[1]) != row[1]:
-                    raise UserError(f"{table}, line {number}: {row[0]!r} had another class before; give it one")
-                if file in files:
-                    classes[file] = row[1]
-                elif number > 1:  # the first line may be a heading
-                    where = f"{table}, line {number} names {row[0]!r}"
-                    raise UserError(f"{where}, and there is no such picture in {root}; mend or remove the line")
-    except (OSError, csv.Error) as error:
-        problem = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"cannot read the --labels {table}: {problem}; a UTF-8 file of `file,class` lines is wanted"
-        ) from error
-    if not classes:
-        raise UserError(f"the --labels {table} name none of the pictures in {root}; files are named from there on")
-    return {name: (held, tuple(map(classes.get, held))) for name, (held, _) in found.items()}
+def _divide(files: Iterable[str]) -> tuple[list[str], dict[str, int]]:
+    """(files in no folder, number of files in each topmost folder)."""
+    loose: list[str] = []
+    holders: dict[str, int] = {}
+    for file in files:
+        folder, separator, _ = file.partition(os.sep)
+        if separator:
+            holders[folder] = holders.get(folder, 0) + 1
+        else:
+            loose.append(file)
+    return loose, holders
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count:,} {one if count == 1 else several}"
+
+
+def _shown(folder: str) -> str:
+    return printable(folder) + os.sep
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first few of some names."""
+    shown = [printable(name) for name in names]
+    return ", ".join([*shown[:5], *(["…"] if len(shown) > 5 else [])])
 
 
 def _problem(file: str) -> str | None:
