@@ -51,7 +51,7 @@ class Splits:
     sizes: Mapping[str, int]  # split → number of pictures
     train: tuple[str, ...]  # one per head of PICA, the last one serving all further heads
     test: tuple[str, ...]  # each is scored
-    index: Any = None  # what was found out; where it is something, the class takes it as its argument `index`
+    index: Any = None  # what was found on the way; unless it is None, the class takes it as its argument `index`
 
 
 @dataclass(frozen=True)

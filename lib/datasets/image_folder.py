@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from lib.datasets import Splits, register
 from lib.datasets.files import ADVICE, READ_ERRORS, PictureFiles
 from lib.datasets.labels import read_labels
-from lib.datasets.tree import printable, walk
+from lib.datasets.tree import listed, printable, walk
 from lib.errors import UserError
 from lib.settings import Section, setting
 
@@ -40,7 +40,7 @@ class ImageFolder(PictureFiles):
     Folders are taken for splits where every folder that holds images has the name of a split
     (`SPLIT_NAMES`), no two mean the same one, one of them is `train` or `test`, and no image is
     beside them. Each split is again class folders or flat. Otherwise there is one split, `all`.
-    `val` is scored where there is no `test`; beside a `test` it is not used by default. Class
+    `val` is scored where there is no `test`; beside a `test` it is used only if the settings name it. Class
     folders are searched to any depth; their names, sorted, are the classes. Where images are
     directly in the folder, none has a label. `describe` says what was made of the folder and what
     is left out.
@@ -68,7 +68,7 @@ class ImageFolder(PictureFiles):
 
     @staticmethod
     def splits(root: str) -> Splits:
-        index = FolderIndex(Path(root).expanduser())
+        index = FolderIndex(Path(os.path.expanduser(root)))
         sizes = {name: len(part.files) for name, part in index.parts.items()}
         trained = [name for name in sizes if name != "val" or "test" not in sizes]
         judged = [name for name in trained if name != "unlabeled"]
@@ -90,7 +90,7 @@ class ImageFolder(PictureFiles):
             raise UserError(
                 "--download: image_folder reads your own pictures, of which none can be fetched; leave it out"
             )
-        index = index or FolderIndex(Path(root).expanduser())
+        index = index or FolderIndex(Path(os.path.expanduser(root)))
         labelling = index.labelling(settings.labels)
         if split not in index.parts:
             raise UserError(f"{root} has no split {split!r}: it has {', '.join(index.parts)}")
@@ -158,7 +158,9 @@ class FolderIndex:
             UserError: the file cannot be read, or is about other images.
         """
         if table not in self._labellings:
-            self._labellings[table] = self._by_folders() if table is None else self._by_table(Path(table).expanduser())
+            self._labellings[table] = (
+                self._by_folders() if table is None else self._by_table(Path(os.path.expanduser(table)))
+            )
         return self._labellings[table]
 
     def summary(self, classes: int) -> str:
@@ -176,27 +178,24 @@ class FolderIndex:
     def _split_folders(self) -> dict[str, str]:
         """Split → its folder; `all` → the root, where the layout as a whole is not one of splits."""
         loose, holders = _divide(self.tree.files)
-        splits: dict[str, str] = {}
-        others: list[str] = []
-        for folder in holders:
-            split = split_of(folder)
-            if split is None or split in splits:
-                others.append(folder)
-            else:
-                splits[split] = folder
+        splits, others = _by_split(holders)
         if not loose and not others:
-            for folder in self.tree.folders:
-                if split_of(folder) in ("train", "test"):
-                    splits.setdefault(str(split_of(folder)), folder)  # it holds no image, which is a mistake
-        if loose or not ("train" in splits or "test" in splits):
+            named, _ = _by_split(self.tree.folders)
+            # A folder for training or for tests that holds no image is a mistake, which `_part` meets.
+            splits = {split: folder for split, folder in named.items() if split in ("train", "test")} | splits
+        if "train" not in splits and "test" not in splits:
+            return {"all": ""}
+        if loose:
+            verb = "is not taken for a split" if len(splits) == 1 else "are not taken for splits"
+            self._notes.append(f"{listed(splits.values())} {verb}, since {_images(loose)} beside: {listed(loose)}")
             return {"all": ""}
         if others:
+            verb = "is taken for a class" if len(splits) == 1 else "are taken for classes"
             unknown = [folder for folder in others if split_of(folder) is None]
-            reason = f"{_listed(unknown)} {'is no split' if len(unknown) == 1 else 'are no splits'}"
-            if not unknown:
-                reason = f"{_listed(others)} would be the same split"
-            taken = "is taken for a class" if len(splits) == 1 else "are taken for classes"
-            self._notes.append(f"{_listed(splits.values())} {taken}, since {reason}")
+            reason = "would be the same split"
+            if unknown:
+                reason = "is no split" if len(unknown) == 1 else "are no splits"
+            self._notes.append(f"{listed(splits.values())} {verb}, since {listed(unknown or others)} {reason}")
             return {"all": ""}
         if "val" in splits and "test" not in splits:
             self._notes.append(f"{_shown(splits['val'])} is scored, since there is no folder for tests")
@@ -214,10 +213,9 @@ class FolderIndex:
         loose, holders = _divide(file.removeprefix(start) for file in files)
         if loose or split == "unlabeled":
             if holders and split != "unlabeled":
-                images = "1 image is" if len(loose) == 1 else f"{len(loose):,} images are"
+                where = _shown(folder) if folder else "the folder"
                 self._label_notes.append(
-                    f"class folders are not used as labels, because {images} directly in "
-                    f"{_shown(folder) if folder else 'the folder'}: {_listed(loose)}"
+                    f"class folders are not used as labels, because {_images(loose)} directly in {where}: {listed(loose)}"
                 )
             return Part(folder, files, [None] * len(files))
         for name in tree.folders:
@@ -228,19 +226,14 @@ class FolderIndex:
 
     def _by_folders(self) -> Labelling:
         notes = [*self._notes, *self._label_notes]
-        found = {split: set(part.classes) - {None} for split, part in self.parts.items()}
-        if (
-            "all" in found
-            and len(found["all"]) == 1
-            and any(file.count(os.sep) > 1 for file in self.parts["all"].files)
-        ):
-            folder = self.tree.root / next(iter(self.tree.files)).split(os.sep)[0]
+        classes = {split: set(part.classes) - {None} for split, part in self.parts.items()}
+        if len(classes.get("all", ())) == 1 and any(file.count(os.sep) > 1 for file in self.tree.files):
+            folder = self.tree.root / self.tree.files[0].split(os.sep)[0]
             notes.append(f"all images are in one class; for the folders in it, --data-root {printable(str(folder))}")
         for split in ("val", "test"):
-            if found.get("train") and found.get(split) and found["train"].isdisjoint(found[split]):
-                notes.append(
-                    f"{_shown(self.parts['train'].folder)} and {_shown(self.parts[split].folder)} share no class"
-                )
+            if classes.get("train") and classes.get(split) and classes["train"].isdisjoint(classes[split]):
+                folders = [_shown(self.parts[name].folder) for name in ("train", split)]
+                notes.append(f"{' and '.join(folders)} share no class")
         return Labelling({split: part.classes for split, part in self.parts.items()}, notes)
 
     def _by_table(self, table: Path) -> Labelling:
@@ -259,6 +252,19 @@ def split_of(folder: str) -> str | None:
         if re.fullmatch(f"({names}){_ADDED}", folder.casefold()):
             return split
     return None
+
+
+def _by_split(folders: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """(split → the first folder of its name, the other folders)."""
+    splits: dict[str, str] = {}
+    others: list[str] = []
+    for folder in folders:
+        split = split_of(folder)
+        if split is None or split in splits:
+            others.append(folder)
+        else:
+            splits[split] = folder
+    return splits, others
 
 
 def _is_followed(link: str) -> bool:
@@ -280,18 +286,16 @@ def _divide(files: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     return loose, holders
 
 
+def _images(files: Sequence[str]) -> str:
+    return "1 image is" if len(files) == 1 else f"{len(files):,} images are"
+
+
 def _counted(count: int, one: str, several: str) -> str:
     return f"{count:,} {one if count == 1 else several}"
 
 
 def _shown(folder: str) -> str:
     return printable(folder) + os.sep
-
-
-def _listed(names: Iterable[str]) -> str:
-    """The first few of some names."""
-    shown = [printable(name) for name in names]
-    return ", ".join([*shown[:5], *(["…"] if len(shown) > 5 else [])])
 
 
 def _problem(file: str) -> str | None:

@@ -6,7 +6,7 @@ import errno
 import heapq
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,9 @@ SYSTEM_FOLDERS = {
     "__macosx",
     "__pycache__",
 }
-SHOWN = 20  # kinds of what is left out that a line lists
+KINDS = 20  # of what is left out that a line lists
+NAMES = 5  # that a line lists
+LENGTH = 100  # letters of a name that a line shows
 
 
 class Kind(NamedTuple):
@@ -35,7 +37,7 @@ class Kind(NamedTuple):
 
     one: str
     several: str
-    is_located: bool = False  # the line says where the first one is
+    is_located: bool = False  # the line says where they are
 
 
 HIDDEN = Kind("hidden file", "hidden files")
@@ -44,6 +46,7 @@ BROKEN_LINK = Kind("broken link", "broken links", True)
 SPECIAL = Kind("FIFO, socket or device", "FIFOs, sockets or devices", True)
 LINKED_FOLDER = Kind("link to a folder", "links to folders", True)
 REPEATED = Kind("link to a folder that is read already", "links to folders that are read already", True)
+UPWARD = Kind("link to a folder above", "links to folders above", True)
 UNREADABLE = Kind("folder that cannot be read", "folders that cannot be read", True)
 
 
@@ -80,8 +83,8 @@ class Tree:
         }
         kinds = [kind for kind in found if found[kind]]
         kinds.sort(key=lambda kind: (kind.one not in PACKAGES, -len(found[kind]), kind))
-        texts = [_describe(kind, found[kind]) for kind in kinds[:SHOWN]]
-        if rest := kinds[SHOWN:]:
+        texts = [_describe(kind, found[kind]) for kind in kinds[:KINDS]]
+        if rest := kinds[KINDS:]:
             texts.append(f"{sum(len(found[kind]) for kind in rest):,} of {len(rest):,} other kinds")
         return f"left out: {', '.join(texts)}" if texts else ""
 
@@ -91,13 +94,21 @@ def _describe(kind: Kind, names: list[str]) -> str:
     if kind.one in PACKAGES:
         text += f" (no decoder; pip install {PACKAGES[kind.one]})"
     if kind.is_located:
-        text += f" ({printable(min(names))}{', …' if len(names) > 1 else ''})"
+        text += f" ({listed(sorted(names))})"
     return text
 
 
 def printable(name: str) -> str:
-    """A name in one line, also where it has line breaks or is no UTF-8."""
+    """A name in one line of bounded length, also where it has line breaks or is no UTF-8."""
+    if len(name) > LENGTH:
+        name = f"{name[: LENGTH // 2]}…{name[-LENGTH // 2 :]}"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few of some names."""
+    shown = [printable(name) for name in names]
+    return ", ".join([*shown[:NAMES], *(["…"] if len(shown) > NAMES else [])])
 
 
 def walk(root: Path, follows: Callable[[str], bool]) -> Tree:
@@ -112,12 +123,13 @@ def walk(root: Path, follows: Callable[[str], bool]) -> Tree:
     Raises:
         UserError: there is no such folder, or it cannot be read.
     """
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
+    if not os.path.isdir(root):
+        what = "is a file" if os.path.exists(root) else "does not exist, or access to it is denied"
         raise UserError(f"the folder {root} {what}; --data-root is the folder of the pictures")
     tree = Tree(root)
     real_root = os.path.realpath(root)
-    seen = {os.fspath(parent) for parent in Path(real_root).parents}  # a link upwards would lead back to the root
+    above = {os.fspath(parent) for parent in Path(real_root).parents}
+    seen: set[str] = set()
     waiting = [("", real_root)]
     links: list[str] = []
     while waiting or links:
@@ -126,8 +138,8 @@ def walk(root: Path, follows: Callable[[str], bool]) -> Tree:
         else:
             name = heapq.heappop(links)
             real = os.path.realpath(root / name)
-        if real in seen:
-            tree.leave_out(REPEATED, name)
+        if real in above or real in seen:
+            tree.leave_out(UPWARD if real in above else REPEATED, name)
             continue
         seen.add(real)
         if name:
@@ -146,6 +158,7 @@ def walk(root: Path, follows: Callable[[str], bool]) -> Tree:
             else:
                 tree.leave_out(LINKED_FOLDER, inside)
     tree.files.sort(key=_parts)
+    tree.folders.sort(key=_parts)
     return tree
 
 
