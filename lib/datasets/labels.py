@@ -68,8 +68,14 @@ def read_labels(table: Path, root: Path, files: Sequence[str]) -> Labels:
     if unknown:
         number, written = unknown[0]
         others = f" ({len(unknown):,} such lines in all)" if len(unknown) > 1 else ""
+        # It may be hidden, or of a format without a decoder.
+        reason = (
+            "which is no image that can be decoded"
+            if os.path.isfile(root / written)
+            else "and there is no such picture"
+        )
         raise UserError(
-            f"{table}, line {number} names {written!r}, and there is no such picture in {root}{others}; "
+            f"{table}, line {number} names {written!r}, {reason} in {root}{others}; "
             "correct or remove the line; files are named from that folder on"
         )
     if not classes:

@@ -99,15 +99,16 @@ def _describe(kind: Kind, names: list[str]) -> str:
 
 
 def printable(name: str) -> str:
-    """A name in one line of bounded length, also where it has line breaks or is no UTF-8."""
-    if len(name) > LENGTH:
-        name = f"{name[: LENGTH // 2]}…{name[-LENGTH // 2 :]}"
+    """A name in one line, also where it has line breaks or is no UTF-8."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few of some names."""
-    shown = [printable(name) for name in names]
+    """The first few of some names, each of bounded length."""
+    shown = [
+        name if len(name) <= LENGTH else f"{name[: LENGTH // 2]}…{name[-LENGTH // 2 :]}"
+        for name in map(printable, names)
+    ]
     return ", ".join([*shown[:NAMES], *(["…"] if len(shown) > NAMES else [])])
 
 

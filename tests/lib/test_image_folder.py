@@ -415,6 +415,7 @@ def test_what_is_odd_in_a_table_is_said(tmp_path: Path) -> None:
             r"line 2 names '8.png', and there is no such picture in .* .2 such lines in all.",
         ),
         ("9.png,a\n0.png,a", "line 1 names '9.png'"),
+        ("0.png,a\nnotes.txt,a", "line 2 names 'notes.txt', which is no image that can be decoded"),
         ("0.png,a\n./0.png,b", "line 2: './0.png' had another class before"),
         ("0.png,a,b\n1.png,a,b", "line 1: a file and its class are wanted"),
         ("file,class\n0.png,a\n1.png", "line 3: a file and its class are wanted"),
@@ -427,6 +428,7 @@ def test_what_is_odd_in_a_table_is_said(tmp_path: Path) -> None:
 )
 def test_mistakes_in_a_table_are_one_line(content: str | bytes, message: str, tmp_path: Path) -> None:
     fill(tmp_path / "pictures", ".")
+    (tmp_path / "pictures" / "notes.txt").write_text("x")
     with pytest.raises(UserError, match=message) as raised:
         labelled(tmp_path / "pictures", tmp_path / "labels.csv", content)
     assert "\n" not in str(raised.value)
