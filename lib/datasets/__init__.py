@@ -31,7 +31,7 @@ from PIL import Image
 from lib import distributed
 from lib.command import Command
 from lib.config import Config
-from lib.datasets import cache
+from lib.datasets import cache, decoder
 from lib.datasets.files import PictureFiles
 from lib.errors import MissingData, UserError
 from lib.networks import NetworkSettings
@@ -69,6 +69,9 @@ class DataSettings(Section):
     download: bool = setting(False, "fetch the official files of the data set into data_root", transient=True)
     on_bad_image: Literal["error", "skip"] = setting(
         "error", "what an unreadable picture means: the end, or that it is left out, counted and listed"
+    )
+    max_megapixels: float = setting(
+        decoder.MEGAPIXELS, "a file with a larger image is unreadable", unit="million pixels", low=1e-6
     )
     batch_size: int | None = setting(
         256,
@@ -247,6 +250,8 @@ def open_pictures(config: Config) -> Pictures:
     for name, part in parts.items():
         if not len(part):
             raise UserError(f"the data set {settings.dataset} in {settings.data_root}: its split {name} is empty")
+        if isinstance(part, PictureFiles):
+            part.max_megapixels = settings.max_megapixels
     pictures = Pictures(parts, train, test)
     pictures.store = _store(pictures, config)
     missing = np.arange(len(pictures)) if pictures.store is None else pictures.store.missing

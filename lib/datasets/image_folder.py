@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
-from lib.datasets import Splits, register
-from lib.datasets.files import ADVICE, READ_ERRORS, PictureFiles, below, is_picture
+from lib.datasets import Splits, decoder, register
+from lib.datasets.files import ADVICE, PictureFiles, below, is_picture
 from lib.errors import UserError
 from lib.settings import Section, setting
 
@@ -79,9 +77,12 @@ class ImageFolder(PictureFiles):
         """Open the headers of these: better a word now than in the middle of the first epoch."""
         files = [self.files[i] for i in numbers]
         with ThreadPoolExecutor(8) as pool:
-            for file, problem in zip(files, pool.map(_problem, files), strict=True):
-                if problem:
-                    raise UserError(f"cannot read the picture {file}: {problem}{ADVICE}")
+            for _ in pool.map(self._check_header, files):
+                pass
+
+    def _check_header(self, file: str) -> None:
+        with decoder.unreadable(f"the picture {file}", ADVICE):
+            decoder.check_header(file, self.max_megapixels)
 
 
 Found = tuple[tuple[str, ...], tuple[str | None, ...]]  # files, and the class of each
@@ -159,13 +160,3 @@ def _relabelled(found: Mapping[str, Found], root: Path, table: Path) -> dict[str
     if not classes:
         raise UserError(f"the --labels {table} name none of the pictures in {root}; files are named from there on")
     return {name: (held, tuple(map(classes.get, held))) for name, (held, _) in found.items()}
-
-
-def _problem(file: str) -> str | None:
-    try:
-        with Image.open(file):
-            return None
-    except UnidentifiedImageError:
-        return "its content is no image"
-    except READ_ERRORS as error:
-        return str(error)
