@@ -180,9 +180,16 @@ class Pictures:
         for part in self._parts.values():
             targets = getattr(part, "targets", None)
             if targets is None:
-                targets = [part[i][1] for i in range(len(part))]
+                targets = [_label(part, i) for i in range(len(part))]
             found.append(np.asarray(targets, dtype=np.int64).reshape(-1))
         return np.concatenate(found)
+
+
+def _label(part: Any, i: int) -> int:
+    try:
+        return int(part[i][1])
+    except Exception:  # the image is unreadable, and whoever needs it says so
+        return -1
 
 
 def _stamp(file: str) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 
 from lib.datasets import metadata
 from lib.errors import UserError
@@ -40,7 +41,7 @@ _TURNS = {
 warnings.filterwarnings("ignore", module=r"PIL\b")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 with suppress(OSError, AttributeError):  # a Pillow without it
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 @contextmanager
@@ -142,7 +143,7 @@ def _is_of_machine(error: Exception) -> bool:
     if not isinstance(error, MemoryError):
         return isinstance(error, OSError) and error.errno in _OF_MACHINE
     try:
-        bytearray(_ROOM)  # of zeros, which take no memory
+        np.empty(_ROOM, dtype=np.uint8)  # nothing is written there
     except MemoryError:
         return True
     return False  # there is room for a large image: a damaged file asked for more

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -25,6 +26,7 @@ Source = str | os.PathLike[str] | io.BytesIO
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
 _EXIF = b"Exif\0\0"
+_AVIF_EXIF = re.compile(rb"(infe.{8,10})Exif", re.DOTALL)  # the entry of the EXIF block among the items of the file
 _APP0, _APP1, _APP14, _APP15, _COMMENT, _START_OF_SCAN = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE, 0xDA
 
 
@@ -33,7 +35,7 @@ def open_without(file: str | os.PathLike[str], open_image: Callable[[Source], Im
 
     Args:
         file: the file.
-        open_image: opens the content of a PNG or JPEG file.
+        open_image: opens the content of a file.
 
     Raises:
         Exception: as the decoder does.
@@ -48,7 +50,7 @@ def open_without(file: str | os.PathLike[str], open_image: Callable[[Source], Im
     if start[:2] in (b"II", b"MM"):
         return _Tiff(file)
     if start[4:8] == b"ftyp":
-        return _open_avif(file)
+        return open_image(io.BytesIO(_AVIF_EXIF.sub(rb"\1none", Path(file).read_bytes())))
     raise ValueError("a format without metadata")
 
 
@@ -100,15 +102,3 @@ class _Tiff(TiffImageFile):
         """Pillow's turns the image, and rewrites its metadata for it; only the tag is read here."""
         with suppress(Exception):
             self.getexif()
-
-
-def _open_avif(file: str | os.PathLike[str]) -> Image.Image:
-    from PIL.AvifImagePlugin import AvifImageFile  # not in each Pillow
-
-    class Avif(AvifImageFile):
-        def _open(self) -> None:
-            with suppress(Exception):  # of EXIF, which is read behind the size
-                super()._open()
-            self.seek(0)
-
-    return Avif(file)

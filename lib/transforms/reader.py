@@ -27,6 +27,7 @@ Array = NDArray[np.uint8]
 BACKGROUND = (255, 255, 255)  # shows through transparent pictures
 OBLONG = 8  # a picture that is longer is cut to its middle: 1×5000 px would become 40×200,000
 READ_AHEAD = 256  # files that are decoded beside each other
+_THROUGH = {"LAB": "RGB", "La": "LA"}  # Pillow converts them to no other mode
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -37,8 +38,8 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     Raises:
         Exception: of any kind, where Pillow cannot convert it.
     """
-    if image.mode == "LAB":  # which converts to no other mode
-        image = image.convert("RGB")
+    if image.mode in _THROUGH:
+        image = image.convert(_THROUGH[image.mode])
     if image.mode.startswith("I") or image.mode == "F":
         with np.errstate(invalid="ignore"):  # numbers that are none
             deep = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
