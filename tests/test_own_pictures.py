@@ -18,6 +18,7 @@ from PIL import Image
 from runs import only
 
 from lib.datasets.image_folder import ImageFolder
+from lib.errors import UserError
 
 Cli = Callable[..., tuple[int, str, str]]
 NAMES = (
@@ -174,6 +175,15 @@ def test_the_example_in_python_gives_the_clusters_of_the_run(method: str, cli: C
     for ours, theirs in zip(names["model"].predict(tensor), names["model"].predict(shown), strict=True):
         assert (ours == theirs).all()
     assert [part.shape for part in names["model"].predict([])] == [(0,), (0, 4)]
+    closed = Image.open(folder / "00.png")
+    closed.close()
+    gone = Image.open(io.BytesIO((folder / "00.png").read_bytes()))
+    gone.fp.close()
+    cut = Image.open(io.BytesIO((folder / "00.png").read_bytes()[:200]))
+    for image in (closed, gone, cut, Image.new("RGB", (0, 5))):
+        with pytest.raises(UserError, match=r"^cannot read image 8: .") as raised:
+            names["model"].predict([*images[:8], image], batch_size=7)
+        assert str(raised.value).isprintable()
     with pytest.raises(TypeError, match="not str"):
         names["model"].predict(["a.jpg"])
     with pytest.raises(ValueError, match="of bytes"):

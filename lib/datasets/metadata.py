@@ -62,8 +62,8 @@ def _png(content: bytes) -> Iterator[bytes]:
         end = place + 12 + int.from_bytes(content[place : place + 4])
         kind = content[place + 4 : place + 8]
         is_critical = kind[:1].isupper()
-        is_whole = zlib.crc32(content[place + 4 : end - 4]).to_bytes(4) == content[end - 4 : end]
-        if is_critical or kind == b"tRNS" or (kind == b"eXIf" and is_whole):
+        is_exif = kind == b"eXIf" and zlib.crc32(content[place + 4 : end - 4]).to_bytes(4) == content[end - 4 : end]
+        if is_critical or is_exif or kind == b"tRNS":
             yield content[place:end]
         place = end
 
