@@ -129,10 +129,7 @@ def _told(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, Interrupted):
         return str(error), error.status
     # torch.OutOfMemoryError on a GPU, and a plain RuntimeError on the CPU.
-    is_full = isinstance(error, RuntimeError) and any(
-        word in str(error) for word in ("allocate memory", "out of memory")
-    )
-    if is_full or isinstance(error, MemoryError):
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in ("allocate memory", "out of memory")):
         return "error: not enough memory; take a smaller --batch-size or network (--dry-run estimates)", 2
     if isinstance(error, OSError) and error.errno in _OUTSIDE:
         place = error.filename or "while writing"

@@ -59,7 +59,7 @@ class Model:
                 tensor of 1 or 3 channels.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: an image cannot be read; its number is named.
             ValueError: a tensor of another type or shape.
             TypeError: neither images nor a tensor.
         """

@@ -70,12 +70,16 @@ def zoo(root: Path) -> tuple[set[str], set[str]]:
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (30, 20), "red").save(root / "turned.jpg", exif=turned)
-    whole |= {"animated.gif", "turned.jpg"}
+    Image.new("RGB", (30, 20), "red").save(root / "no-exif.webp", exif=b"garbage")
+    whole |= {"animated.gif", "turned.jpg", "no-exif.webp"}
+    Image.new("RGB", (30, 20), "red").save(root / "bits.avif")
+    content = (root / "bits.avif").read_bytes()
+    (root / "bits.avif").write_bytes(content.partition(b"mdat")[0] + b"mdat" + bytes(99))  # a RuntimeError
     (root / "cut.png").write_bytes((root / "RGB-64x200.png").read_bytes()[:2000])
     (root / "empty.jpg").write_bytes(b"")
     (root / "text.png").write_text("no picture")
     (root / "notes.txt").write_text("of another kind")
-    return whole, {"cut.png", "empty.jpg", "text.png"}
+    return whole, {"cut.png", "bits.avif", "empty.jpg", "text.png"}
 
 
 def table(path: Path) -> list[list[str]]:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 
 from lib.datasets import metadata
-from lib.errors import UserError
+from lib.errors import RunStopped, UserError
 
 T = TypeVar("T")
 
@@ -54,16 +54,17 @@ def unreadable(image: str, advice: str = "") -> Iterator[None]:
 
     Raises:
         UserError: "cannot read {image}: {reason}{advice}"; a UserError from inside stays as it is.
-        MemoryError, OSError: memory or file handles of the machine are exhausted, which is no fault of the image.
+        RunStopped: the machine has no more memory or file handles, which is no fault of the image.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
+        problem = f"cannot read {_printable(image)}: {_reason(error)}"
         if _is_of_machine(error):
-            raise
-        raise UserError(f"cannot read {_printable(image)}: {_reason(error)}{advice}") from error
+            raise RunStopped(f"{problem}; the machine has no more memory or open files (ulimit -a)") from error
+        raise UserError(f"{problem}{advice}") from error
 
 
 def decode(file: str | os.PathLike[str], max_megapixels: float) -> Image.Image:
