@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from lib import backbone, checkpoint, config, evaluation, method, runtime
 from lib.backbone import Backbone
 from lib.config import Config, Raw
+from lib.datasets import decoder
 from lib.method import Method
 from lib.networks import NetworkSettings
 from lib.runtime import DeviceSettings
@@ -58,10 +59,18 @@ class Model:
                 tensor of 1 or 3 channels.
 
         Raises:
+            UserError: an image cannot be read; its number is named.
             ValueError: a tensor of another type or shape.
             TypeError: neither images nor a tensor.
         """
-        shown = [prepare(image, self._channels, self._working_size) for image in _images(images)]
+        return self._prepare(images, 0)
+
+    def _prepare(self, images: Sequence[Image.Image] | Tensor, first: int) -> Tensor:
+        """As `prepare` does; `first` is the number of the first image, for messages."""
+        shown = []
+        for number, image in enumerate(_images(images), first):
+            with decoder.unreadable(f"image {number}"):
+                shown.append(prepare(decoder.upright(image), self._channels, self._working_size))
         sizes = np.array([(image.height, image.width) for image in shown], dtype=np.int64).reshape(-1, 2)
         draws = draw(self._recipe, sizes, 0, 0, np.arange(len(shown)), 0)  # the middle: nothing in it is random
         side, views = self._recipe.size, [pil.view(image, self._recipe, draws, n) for n, image in enumerate(shown)]
@@ -85,11 +94,14 @@ class Model:
 
         Returns:
             (N,) clusters and (N, K) probabilities
+
+        Raises:
+            UserError, ValueError, TypeError: as by `prepare`.
         """
         found = [np.empty((0, self.method.num_clusters), dtype=np.float32)]
         with torch.inference_mode():
             for start in range(0, len(images), batch_size):
-                prepared = self.prepare(images[start : start + batch_size])
+                prepared = self._prepare(images[start : start + batch_size], start)
                 found.append(self.method.predict(self.encode(prepared)).float().cpu().numpy())
         probability = np.concatenate(found)
         return probability.argmax(axis=1).astype(np.int64), probability
@@ -110,12 +122,12 @@ def load(path: str, defaults: Mapping[str, Raw]) -> Model:
     return Model(config.resolve(defaults, SECTIONS, known), stored)
 
 
-def _images(images: Sequence[Image.Image] | Tensor) -> list[Image.Image]:
+def _images(images: Sequence[Image.Image] | Tensor) -> Sequence[Image.Image]:
     if not isinstance(images, Tensor):
         for image in images:
             if not isinstance(image, Image.Image):
                 raise TypeError(f"Pillow images or an 8-bit (N, C, H, W) tensor are wanted, not {type(image).__name__}")
-        return [ImageOps.exif_transpose(image) for image in images]
+        return images
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
             f"(N, C, H, W) of bytes with 1 or 3 channels is wanted, not {tuple(images.shape)} {images.dtype}"

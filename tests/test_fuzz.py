@@ -7,11 +7,14 @@ import io
 import os
 import pickle
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from broken_images import is_readable
 from conftest import QUICK, ROOT
 
 import main
@@ -146,3 +149,25 @@ def test_a_hostile_file_under_every_option_that_takes_one(cli: Cli, tmp_path: Pa
             status, _, err = cli(*QUICK, *use)
             assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, (use, err)
     assert not mark.exists() and not (tmp_path / "sessions").exists()
+
+
+def test_damaged_images_are_read_or_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert 60 < sum(is_readable(number, tmp_path) for number in range(300)) < 240
+    assert not capfd.readouterr().err, "libraries write there by themselves"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_20_000_damaged_images(tmp_path: Path) -> None:
+    """In processes of their own, where a decoder may hang or crash, with little memory."""
+    first, stop, failures = 300, 20_300, []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    while first < stop and len(failures) < 20:
+        words = [sys.executable, ROOT / "tests/broken_images.py", str(first), str(stop), tmp_path]
+        ended = subprocess.run(words, capture_output=True, text=True, errors="replace", env=environment)
+        number = int((tmp_path / "number").read_text())
+        if ended.returncode or ended.stderr:
+            failures.append(f"image {number}: status {ended.returncode}, {ended.stderr}")
+        first = number + 1
+    assert not failures
+    assert 4000 < int(ended.stdout) < 16_000

@@ -18,6 +18,7 @@ from PIL import Image
 from runs import only
 
 from lib.datasets.image_folder import ImageFolder
+from lib.errors import UserError
 
 Cli = Callable[..., tuple[int, str, str]]
 NAMES = (
@@ -69,12 +70,16 @@ def zoo(root: Path) -> tuple[set[str], set[str]]:
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (30, 20), "red").save(root / "turned.jpg", exif=turned)
-    whole |= {"animated.gif", "turned.jpg"}
+    Image.new("RGB", (30, 20), "red").save(root / "no-exif.webp", exif=b"garbage")
+    whole |= {"animated.gif", "turned.jpg", "no-exif.webp"}
+    Image.new("RGB", (30, 20), "red").save(root / "bits.avif")
+    content = (root / "bits.avif").read_bytes()
+    (root / "bits.avif").write_bytes(content.partition(b"mdat")[0] + b"mdat" + bytes(99))  # a RuntimeError
     (root / "cut.png").write_bytes((root / "RGB-64x200.png").read_bytes()[:2000])
     (root / "empty.jpg").write_bytes(b"")
     (root / "text.png").write_text("no picture")
     (root / "notes.txt").write_text("of another kind")
-    return whole, {"cut.png", "empty.jpg", "text.png"}
+    return whole, {"cut.png", "bits.avif", "empty.jpg", "text.png"}
 
 
 def table(path: Path) -> list[list[str]]:
@@ -174,6 +179,15 @@ def test_the_example_in_python_gives_the_clusters_of_the_run(method: str, cli: C
     for ours, theirs in zip(names["model"].predict(tensor), names["model"].predict(shown), strict=True):
         assert (ours == theirs).all()
     assert [part.shape for part in names["model"].predict([])] == [(0,), (0, 4)]
+    closed = Image.open(folder / "00.png")
+    closed.close()
+    gone = Image.open(io.BytesIO((folder / "00.png").read_bytes()))
+    gone.fp.close()
+    cut = Image.open(io.BytesIO((folder / "00.png").read_bytes()[:200]))
+    for image in (closed, gone, cut, Image.new("RGB", (0, 5))):
+        with pytest.raises(UserError, match=r"^cannot read image 8: .") as raised:
+            names["model"].predict([*images[:8], image], batch_size=7)
+        assert str(raised.value).isprintable()
     with pytest.raises(TypeError, match="not str"):
         names["model"].predict(["a.jpg"])
     with pytest.raises(ValueError, match="of bytes"):

@@ -32,7 +32,7 @@ from PIL import Image
 from lib import distributed
 from lib.command import Command
 from lib.config import Config
-from lib.datasets import cache
+from lib.datasets import cache, decoder
 from lib.datasets.files import PictureFiles
 from lib.errors import MissingData, UserError
 from lib.networks import NetworkSettings
@@ -71,6 +71,9 @@ class DataSettings(Section):
     download: bool = setting(False, "fetch the official files of the data set into data_root", transient=True)
     on_bad_image: Literal["error", "skip"] = setting(
         "error", "what an unreadable picture means: the end, or that it is left out, counted and listed"
+    )
+    max_megapixels: float = setting(
+        decoder.MEGAPIXELS, "a file with a larger image is unreadable", unit="million pixels", low=1e-6
     )
     batch_size: int | None = setting(
         256,
@@ -198,9 +201,16 @@ class Pictures:
         for part in self._parts.values():
             targets = getattr(part, "targets", None)
             if targets is None:
-                targets = [part[i][1] for i in range(len(part))]
+                targets = [_label(part, i) for i in range(len(part))]
             found.append(np.asarray(targets, dtype=np.int64).reshape(-1))
         return np.concatenate(found)
+
+
+def _label(part: Any, i: int) -> int:
+    try:
+        return int(part[i][1])
+    except Exception:  # the image is unreadable, and whoever needs it says so
+        return -1
 
 
 def _stamp(file: str) -> tuple[int, int]:
@@ -271,6 +281,8 @@ def open_pictures(config: Config) -> Pictures:
     for name, part in parts.items():
         if not len(part):
             raise UserError(f"the data set {settings.dataset} in {settings.data_root}: its split {name} is empty")
+        if isinstance(part, PictureFiles):
+            part.max_megapixels = settings.max_megapixels
     unused = {name: size for name, size in known.sizes.items() if name not in used}
     pictures = Pictures(parts, train, test, unused=unused)
     pictures.store = _store(pictures, config)

@@ -6,37 +6,29 @@ import hashlib
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lib.checkpoint import write_atomically
+from lib.datasets import decoder
 from lib.datasets.formats import endings
 from lib.errors import UserError
 
-READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 ADVICE = "; mend or remove it, or --on-bad-image skip"
-# Pillow's remarks on odd files would stand beside our one line.
-warnings.filterwarnings("ignore", module=r"PIL\b")
 _SETTLED = 2.0  # s; a folder changed later than that may change again within the same tick of its clock
 
 
-def read(path: Path) -> Image.Image:
-    """The picture in a file, upright.
+def read(path: Path, max_megapixels: float = decoder.MEGAPIXELS) -> Image.Image:
+    """The image in a file, upright.
 
     Raises:
-        UserError: it is missing, or no picture.
+        UserError: it is missing, too large, or no image.
     """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except READ_ERRORS as error:
-        raise UserError(f"cannot read the picture {path}: {error}{ADVICE}") from error
-    return image
+    with decoder.unreadable(f"the picture {path}", ADVICE):
+        return decoder.decode(path, max_megapixels)
 
 
 class PictureFiles:
@@ -47,6 +39,9 @@ class PictureFiles:
         targets: their labels.
         transform: of each picture.
     """
+
+    max_megapixels: float = decoder.MEGAPIXELS
+    """A larger image is unreadable."""
 
     def __init__(
         self,
@@ -64,7 +59,7 @@ class PictureFiles:
         return Path(self.files[i])
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        image = read(self.path(i))
+        image = read(self.path(i), self.max_megapixels)
         return (self._transform(image) if self._transform else image), int(self.targets[i])
 
 

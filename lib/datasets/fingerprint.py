@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,5 +50,6 @@ def fingerprint(pictures: Pictures, root: str) -> Fingerprint:
         stamps = (pictures.stamps[:, 1] * 31 + pictures.stamps[:, 0]) % 2**62
     else:
         for position in range(0, len(pictures), max(1, len(pictures) // SAMPLE)):
-            whole.update(pictures[position][0].tobytes())
+            with suppress(Exception):  # the image is unreadable, and whoever needs it says so
+                whole.update(pictures[position][0].tobytes())
     return Fingerprint(whole.hexdigest(), torch.from_numpy(stamps))

@@ -18,8 +18,9 @@ PACKAGES = {
 }
 """Ending → the package that decodes it, where Pillow does not."""
 _MODULES = {".heic": "pillow_heif", ".avif": "pillow_avif", ".jxl": "pillow_jxl"}
-# Pillow hands EPS to Ghostscript, which executes the file. It only recognises MPEG.
-_EXCLUDED = {"EPS", "MPEG"}
+# Pillow hands EPS to Ghostscript, which executes the file. An IPTC file holds an image of any format, so also EPS.
+# MPEG is recognised and not decoded.
+_EXCLUDED = {"EPS", "IPTC", "MPEG"}
 
 
 @lru_cache(maxsize=1)

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
-
-from lib.datasets import Splits, register
-from lib.datasets.files import ADVICE, READ_ERRORS, PictureFiles
+from lib.datasets import Splits, decoder, register
+from lib.datasets.files import ADVICE, PictureFiles
 from lib.datasets.labels import read_labels
 from lib.datasets.tree import listed, printable, walk
 from lib.errors import UserError
@@ -109,9 +107,12 @@ class ImageFolder(PictureFiles):
         """Open the headers of these: better a word now than in the middle of the first epoch."""
         files = [self.files[i] for i in numbers]
         with ThreadPoolExecutor(8) as pool:
-            for file, problem in zip(files, pool.map(_problem, files), strict=True):
-                if problem:
-                    raise UserError(f"cannot read the picture {file}: {problem}{ADVICE}")
+            for _ in pool.map(self._check_header, files):
+                pass
+
+    def _check_header(self, file: str) -> None:
+        with decoder.unreadable(f"the picture {file}", ADVICE):
+            decoder.check_header(file, self.max_megapixels)
 
 
 class Part(NamedTuple):
@@ -296,13 +297,3 @@ def _counted(count: int, one: str, several: str) -> str:
 
 def _shown(folder: str) -> str:
     return printable(folder) + os.sep
-
-
-def _problem(file: str) -> str | None:
-    try:
-        with Image.open(file):
-            return None
-    except UnidentifiedImageError:
-        return "its content is no image"
-    except READ_ERRORS as error:
-        return str(error)

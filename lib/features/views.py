@@ -295,8 +295,11 @@ def _names(config: Config, pictures: Pictures) -> list[str]:
             if array is not None:
                 content, kind = array[number].tobytes(), str(array.shape[1:])
             else:
-                image = part[number][0]
-                content, kind = image.tobytes(), f"{image.mode} {image.size}"
+                try:
+                    image = part[number][0]
+                    content, kind = image.tobytes(), f"{image.mode} {image.size}"
+                except Exception:  # the image is unreadable, and whoever needs it says so
+                    content, kind = b"", f"unreadable {positions[number]}"
             found.append(hashlib.blake2b(content + kind.encode(), digest_size=16).hexdigest())
     return found
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lib.datasets.files import ADVICE
-from lib.errors import SIGNALS, UserError
+from lib.errors import SIGNALS, RunStopped, UserError
 from lib.method import Prepared, Request
 from lib.runtime import copies_in_background
 from lib.transforms.draws import Draws, draw
@@ -83,7 +83,7 @@ class PILViews:
         self._means = torch.tensor(means, device=device)[:, None, None]
         self._stds = torch.tensor(stds, device=device)[:, None, None]
         self._plan = _Plan()
-        self._loader: DataLoader[_Outcome | UserError] = DataLoader(
+        self._loader: DataLoader[_Outcome | UserError | RunStopped] = DataLoader(
             _Prepare(pictures, seed, skip),
             sampler=self._plan,
             batch_size=None,
@@ -98,7 +98,7 @@ class PILViews:
     def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
         self._plan.requests = plan
         for outcome in self._loader:
-            if isinstance(outcome, UserError):
+            if isinstance(outcome, UserError | RunStopped):
                 raise outcome
             self.skipped.update(outcome.skipped)
             yield Prepared(outcome.index, [self._normalise(view) for view in outcome.views])
@@ -137,15 +137,15 @@ class _Outcome:
     skipped: dict[int, str]
 
 
-class _Prepare(Dataset[_Outcome | UserError]):
+class _Prepare(Dataset[_Outcome | UserError | RunStopped]):
     def __init__(self, pictures: Reader, seed: int, skip: bool) -> None:
         self._pictures, self._seed, self._skip = pictures, seed, skip
 
-    def __getitem__(self, request: Request) -> _Outcome | UserError:
+    def __getitem__(self, request: Request) -> _Outcome | UserError | RunStopped:
         # An exception would come out of a loader process with that process's traceback as its text.
         try:
             return self._prepare(request)
-        except UserError as error:
+        except (UserError, RunStopped) as error:
             return error
 
     def _load_all(self, index: Tensor) -> tuple[dict[int, Image.Image], dict[int, str]]:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from lib import runtime
 from lib.config import Config
-from lib.datasets import DataSettings, Pictures, cache
+from lib.datasets import DataSettings, Pictures, cache, decoder
 from lib.datasets.cache import CacheSettings
-from lib.datasets.files import ADVICE, READ_ERRORS, PictureFiles
+from lib.datasets.files import ADVICE, PictureFiles
 from lib.errors import UserError
 from lib.networks import NetworkSettings
 from lib.progress import progress
@@ -27,27 +27,40 @@ Array = NDArray[np.uint8]
 BACKGROUND = (255, 255, 255)  # shows through transparent pictures
 OBLONG = 8  # a picture that is longer is cut to its middle: 1×5000 px would become 40×200,000
 READ_AHEAD = 256  # files that are decoded beside each other
+_THROUGH = {"LAB": "RGB", "La": "LA"}  # Pillow converts them to no other mode
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """Bring a picture of any mode to 8-bit grey (1 channel) or RGB (3 channels).
 
     Pictures of more than 8 bits are scaled, not clipped; transparency lies on white.
+
+    Raises:
+        Exception: of any kind, where Pillow cannot convert it.
     """
+    if image.mode in _THROUGH:
+        image = image.convert(_THROUGH[image.mode])
     if image.mode.startswith("I") or image.mode == "F":
-        deep = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
+        with np.errstate(invalid="ignore"):  # numbers that are none
+            deep = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
         # Pillow holds 16-bit files in "I" as well; values above 65535 come from true 32-bit ones. Floats have no range.
         ranges = (1, 255, 65535) if image.mode == "F" else (65535,)
         top = next((top for top in ranges if deep.max(initial=0) <= top), deep.max(initial=0))
         image = Image.fromarray((deep.clip(0) / top * 255).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
     return image.convert("L" if channels == 1 else "RGB")
 
 
 def prepare(image: Image.Image, channels: int, working_size: int | None) -> Image.Image:
-    """A picture of any size and mode as every recipe begins with it."""
+    """A picture of any size and mode as every recipe begins with it.
+
+    Raises:
+        Exception: of any kind, where Pillow cannot load or convert it.
+    """
+    if 0 in image.size:
+        raise ValueError(f"it has no pixels: its size is {image.width}×{image.height}")
     image = to_channels(_bounded(image), channels)
     return image if working_size is None else to_side(image, working_size)
 
@@ -93,13 +106,13 @@ class Reader:
 
     def decode(self, position: int) -> Image.Image:
         """The same from its file."""
-        try:
+        path = self.pictures.path(position)
+        name = f"picture {position} of the run" if path is None else f"the picture {path}"
+        with decoder.unreadable(name, ADVICE):
             found = self.pictures[position][0]
-        except READ_ERRORS as error:  # of a user's own data set; those of the house tell which file it was
-            raise UserError(f"cannot read picture {position} of the run: {error}{ADVICE}") from error
-        if not isinstance(found, Image.Image):
-            raise UserError(f"the data set gives {type(found).__name__}, where a Pillow image is wanted")
-        return prepare(found, self.channels, self.working_size)
+            if not isinstance(found, Image.Image):
+                raise UserError(f"the data set gives {type(found).__name__}, where a Pillow image is wanted")
+            return prepare(found, self.channels, self.working_size)
 
     def describe(self) -> str:
         """What is decoded anew each time although it could be kept, for the log."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from benchmarks.common import photographs
 from lib import datasets, runtime
+from lib.datasets.fingerprint import fingerprint
 from lib.errors import UserError
 from lib.method import Request, Views
 from lib.transforms import batched, colour
@@ -270,6 +273,45 @@ def test_a_data_set_that_fails_or_gives_no_picture(monkeypatch: pytest.MonkeyPat
                     [torch.arange(5)]
                 )
             )
+
+
+class Broken(Own):
+    """Fails in another way with each image but the first three."""
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        if i < 3:
+            return super().__getitem__(i)
+        if i == 3:
+            raise TypeError("of\ntwo lines")
+        if i == 4:
+            raise RuntimeError
+        cut = io.BytesIO()
+        super().__getitem__(0)[0].save(cut, "PNG")
+        cut.truncate(300)
+        return Image.open(cut), 0  # it fails as it is loaded
+
+
+@pytest.mark.parametrize("words", [("batched",), ("pil", "--num-workers", 0), ("pil", "--num-workers", 1)])
+def test_whatever_a_data_set_raises_is_an_unreadable_image(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...]
+) -> None:
+    monkeypatch.setitem(globals(), "Own", Broken)
+    with pytest.raises(UserError, match=r"^cannot read picture 3 of the run: TypeError: of two lines; "):
+        with closing(own_views(monkeypatch, "--tfm-backend", *words)) as views:
+            list(views.plain([torch.arange(2, 6)]))
+    views = own_views(monkeypatch, "--tfm-backend", *words, "--on-bad-image", "skip")
+    assert [prepared.index.tolist() for prepared in views.plain([torch.arange(6)])] == [[0, 1, 2]]
+    lines = [views.skipped[i] for i in (3, 4, 5)]
+    views.close()
+    prefixes = ("3 of the run: TypeError: of two lines", "4 of the run: RuntimeError", "5 of the run: ")
+    for line, prefix in zip(lines, prefixes, strict=True):
+        assert line.startswith(f"cannot read picture {prefix}") and line.isprintable()
+
+
+def test_a_data_set_with_unreadable_images_has_a_fingerprint_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = datasets.Pictures({"all": Broken("", "train")})
+    assert pictures.labels().tolist()[:6] == [0, 1, 2, -1, -1, 0]
+    assert fingerprint(pictures, "").pictures == fingerprint(pictures, "").pictures
 
 
 def test_large_pictures_are_transformed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def test_a_second_start_opens_no_file_and_a_changed_one_is_decoded_again(
     decodes.clear()
     opened: list[Any] = []
     open_image = Image.open
-    monkeypatch.setattr(Image, "open", lambda file, *rest: opened.append(file) or open_image(file, *rest))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(Image, "open", lambda file, **words: opened.append(file) or open_image(file, **words))  # type: ignore[func-returns-value]
     reader(tmp_path)
     assert not decodes and not opened
     changed = tmp_path / "pictures" / "03.png"

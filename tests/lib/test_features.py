@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK, ROOT, picture, resolve
+from PIL import Image
 from runs import IMC
 
 import main
-from lib import inference
+from lib import datasets, inference
 from lib.backbone import Backbone
 from lib.errors import UserError
 from lib.features import neighbours
@@ -228,6 +229,28 @@ def test_pictures_that_cannot_be_read_are_left_out(tmp_path: Path, calls: Calls)
         (prepared,) = made.views.plain([torch.arange(70)])
         assert list(made.views.skipped) == [3] and prepared.index.tolist() == [i for i in range(70) if i != 3]
         assert prepared.views[0].shape == (69, 16) and sum(calls) == computed
+
+
+def test_a_data_set_with_unreadable_images_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __init__(self, root: str, split: str, transform: Any = None, download: bool = False) -> None:
+            pass
+
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+            if i in (3, 5):
+                raise TypeError("broken")
+            return Image.new("L", (10, 10), 10 * i), -1
+
+    monkeypatch.setitem(datasets._registry._components, "broken", Broken)
+    words = ("--dataset", "broken", "--train-splits", "train", "--test-splits", "train")
+    with pytest.raises(UserError, match="picture 3 of the run: TypeError: broken"):
+        task(tmp_path, *words).views.prepared()
+    made = task(tmp_path, *words, "--on-bad-image", "skip")
+    (prepared,) = made.views.plain([torch.arange(20)])
+    assert sorted(made.views.skipped) == [3, 5] and len(prepared.index) == 18
 
 
 def drawn(made: Task, index: list[int], epoch: int, copies: int = 4) -> list[list[int]]:
