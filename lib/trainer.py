@@ -21,7 +21,7 @@ from lib.datasets import DataSettings
 from lib.datasets.fingerprint import Fingerprint, fingerprint
 from lib.errors import Interrupted, RunStopped, UserError
 from lib.evaluation import Outcome
-from lib.faults import Guard
+from lib.faults import Fault, Guard
 from lib.means import Means
 from lib.method import Method, Task
 from lib.optimizers import OptimizerSettings
@@ -121,25 +121,30 @@ class Trainer:
             session.warn(note)
         with self._interrupts:
             try:
-                while self._begin_epoch():
-                    self._train_epoch()
-                self._guard.check()
-                if self._latest is None or self._latest[0] != self.step:
-                    self._predict()
-                if self._scored_step != self.step:
-                    self._record_scores(self.epoch)
-                self._interrupts.check()
-                self._save("latest")
-            except Interrupted as interrupted:
-                if interrupted.midway:
-                    raise
-                self._save("latest")
-                distributed.largest(0)  # no rank goes before the state is saved
-                raise Interrupted(interrupted.number, saved=True) from None
-            except RunStopped as fault:
+                self._train()
+            except Fault as fault:
                 raise self._record_fault(fault) from None
         assert self._latest is not None
         return self._latest[1]
+
+    def _train(self) -> None:
+        try:
+            while self._begin_epoch():
+                self._train_epoch()
+            self._guard.check()
+            if self._latest is None or self._latest[0] != self.step:
+                self._predict()
+            if self._scored_step != self.step:
+                self._record_scores(self.epoch)
+            self._interrupts.check()
+            self._save("latest")
+        except Interrupted as interrupted:
+            if interrupted.midway:
+                raise
+            self._guard.check()
+            self._save("latest")
+            distributed.largest(0)  # no rank goes before the state is saved
+            raise Interrupted(interrupted.number, saved=True) from None
 
     def _begin_epoch(self) -> bool:
         """Fix the rate of the next epoch; False where there is none."""
@@ -174,16 +179,17 @@ class Trainer:
             self._finish_epoch()
 
     def _train_step(self, batch: Any) -> None:
+        self._guard.keep(self.method, (self.step, self.position, self._means.copy()))
         set_rate(self.optimizer, self._rate, self.step, self._warmup)
         self.method.before_forward(self.step)
-        self._guard.keep(self.method)
         parts = self._parallel(batch)
-        if "index" in parts:
-            self._note(parts.pop("index"), parts.pop("cluster"))
+        assigned = (parts.pop("index"), parts.pop("cluster")) if "index" in parts else None
         self.optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         self.method.after_backward(self.step)
         self._guard.step(parts, batch.index)
+        if assigned is not None:
+            self._note(*assigned)
         self.step += 1
         self.position += 1
         began, self._clock = self._clock, time.perf_counter()
@@ -193,7 +199,8 @@ class Trainer:
 
     def _note(self, index: Tensor, cluster: Tensor) -> None:
         self._assigned = self._assigned.to(cluster.device)  # where it stays, so that nothing waits
-        self._assigned[runtime.send(index, cluster.device)] = cluster
+        index = runtime.send(index, cluster.device)
+        self._assigned[index] = torch.where(self._guard.faulty, self._assigned[index], cluster)
 
     def _finish_epoch(self) -> None:
         self._guard.check()
@@ -232,10 +239,11 @@ class Trainer:
         loss = f"loss {means['loss']:.4f}, {self._means.rate():,.0f} pictures/s"
         self.session.progress(f"epoch {self.epoch + 1}/{self.settings.epochs}, {steps}: {loss}")
 
-    def _record_fault(self, fault: RunStopped) -> RunStopped:
-        """Leave what is needed to look into a fault: the state, and the pictures of the last batches."""
-        path, recent = self.task.pictures.path, [index.tolist() for index in self._guard.recent]
-        files = [str(path(position)) for position in recent[-1] if path(position) is not None] if recent else []
+    def _record_fault(self, fault: Fault) -> RunStopped:
+        """Leave what is needed to look into a fault: the state before it, and the pictures of the last batches."""
+        self.step, self.position, self._means = fault.place
+        path, recent = self.task.pictures.path, [index.tolist() for index in fault.recent]
+        files = [str(path(position)) for position in recent[-1] if path(position) is not None]
         self.session.write_json(
             "fault.json",
             {"fault": str(fault), "step": self.step, "epoch": self.epoch, "recent": recent, "last_files": files},
