@@ -15,7 +15,7 @@ from torch import Tensor
 from lib import batchnorm, distributed, labelfree, metrics
 from lib.config import Config
 from lib.datasets import DataSettings
-from lib.errors import UserError
+from lib.errors import RunStopped, UserError
 from lib.inference import Predictions, evaluating, predict, scored, shares
 from lib.labelfree import Sample
 from lib.method import Method, Task
@@ -25,6 +25,7 @@ from lib.settings import Section, setting
 from lib.transforms import TransformSettings, plain_recipe
 
 Scores = dict[str, dict[str, Any]]  # split → name → value
+HUGE = 65504  # the largest number of float16; no weight of a network that learns comes near it
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,24 @@ def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None
     `plain` is as trained. `train_bn` re-estimates the statistics on training pictures under the test
     transform, from scratch. `test_bn` goes on from the trained ones with the scored pictures, as the
     IMC-SwAV authors do; its figures are comparable with theirs alone. Everything is put back.
+
+    Raises:
+        UserError: no picture of a split can be read.
+        RunStopped: the run diverged: weights are huge, or a statistic, feature or probability is not finite.
     """
     settings, plain = config.of(EvaluationSettings), plain_recipe(config.of(TransformSettings))
     first: Predictions | None = None
     found: Scores = {}
     statistics: dict[str, Tensor] = {}
     distributed.follow_first(task.method)
+    _check_weights(task.method)
     for treatment in task.method.treatments:
         with batchnorm.restored(task.method):
             _treat(task, config, treatment, tick)
+            if not batchnorm.finite(task.method):
+                raise RunStopped(
+                    f"the run diverged: BatchNorm statistics ({treatment}) are not finite; a lower --base-lr may help"
+                )
             predictions = predict(task, settings.eval_batch_size, tick)
             statistics = statistics or {name: value.detach().clone() for name, value in task.method.named_buffers()}
             size, count = settings.eval_batch_size, 0 if first else settings.eval_sample
@@ -119,6 +129,13 @@ def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None
         first = first or predictions
     assert first is not None
     return Outcome(first, found, statistics)
+
+
+def _check_weights(method: Method) -> None:
+    """Raises RunStopped where weights have grown beyond all measure: what is predicted by them is no result."""
+    largest = max(float(weight.detach().abs().max()) for weight in method.parameters() if weight.numel())
+    if largest > HUGE:
+        raise RunStopped(f"the run diverged: weights are as large as {largest:.2g}; a lower --base-lr may help")
 
 
 def adopt(method: Method, stored: Mapping[str, Any]) -> str:

@@ -16,8 +16,8 @@ from lib.errors import RunStopped
 RECENT = 8  # batches whose images are told after a fault
 LAG = 32  # steps after which a fault is noticed at the latest
 GRADIENT = "the gradient"
-WEIGHTS = "a weight after the step"
-BUFFERS = "a buffer of the network"
+WEIGHTS = "a weight"
+BUFFERS = "a buffer"
 MOMENTS = "the optimizer's state"
 CONSEQUENCES = (GRADIENT, WEIGHTS, BUFFERS, MOMENTS)
 
