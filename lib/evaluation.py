@@ -16,6 +16,7 @@ from lib import batchnorm, distributed, labelfree, metrics
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.errors import RunStopped, UserError
+from lib.faults import HUGE
 from lib.inference import Predictions, evaluating, predict, scored, shares
 from lib.labelfree import Sample
 from lib.method import Method, Task
@@ -25,7 +26,6 @@ from lib.settings import Section, setting
 from lib.transforms import TransformSettings, plain_recipe
 
 Scores = dict[str, dict[str, Any]]  # split → name → value
-HUGE = 65504  # the largest number of float16; no weight of a network that learns comes near it
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def score(task: Task, predictions: Predictions, top_k: int | None = None, sample
             raise UserError(f"none of the pictures of the split {name} can be read; mend or remove them")
         clusters, probability = predictions.cluster[rows], predictions.probability[rows]
         found[name] = {
-            **metrics.scores(labels, clusters),
+            **_judged(labels, clusters),
             **metrics.balance(clusters, task.method.num_clusters),
             "confidence": float(probability.max(axis=1).mean()),
             **(sample.scores(split) if sample else {}),
@@ -76,6 +76,12 @@ def score(task: Task, predictions: Predictions, top_k: int | None = None, sample
         if top_k is not None:
             found[name][f"top{top_k}"] = metrics.top_k(labels, probability, top_k)
     return found
+
+
+def _judged(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> dict[str, Any]:
+    """The scores by labels; where there are labels and yet no scores, `unscored` says why."""
+    why = metrics.unscored(labels) if (labels >= 0).any() else ""
+    return {**metrics.scores(labels, clusters), **({"unscored": why} if why else {})}
 
 
 def online(task: Task, assigned: NDArray[np.int64]) -> Scores:
@@ -89,7 +95,7 @@ def online(task: Task, assigned: NDArray[np.int64]) -> Scores:
         return {}
     labels = task.trained.labels[np.isin(task.trained.index, rows)]
     clusters = assigned[rows]
-    own = {**metrics.scores(labels, clusters), **metrics.balance(clusters, task.method.num_clusters)}
+    own = {**_judged(labels, clusters), **metrics.balance(clusters, task.method.num_clusters)}
     return {f"{task.trained_name}:online": own}
 
 
@@ -191,7 +197,7 @@ def line(scores: Mapping[str, Any]) -> str:
     known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in metrics.TITLES if scores[key] is not None)
     shares = f"shares {scores['smallest']:.1%} to {scores['largest']:.1%}"
     judged = "".join(f", {title} {scores[key]:.3f}" for key, title in labelfree.TITLES if scores.get(key) is not None)
-    return f"{known or 'no labels'}; {shares}{judged}"
+    return f"{known or scores.get('unscored', 'no labels')}; {shares}{judged}"
 
 
 def warn_of_collapse(session: Session, scores: Mapping[str, Any], k: int) -> None:

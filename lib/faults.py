@@ -14,18 +14,20 @@ from torch.optim import Optimizer
 from lib.errors import RunStopped
 
 RECENT = 8  # batches whose images are told after a fault
+HUGE = 65504  # the largest number of float16; no weight of a network that learns comes near it
 LAG = 32  # steps after which a fault is noticed at the latest
 GRADIENT = "the gradient"
 WEIGHTS = "a weight"
 BUFFERS = "a buffer"
 MOMENTS = "the optimizer's state"
 CONSEQUENCES = (GRADIENT, WEIGHTS, BUFFERS, MOMENTS)
+LIMITS = {WEIGHTS: HUGE, BUFFERS: torch.inf, MOMENTS: torch.inf}
 
 Flat = dict[torch.dtype, Tensor]  # of several tensors, the (n,) values of each data type
 
 
 class Fault(RunStopped):
-    """A step met a number that is not finite; weights, buffers and optimiser are as before that step.
+    """A step met a number that is not finite, or a huge weight; weights, buffers and optimiser are as before that step.
 
     Args:
         part: what is not finite.
@@ -34,7 +36,7 @@ class Fault(RunStopped):
     """
 
     def __init__(self, part: str, place: Any, recent: Sequence[Tensor]) -> None:
-        super().__init__(f"{part} is not finite")
+        super().__init__(f"{part} is not finite" + (f" or larger than {HUGE:,}" if part == WEIGHTS else ""))
         self.place, self.recent = place, recent
 
 
@@ -141,7 +143,7 @@ class Guard:
         self._optimizer.step()
         after = {name: _flat(tensors) for name, tensors in self._tensors.items()}
         faults = {name: ~value.isfinite() for name, value in {**parts, GRADIENT: norm}.items()}
-        faults |= {name: _broken(self._values[name], values, self.faulty) for name, values in after.items()}
+        faults |= {name: self._broken(name, values) for name, values in after.items()}
         self._steps.append(_Step(self._before, index, tuple(faults), torch.stack(list(faults.values()))))
         self.faulty = self.faulty | self._steps[-1].faults.any()
         if self._defers or self.faulty:
@@ -150,6 +152,13 @@ class Guard:
         self._before, self._values = None, {}
         if not self._defers or len(self._steps) == LAG:
             self.check()
+
+    def _broken(self, name: str, after: Flat) -> Tensor:
+        """Whether all numbers were below the limit and no longer are; a mask among them may be infinite from the start."""
+        limit, before = LIMITS[name], self._values[name]
+        pairs = [(before[kind], values) for kind, values in after.items() if kind.is_floating_point and len(values)]
+        found = [_below(limit, was) & ~_below(limit, values) for was, values in pairs]
+        return torch.stack(found).any() if found else torch.zeros_like(self.faulty)
 
     def check(self) -> None:
         """See that all steps so far were finite; waits for the device.
@@ -182,15 +191,8 @@ def _flat(tensors: Sequence[Tensor]) -> Flat:
     return {kind: torch.cat([tensor.flatten() for tensor in tensors if tensor.dtype == kind]) for kind in kinds}
 
 
-def _broken(before: Flat, after: Flat, flag: Tensor) -> Tensor:
-    """Whether all numbers were finite and no longer are; a mask among them may be infinite from the start."""
-    pairs = [(before[kind], values) for kind, values in after.items() if kind.is_floating_point]
-    found = [_finite(was) & ~_finite(values) for was, values in pairs if len(values)]
-    return torch.stack(found).any() if found else torch.zeros_like(flag)
-
-
-def _finite(values: Tensor) -> Tensor:
-    return torch.stack(values.aminmax()).isfinite().all()  # ten times as fast as to look at each
+def _below(limit: float, values: Tensor) -> Tensor:
+    return (torch.stack(values.aminmax()).abs() < limit).all()  # NaN is not; ten times as fast as to look at each
 
 
 def _put(tensors: Sequence[Tensor], before: Flat, after: Flat, back: Tensor) -> None:

@@ -137,7 +137,7 @@ def sections(found: Found, shown: Gallery | None) -> str:
     """Sizes of all clusters, then the pictures of each."""
     sizes = np.bincount(found.cluster, minlength=found.k)
     near = near_clusters(found, found.shown) if found.shown is not None and len(found.shown.row) else {}
-    matched = metrics.matching(found.label, found.cluster)
+    matched = {} if metrics.unscored(found.label) else metrics.matching(found.label, found.cluster)
     rows, parts = [], []
     for k in range(found.k):
         own = np.flatnonzero(found.cluster == k)
