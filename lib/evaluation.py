@@ -37,8 +37,10 @@ class EvaluationSettings(Section):
     )
     eval_sample: int = setting(
         2000,
-        "pictures, evenly spread, by which PUI, silhouette and agreement are taken, and which the report shows; 0: none",
+        "pictures, evenly spread, by which PUI, silhouette and agreement are taken, and of which the report shows up to "
+        "5,000; 0: none",
         low=0,
+        high=100_000,  # the silhouette compares each with each
     )
     baseline: tuple[Literal["kmeans", "pca_kmeans"], ...] | None = setting(
         None,

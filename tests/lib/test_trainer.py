@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,13 +251,13 @@ def test_a_collapse_is_warned_of() -> None:
     assert not log.text
 
 
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
 @pytest.mark.parametrize("rate", ["1e6", "1e20", "1e38"])
 @pytest.mark.parametrize("words", [QUICK, (*IMC, "--max-epochs", 1)], ids=["pica", "imc_swav"])
 def test_a_diverged_run_says_so_and_leaves_no_result(
     words: tuple[object, ...], rate: str, cli: Cli, tmp_path: Path
 ) -> None:
-    with warnings.catch_warnings(action="error"):
-        status, _, err = cli(*words, "--base-lr", rate, "--lr-policy", "fixed", "--warmup-steps", 0)
+    status, _, err = cli(*words, "--base-lr", rate, "--lr-policy", "fixed", "--warmup-steps", 0)
     assert status == 1 and "the run diverged: " in err and "a lower --base-lr may help" in err
     assert not list((tmp_path / "sessions").glob("*/scores.json"))
     (kept,) = (tmp_path / "sessions").glob("*/checkpoint/*")
@@ -272,22 +271,22 @@ def spoiled(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Pa
     return path.with_name("spoiled.ckpt")
 
 
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
 def test_a_diverged_checkpoint_gives_no_result(cli: Cli, tmp_path: Path) -> None:
     cli(*QUICK, "--session", "trained")
     latest = tmp_path / "sessions" / "trained" / "checkpoint" / "latest.ckpt"
     weight = "heads.1.weight"
     variance = next(name for name in checkpoint.load(latest)["method"] if name.endswith("running_var"))
-    with warnings.catch_warnings(action="error"):
-        for name, value, message in (
-            (weight, float("nan"), "not finite"),
-            (variance, float("inf"), "not finite"),
-            (weight, 1e38, "the run diverged: weights are as large as 1e.38"),
-            (variance, -1e3, "the run diverged: .* features or probabilities that are not finite"),
-        ):
-            broken = spoiled(latest, lambda method, name=name, value=value: method[name].fill_(value))  # type: ignore[misc]
-            status, _, err = cli("--evaluate", broken, "--session", "scored")
-            assert status and re.search(message, err), (name, value, err)
-            assert not (tmp_path / "sessions" / "scored").exists()
+    for name, value, message in (
+        (weight, float("nan"), "not finite"),
+        (variance, float("inf"), "not finite"),
+        (weight, 1e38, "the run diverged: weights are as large as 1e.38"),
+        (variance, -1e3, "the run diverged: .* features or probabilities that are not finite"),
+    ):
+        broken = spoiled(latest, lambda method, name=name, value=value: method[name].fill_(value))  # type: ignore[misc]
+        status, _, err = cli("--evaluate", broken, "--session", "scored")
+        assert status and re.search(message, err), (name, value, err)
+        assert not (tmp_path / "sessions" / "scored").exists()
 
 
 def test_a_loss_at_log_k_is_warned_of(cli: Cli) -> None:
