@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from lib import metrics
 from lib.backbone import Backbone
 from lib.inference import batches, common, scored
+from lib.labelfree import scaled
 from lib.method import Task
 
 COMPONENTS = 50  # principal ones, or fewer where there is less
@@ -54,9 +56,10 @@ def _clusters(values: NDArray[np.float32], name: str, count: int, seed: int) -> 
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
 
-    if name == "pca_kmeans":
-        values = PCA(min(COMPONENTS, *values.shape), random_state=seed).fit_transform(values)
-    clusters: NDArray[np.int64] = KMeans(min(count, len(values)), n_init=RESTARTS, random_state=seed).fit_predict(
-        values
-    )
+    kmeans = KMeans(min(count, len(values)), n_init=RESTARTS, random_state=seed)
+    with warnings.catch_warnings(action="ignore"):  # of images that are all alike, or fewer than the clusters
+        values = scaled(values)
+        if name == "pca_kmeans":
+            values = PCA(min(COMPONENTS, *values.shape), random_state=seed).fit_transform(values)
+        clusters: NDArray[np.int64] = kmeans.fit_predict(values)
     return clusters

@@ -49,6 +49,12 @@ def reestimate(module: nn.Module, predict: Iterable[Tensor], afresh: bool) -> No
         part.train(False)
 
 
+def finite(module: nn.Module) -> bool:
+    """Whether every running statistic is a finite number."""
+    norms = (part for part in module.modules() if isinstance(part, _BatchNorm))
+    return all(bool(value.isfinite().all()) for part in norms for value in part.buffers(recurse=False))
+
+
 def _norms(module: nn.Module) -> list[_BatchNorm]:
     """Those whose statistics follow the pictures."""
     held = {part for frozen in tuning.held(module) for part in frozen.modules()}

@@ -15,7 +15,8 @@ from torch import Tensor
 from lib import batchnorm, distributed, labelfree, metrics
 from lib.config import Config
 from lib.datasets import DataSettings
-from lib.errors import UserError
+from lib.errors import RunStopped, UserError
+from lib.faults import HUGE
 from lib.inference import Predictions, evaluating, predict, scored, shares
 from lib.labelfree import Sample
 from lib.method import Method, Task
@@ -36,8 +37,10 @@ class EvaluationSettings(Section):
     )
     eval_sample: int = setting(
         2000,
-        "pictures, evenly spread, by which PUI, silhouette and agreement are taken, and which the report shows; 0: none",
+        "pictures, evenly spread, by which PUI, silhouette and agreement are taken, and of which the report shows up to "
+        "5,000; 0: none",
         low=0,
+        high=100_000,  # the silhouette compares each with each
     )
     baseline: tuple[Literal["kmeans", "pca_kmeans"], ...] | None = setting(
         None,
@@ -67,7 +70,7 @@ def score(task: Task, predictions: Predictions, top_k: int | None = None, sample
             raise UserError(f"none of the pictures of the split {name} can be read; mend or remove them")
         clusters, probability = predictions.cluster[rows], predictions.probability[rows]
         found[name] = {
-            **metrics.scores(labels, clusters),
+            **_judged(labels, clusters),
             **metrics.balance(clusters, task.method.num_clusters),
             "confidence": float(probability.max(axis=1).mean()),
             **(sample.scores(split) if sample else {}),
@@ -75,6 +78,12 @@ def score(task: Task, predictions: Predictions, top_k: int | None = None, sample
         if top_k is not None:
             found[name][f"top{top_k}"] = metrics.top_k(labels, probability, top_k)
     return found
+
+
+def _judged(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> dict[str, Any]:
+    """The scores by labels; where there are labels and yet no scores, `unscored` says why."""
+    why = metrics.unscored(labels) if (labels >= 0).any() else ""
+    return {**metrics.scores(labels, clusters), **({"unscored": why} if why else {})}
 
 
 def online(task: Task, assigned: NDArray[np.int64]) -> Scores:
@@ -88,7 +97,7 @@ def online(task: Task, assigned: NDArray[np.int64]) -> Scores:
         return {}
     labels = task.trained.labels[np.isin(task.trained.index, rows)]
     clusters = assigned[rows]
-    own = {**metrics.scores(labels, clusters), **metrics.balance(clusters, task.method.num_clusters)}
+    own = {**_judged(labels, clusters), **metrics.balance(clusters, task.method.num_clusters)}
     return {f"{task.trained_name}:online": own}
 
 
@@ -98,15 +107,24 @@ def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None
     `plain` is as trained. `train_bn` re-estimates the statistics on training pictures under the test
     transform, from scratch. `test_bn` goes on from the trained ones with the scored pictures, as the
     IMC-SwAV authors do; its figures are comparable with theirs alone. Everything is put back.
+
+    Raises:
+        UserError: no picture of a split can be read.
+        RunStopped: the run diverged: weights are huge, or a statistic, feature or probability is not finite.
     """
     settings, plain = config.of(EvaluationSettings), plain_recipe(config.of(TransformSettings))
     first: Predictions | None = None
     found: Scores = {}
     statistics: dict[str, Tensor] = {}
     distributed.follow_first(task.method)
+    _check_weights(task.method)
     for treatment in task.method.treatments:
         with batchnorm.restored(task.method):
             _treat(task, config, treatment, tick)
+            if not batchnorm.finite(task.method):
+                raise RunStopped(
+                    f"the run diverged: BatchNorm statistics ({treatment}) are not finite; a lower --base-lr may help"
+                )
             predictions = predict(task, settings.eval_batch_size, tick)
             statistics = statistics or {name: value.detach().clone() for name, value in task.method.named_buffers()}
             size, count = settings.eval_batch_size, 0 if first else settings.eval_sample
@@ -119,6 +137,13 @@ def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None
         first = first or predictions
     assert first is not None
     return Outcome(first, found, statistics)
+
+
+def _check_weights(method: Method) -> None:
+    """Raises RunStopped where weights have grown beyond all measure: what is predicted by them is no result."""
+    largest = max(float(weight.detach().abs().max()) for weight in method.parameters() if weight.numel())
+    if largest > HUGE:
+        raise RunStopped(f"the run diverged: weights are as large as {largest:.2g}; a lower --base-lr may help")
 
 
 def adopt(method: Method, stored: Mapping[str, Any]) -> str:
@@ -174,7 +199,7 @@ def line(scores: Mapping[str, Any]) -> str:
     known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in metrics.TITLES if scores[key] is not None)
     shares = f"shares {scores['smallest']:.1%} to {scores['largest']:.1%}"
     judged = "".join(f", {title} {scores[key]:.3f}" for key, title in labelfree.TITLES if scores.get(key) is not None)
-    return f"{known or 'no labels'}; {shares}{judged}"
+    return f"{known or scores.get('unscored', 'no labels')}; {shares}{judged}"
 
 
 def warn_of_collapse(session: Session, scores: Mapping[str, Any], k: int) -> None:

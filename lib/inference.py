@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lib import distributed
-from lib.errors import UserError
+from lib.errors import RunStopped, UserError
 from lib.method import Prepared, Request, Split, Task
 from lib.transforms.recipe import Recipe
 
@@ -81,6 +81,10 @@ def predict(task: Task, batch_size: int, tick: Callable[[], None] = lambda: None
         task: whose pictures, by whose method.
         batch_size: pictures at a time, of all processes.
         tick: called after each batch; what it raises ends the prediction.
+
+    Raises:
+        UserError: no picture can be read.
+        RunStopped: a probability is not finite.
     """
     (found,) = _infer(task, task.views.plain(shares(scored(task), batch_size)), 1, tick, features=False)
     if not len(found.index):
@@ -103,6 +107,9 @@ def embed(
         recipes: of the views; the random draws of a picture are the same at every call.
         batch_size: pictures at a time, of all processes.
         tick: called after each batch; what it raises ends the work.
+
+    Raises:
+        RunStopped: a feature or a probability is not finite.
     """
     plan = (Request(share, recipes) for share in shares(index, batch_size))
     return _infer(task, task.views.stream(plan), len(recipes), tick, features=True)
@@ -130,5 +137,15 @@ def _infer(
         for view in range(views):
             held = torch.cat([torch.empty(0, width), *kept[view]])
             probability, feature = (distributed.gather(part, counts)[order] for part in (torch.cat(rows[view]), held))
+            _check_finite(probability, feature)
             found.append(Embedded(whole[order].numpy(), probability.numpy(), feature.numpy()))
     return found
+
+
+def _check_finite(probability: Tensor, feature: Tensor) -> None:
+    broken = ~(probability.isfinite().all(dim=1) & feature.isfinite().all(dim=1))
+    if broken.any():
+        raise RunStopped(
+            f"the run diverged: {int(broken.sum()):,} of {len(broken):,} images have features or probabilities that are "
+            "not finite; a lower --base-lr may help"
+        )

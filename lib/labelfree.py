@@ -19,6 +19,7 @@ from lib.inference import Embedded, common, embed, scored
 from lib.method import Split, Task
 from lib.transforms.recipe import Recipe
 
+MEMORY = 64  # MiB of distances that the silhouette holds at a time
 TITLES = (("confidence", "confidence"), ("pui", "PUI"), ("silhouette", "silhouette"), ("agreement", "agreement"))
 
 
@@ -27,6 +28,25 @@ def spread(index: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     if len(index) <= count:
         return index
     return index[np.linspace(0, len(index) - 1, count).round().astype(np.int64)]
+
+
+def scaled(values: NDArray[np.float32], axis: int | None = None) -> NDArray[np.float32]:
+    """Divided by a power of two, so that the largest is from 0.5 to 1: exact, and no square overflows.
+
+    Args:
+        values: (N, D), finite.
+        axis: along which one power serves; none: one for all.
+    """
+    largest = np.abs(values).max(axis=axis, keepdims=True, initial=0)
+    found: NDArray[np.float32] = np.ldexp(values, -np.frexp(largest)[1])
+    return found
+
+
+def directions(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, D), each brought to length 1; zeros stay."""
+    moderate = scaled(features, axis=1)
+    found: NDArray[np.float32] = moderate / np.maximum(np.linalg.norm(moderate, axis=1, keepdims=True), 1e-12)
+    return found
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,7 @@ class Sample:
             `agreement` (1: the same): adjusted Rand index between the clusters in the two views.
             Each None where it has no meaning: without pictures, or with a single cluster.
         """
+        from sklearn import config_context
         from sklearn.metrics import adjusted_rand_score, silhouette_score
 
         rows, _ = common(self.plain.index, split)
@@ -53,7 +74,10 @@ class Sample:
         count = len(np.unique(clusters))
         if count < 2:
             return {"pui": None, "silhouette": None, "agreement": None}
-        apart = silhouette_score(self.plain.feature[rows], clusters, metric="cosine") if count < len(rows) else None
+        apart = None
+        if count < len(rows):
+            with config_context(working_memory=MEMORY):
+                apart = silhouette_score(directions(self.plain.feature[rows]), clusters, metric="cosine")
         return {
             "pui": metrics.uncertainty(torch.from_numpy(p), torch.from_numpy(q)),
             "silhouette": None if apart is None else float(apart),

@@ -21,6 +21,13 @@ class Means:
         self._pictures += pictures
         self._seconds += seconds
 
+    def copy(self) -> Means:
+        """The means so far."""
+        other = Means()
+        other._sums = dict(self._sums)
+        other._pictures, other._seconds = self._pictures, self._seconds
+        return other
+
     def wait(self, seconds: float) -> None:
         """Count time in which the device caught up with its work."""
         self._seconds += seconds

@@ -63,7 +63,7 @@ def scores(labels: IntArray, clusters: IntArray) -> dict[str, float | None]:
         clusters: (N,) assigned clusters; there may be more of them than classes, or fewer.
 
     Returns:
-        `{"acc", "nmi", "nmi_geometric", "ari", "ami"}`, each None if no label is known. ACC is the
+        `{"acc", "nmi", "nmi_geometric", "ari", "ami"}`, each None where `unscored` gives a reason. ACC is the
         share in agreement under `matching`.
 
     Raises:
@@ -73,7 +73,7 @@ def scores(labels: IntArray, clusters: IntArray) -> dict[str, float | None]:
 
     labels, clusters = np.asarray(labels), np.asarray(clusters)
     table, _, _ = contingency(labels, clusters)
-    if not table.size:
+    if unscored(labels):
         return dict.fromkeys(NAMES)
     known = labels >= 0
     truth, found = labels[known], clusters[known]
@@ -86,18 +86,28 @@ def scores(labels: IntArray, clusters: IntArray) -> dict[str, float | None]:
     }
 
 
+def unscored(labels: IntArray) -> str:
+    """Why no score can be taken against these labels; empty: it can. All images in one cluster would score 1."""
+    known = labels[labels >= 0]
+    if not len(known):
+        return "no labels"
+    if known.min() == known.max():
+        return f"all {len(known):,} labelled images have one class, against which ACC, NMI and ARI mean nothing"
+    return ""
+
+
 def top_k(labels: IntArray, probability: NDArray[np.floating[Any]], k: int) -> float | None:
-    """Share of the pictures whose class is among their k most probable clusters, after `matching`.
+    """Share of the pictures whose class is among their k most probable clusters, after `matching`; None if `unscored`.
 
     Args:
         labels: (N,) true classes, −1 where unknown.
         probability: (N, K) of the clusters.
         k: how many clusters count.
     """
+    if unscored(labels):
+        return None
     match = matching(labels, probability.argmax(axis=1))
     known = labels >= 0
-    if not known.any():
-        return None
     classes = np.array([match.get(cluster, -2) for cluster in range(probability.shape[1])])
     best = np.argsort(-probability[known], axis=1, kind="stable")[:, :k]
     return float((classes[best] == labels[known, None]).any(axis=1).mean())

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from lib import backbone, checkpoint, distributed, evaluation, optimizers, runtime, schedules, tuning
+from lib import backbone, checkpoint, distributed, evaluation, metrics, optimizers, runtime, schedules, tuning
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.datasets.fingerprint import Fingerprint, fingerprint
 from lib.errors import Interrupted, RunStopped, UserError
 from lib.evaluation import Outcome
-from lib.faults import Guard
+from lib.faults import Fault, Guard
 from lib.means import Means
 from lib.method import Method, Task
 from lib.optimizers import OptimizerSettings
@@ -49,7 +49,9 @@ class TrainerSettings(Section):
     keep: int = setting(0, "finished epochs whose checkpoints stay beside latest.ckpt", unit="epochs", low=0)
     eval_every: int = setting(1, "between two evaluations; 0: at the end alone", unit="epochs", low=0)
     best_by: Literal["loss", "acc"] = setting(
-        "loss", "what chooses best.ckpt: the training loss, or the accuracy by labels, which is an oracle's choice"
+        "loss",
+        "what chooses best.ckpt: the training loss, or the accuracy by labels, which is an oracle's choice, among the "
+        "evaluated epochs (eval_every) and the run's end",
     )
 
     @property
@@ -99,15 +101,29 @@ class Trainer:
         self._latest: tuple[int, Outcome] | None = None
         self._statistics: dict[str, Tensor] = {}  # under which the present weights were scored, if they were
         self._scored = next(iter(task.splits))
-        if self.settings.best_by == "acc" and (task.splits[self._scored].labels < 0).all():
-            raise UserError(f"--best-by acc needs labels, and the split {self._scored} has none")
+        if self.settings.best_by == "acc":
+            self._check_choice()
+
+    def _check_choice(self) -> None:
+        """Raises UserError where no accuracy can choose best.ckpt."""
+        if why := metrics.unscored(self.task.splits[self._scored].labels):
+            raise UserError(
+                f"--best-by acc needs labels of two classes or more, and the split {self._scored} has none: {why}; "
+                "take --best-by loss"
+            )
+        every, epochs = self.settings.eval_every, self.settings.epochs
+        if epochs and not 0 < every <= epochs:
+            raise UserError(
+                f"--best-by acc chooses among evaluated epochs, and with --eval-every {every} none of {epochs} is one; "
+                f"give --eval-every 1 to {epochs}, or take --best-by loss"
+            )
 
     def run(self, session: Session) -> Outcome:
         """Train to the end, and evaluate; everything is left in the session.
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; latest.ckpt has the state of that very step.
-            RunStopped: the loss or a gradient is not finite; fault.ckpt has the weights before that step.
+            RunStopped: the run diverged; where a step did it, fault.ckpt has the state before that step.
             UserError: a picture cannot be read, or the disk is full.
         """
         self.session = session
@@ -121,25 +137,30 @@ class Trainer:
             session.warn(note)
         with self._interrupts:
             try:
-                while self._begin_epoch():
-                    self._train_epoch()
-                self._guard.check()
-                if self._latest is None or self._latest[0] != self.step:
-                    self._predict()
-                if self._scored_step != self.step:
-                    self._record_scores(self.epoch)
-                self._interrupts.check()
-                self._save("latest")
-            except Interrupted as interrupted:
-                if interrupted.midway:
-                    raise
-                self._save("latest")
-                distributed.largest(0)  # no rank goes before the state is saved
-                raise Interrupted(interrupted.number, saved=True) from None
-            except RunStopped as fault:
+                self._train()
+            except Fault as fault:
                 raise self._record_fault(fault) from None
         assert self._latest is not None
         return self._latest[1]
+
+    def _train(self) -> None:
+        try:
+            while self._begin_epoch():
+                self._train_epoch()
+            self._guard.check()
+            if self._latest is None or self._latest[0] != self.step:
+                self._predict()
+            if self._scored_step != self.step:
+                self._record_scores(self.epoch)
+            self._interrupts.check()
+            self._save("latest", *(["best"] if self._ends_best() else []))
+        except Interrupted as interrupted:
+            if interrupted.midway:
+                raise
+            self._guard.check()
+            self._save("latest")
+            distributed.largest(0)  # no rank goes before the state is saved
+            raise Interrupted(interrupted.number, saved=True) from None
 
     def _begin_epoch(self) -> bool:
         """Fix the rate of the next epoch; False where there is none."""
@@ -174,16 +195,17 @@ class Trainer:
             self._finish_epoch()
 
     def _train_step(self, batch: Any) -> None:
+        self._guard.keep(self.method, (self.step, self.position, self._means.copy()))
         set_rate(self.optimizer, self._rate, self.step, self._warmup)
         self.method.before_forward(self.step)
-        self._guard.keep(self.method)
         parts = self._parallel(batch)
-        if "index" in parts:
-            self._note(parts.pop("index"), parts.pop("cluster"))
+        assigned = (parts.pop("index"), parts.pop("cluster")) if "index" in parts else None
         self.optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         self.method.after_backward(self.step)
         self._guard.step(parts, batch.index)
+        if assigned is not None:
+            self._note(*assigned)
         self.step += 1
         self.position += 1
         began, self._clock = self._clock, time.perf_counter()
@@ -193,7 +215,8 @@ class Trainer:
 
     def _note(self, index: Tensor, cluster: Tensor) -> None:
         self._assigned = self._assigned.to(cluster.device)  # where it stays, so that nothing waits
-        self._assigned[runtime.send(index, cluster.device)] = cluster
+        index = runtime.send(index, cluster.device)
+        self._assigned[index] = torch.where(self._guard.faulty, self._assigned[index], cluster)
 
     def _finish_epoch(self) -> None:
         self._guard.check()
@@ -223,7 +246,17 @@ class Trainer:
         if self.settings.best_by == "loss":
             return means[self.method.selection]
         current = self._latest[1].scores if self._latest and self._latest[0] == self.step else None
-        return math.inf if current is None else -current[self._scored]["acc"]
+        accuracy = None if current is None else current[self._scored]["acc"]
+        return math.inf if accuracy is None else -accuracy
+
+    def _ends_best(self) -> bool:
+        """Whether the end of the run, which may lie within an epoch or after one that was not evaluated, is its best state."""
+        if self.settings.best_by == "loss":
+            return self.epoch == 0 and self.step > 0  # no epoch was finished, so there is no other
+        criterion = self._criterion({})
+        is_better = self.step > 0 and criterion < self.best
+        self.best = min(self.best, criterion)
+        return is_better
 
     def _display(self) -> None:
         self._guard.check()
@@ -232,17 +265,18 @@ class Trainer:
         loss = f"loss {means['loss']:.4f}, {self._means.rate():,.0f} pictures/s"
         self.session.progress(f"epoch {self.epoch + 1}/{self.settings.epochs}, {steps}: {loss}")
 
-    def _record_fault(self, fault: RunStopped) -> RunStopped:
-        """Leave what is needed to look into a fault: the state, and the pictures of the last batches."""
-        path, recent = self.task.pictures.path, [index.tolist() for index in self._guard.recent]
-        files = [str(path(position)) for position in recent[-1] if path(position) is not None] if recent else []
+    def _record_fault(self, fault: Fault) -> RunStopped:
+        """Leave what is needed to look into a fault: the state before it, and the pictures of the last batches."""
+        self.step, self.position, self._means = fault.place
+        path, recent = self.task.pictures.path, [index.tolist() for index in fault.recent]
+        files = [str(path(position)) for position in recent[-1] if path(position) is not None]
         self.session.write_json(
             "fault.json",
             {"fault": str(fault), "step": self.step, "epoch": self.epoch, "recent": recent, "last_files": files},
         )
         self._save("fault")
         told = "fault.json and checkpoint/fault.ckpt tell more; " if self.session.path else ""
-        return RunStopped(f"{fault} in step {self.step + 1}; {told}a lower --base-lr may help")
+        return RunStopped(f"the run diverged: {fault} in step {self.step + 1}; {told}a lower --base-lr may help")
 
     def _record_epoch(self, means: dict[str, float]) -> None:
         rate = self.optimizer.param_groups[0]["lr"]

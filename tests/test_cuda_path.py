@@ -20,6 +20,7 @@ import imc_swav.method
 import pica.data
 import pica.method
 from lib import runtime
+from lib.faults import Guard
 from lib.method import Method, Request
 from lib.networks.resnet import ResNet18, ResNet34
 from lib.networks.sobel import Sobel
@@ -78,6 +79,22 @@ def test_views_forward_pass_and_loss_stay_on_the_gpu(cuda: None, build: Any, gro
     parts = method(batch)
     assert parts["loss"].device.type == "cuda" and parts["loss"].dtype == torch.float32 and parts["loss"].requires_grad
     assert method.predict(views(Recipe(32, "center", 32))).device.type == "cuda"
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.SGD])
+def test_a_guarded_step_waits_for_nothing(cuda: None, kind: Any) -> None:
+    method, batch = imc_method(3)
+    guard = Guard(kind(method.parameters(), lr=0.1), defers=True)
+    for step in range(2):
+        guard.keep(method)
+        method.before_forward(step)
+        parts = method(batch)
+        for weight in method.parameters():
+            weight.grad = torch.zeros_like(weight)  # a backward pass needs a real GPU
+        guard.step({"loss": parts["loss"]}, batch.index)
+    assert guard.faulty.device.type == "cuda"
+    with pytest.raises(DataDependentOutputException):
+        guard.check()
 
 
 def test_a_tensor_on_the_wrong_device_and_a_wait_are_noticed(cuda: None) -> None:

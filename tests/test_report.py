@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from conftest import QUICK, ROOT, picture
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lib import metrics
+from lib.datasets import Pictures
 from lib.inference import Predictions
-from lib.report import board, charts, found, gallery, page
+from lib.report import board, charts, clusters, found, gallery, page
 from main import main
 
+Cli = Callable[..., tuple[int, str, str]]
 NAMES = ("with space", "'quotes' and \"more\"", "new\nline", "re\rturn", "<script>document.title='hacked'</script>",
          '"><img src=x onerror=alert(1)>', "</script><b>", "Größe", "猫 🐈", "a&amp;b", os.fsdecode(b"\xff"))  # fmt: skip
 COLOURS = ("red", "green", "blue", "white")
@@ -104,6 +108,66 @@ def test_every_name_and_neighbour_is_right(session: Path) -> None:
         assert distance[n, near].max() <= others.min() + 1e-3
     # Pictures of one colour look the same to the network.
     assert all(data["label"][near[0]] == data["label"][n] for n, near in enumerate(data["near"]))
+
+
+@pytest.mark.parametrize("block", [1, 7])
+def test_neighbours_do_not_depend_on_the_blocks(block: int, session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = clusters.Gallery(found.read(session)).neighbours
+    monkeypatch.setattr(clusters, "BLOCK", block)
+    assert (clusters.Gallery(found.read(session)).neighbours == whole).all()
+
+
+class Threads:
+    """A data set that notes which threads read it."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+        self.seen.add(threading.get_ident())
+        if i == 3:
+            raise OSError("gone")
+        return Image.new("RGB", (20, 20), (20 * i, 0, 0)), 0
+
+
+def test_thumbnails_of_a_registered_data_set_are_read_by_one_thread() -> None:
+    part = Threads()
+    images, _ = gallery.thumbnails(Pictures({"all": part}), np.arange(9))
+    assert part.seen == {threading.get_ident()}
+    assert [image.getpixel((5, 5)) for image in images] == [(0 if i == 3 else 20 * i, 0, 0) for i in range(9)]
+
+
+def test_a_report_shows_a_bounded_number(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "MOST", 20)
+    assert cli(*QUICK)[0] == 0
+    (path,) = (tmp_path / "sessions").iterdir()
+    shown = found.read(path).shown
+    assert shown is not None and len(shown.row) == 20
+
+
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+@pytest.mark.parametrize("kind", ["one class", "copies", "black", "two"])
+def test_degenerate_images_end_without_a_word_of_a_library(kind: str, cli: Cli, tmp_path: Path) -> None:
+    for i in range(2 if kind == "two" else 40):
+        folder = "x" if kind == "one class" else "xy"[i % 2]
+        file = picture(tmp_path / "pictures" / folder / f"{i:02}.png", seed=0 if kind == "copies" else i)
+        if kind == "black":
+            Image.new("RGB", (12, 10)).save(file)
+    status, out, err = cli(
+        *WORDS, "--data-root", tmp_path / "pictures", "--num-clusters", 2, "--net-heads", 2, "--cache", tmp_path / "cache",
+        "--baseline", "kmeans", "pca_kmeans",
+    )  # fmt: skip
+    assert status == 0 and "Warning" not in err, err
+    (path,) = (tmp_path / "sessions").iterdir()
+    scores = json.loads((path / "scores.json").read_text())["all"]
+    single = kind == "one class"
+    assert all((scores[name] is None) == single for name in metrics.NAMES)
+    why = "all 40 labelled images have one class, against which ACC, NMI and ARI mean nothing"
+    assert (scores.get("unscored") == why) == (f"warning: all: {why}" in err) == (f"all: {why}" in out) == single
+    assert (why in (path / page.FILE).read_text(encoding="utf-8")) == single
 
 
 def test_thumbnails_show_the_pictures(session: Path) -> None:

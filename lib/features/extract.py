@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.backbone import Backbone
+from lib.errors import UserError
 from lib.method import Request, Views
 from lib.progress import progress
 from lib.transforms.recipe import Recipe
@@ -84,8 +85,18 @@ class Extractor:
 
 
 def encoded(encode: Backbone, views: list[Tensor]) -> Tensor:
-    """(n, views, D) of each of some views, (n, C, H, W) or another size."""
+    """(n, views, D) of each of some views, (n, C, H, W) or another size.
+
+    Raises:
+        UserError: a feature is not finite.
+    """
     if not len(views[0]):
         return torch.empty(0, len(views), encode.feature_dim, device=views[0].device)
     with torch.no_grad():
-        return torch.stack([encode(view) for view in views], dim=1)
+        found = torch.stack([encode(view) for view in views], dim=1)
+    if not found.isfinite().all():
+        raise UserError(
+            f"the frozen network {encode.title} gives features that are not finite; take other --net-weights, or check "
+            "--tfm-means and --tfm-stds"
+        )
+    return found

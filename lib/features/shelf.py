@@ -69,6 +69,16 @@ class Shelf:
             rows = runtime.send(torch.from_numpy(np.array(found, dtype=np.float32).reshape(shape)), self._device)
         return list(rows.view(index.shape[1], *index.shape[:1], -1).unbind())
 
+    def room(self, beside: int) -> int:
+        """Pictures of which a view's features may be read from disk and held; 0: all are in memory already.
+
+        Args:
+            beside: bytes that are held with each.
+        """
+        if self._held is not None:
+            return 0
+        return int(self._budget * GIB / (4 * self._extractor.shape[2] + beside))
+
     def describe(self) -> str:
         count, views, dimension = self._extractor.shape
         computed, size = self._extractor.computed, 4 * np.prod(self._extractor.shape) / GIB

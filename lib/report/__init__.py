@@ -41,6 +41,9 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
         session.write_arrays("predictions.npz", predictions.archive(task.pictures, predicted))
     if skipped:
         _tell_of_skipped(session, skipped)
+    for split, values in outcome.scores.items():
+        if "unscored" in values:
+            session.warn(f"{split}: {values['unscored']}")
     session.write_json("scores.json", _scores_file(task, predicted, rows))  # it says that the run is done
     if command.export is not None:
         export.export(command.export, config, task.method.state_dict(), outcome.statistics, task.encode)
@@ -100,7 +103,7 @@ def _partly_labelled(task: Task, found: Predictions) -> str:
     lines = []
     for name, split in task.splits.items():
         _, labels = found.of(split)
-        if 0 < (known := int((labels >= 0).sum())) < len(labels):
+        if 0 < (known := int((labels >= 0).sum())) < len(labels) and not metrics.unscored(labels):
             lines.append(f"\n{name}: {known:,} of {len(labels):,} pictures have a label; ACC, NMI and ARI are theirs")
     return "".join(lines)
 

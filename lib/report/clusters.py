@@ -15,6 +15,7 @@ from lib.report import charts, gallery
 from lib.report.found import Found, Shown
 
 NEIGHBOURS = 8  # of each picture
+BLOCK = 256  # pictures that are compared with all others at a time
 NEAR = 3  # clusters that are named beside each cluster
 
 
@@ -90,11 +91,14 @@ class Gallery:
     @property
     def neighbours(self) -> NDArray[np.int64]:
         """(n, NEIGHBOURS) of each picture, the nearest first."""
-        feature: NDArray[np.float32] = self._shown.feature
-        likeness = feature @ feature.T
-        np.fill_diagonal(likeness, -np.inf)
+        feature = self._shown.feature
         count = min(NEIGHBOURS, len(feature) - 1)
-        nearest: NDArray[np.int64] = np.argsort(-likeness, axis=1, kind="stable")[:, :count]
+        nearest = np.empty((len(feature), count), dtype=np.int64)
+        for start in range(0, len(feature), BLOCK):
+            likeness = feature[start : start + BLOCK] @ feature.T
+            own = np.arange(len(likeness))
+            likeness[own, start + own] = -np.inf
+            nearest[start : start + BLOCK] = np.argsort(-likeness, axis=1, kind="stable")[:, :count]
         return nearest
 
     @property
@@ -133,7 +137,7 @@ def sections(found: Found, shown: Gallery | None) -> str:
     """Sizes of all clusters, then the pictures of each."""
     sizes = np.bincount(found.cluster, minlength=found.k)
     near = near_clusters(found, found.shown) if found.shown is not None and len(found.shown.row) else {}
-    matched = metrics.matching(found.label, found.cluster)
+    matched = {} if metrics.unscored(found.label) else metrics.matching(found.label, found.cluster)
     rows, parts = [], []
     for k in range(found.k):
         own = np.flatnonzero(found.cluster == k)

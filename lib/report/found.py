@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.errors import UserError
+from lib.labelfree import directions
 from lib.report import gallery
 from lib.yamlfile import load_yaml
 
@@ -94,8 +95,7 @@ def _shown(path: Path, count: int) -> Shown | None:
     if not path.is_file():
         return None
     with np.load(path) as held:
-        feature = held["feature"].astype(np.float32)
-        feature /= np.maximum(np.linalg.norm(feature, axis=1, keepdims=True), 1e-12)
+        feature = directions(np.nan_to_num(held["feature"].astype(np.float32)))  # float16 may have overflowed
         row = held["row"]
         if len(row) and row.max() >= count:
             raise ValueError(f"{path.name} is of another run")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from lib import batchnorm, distributed, inference, runtime
+from lib import batchnorm, distributed, inference
 from lib.config import Config
 from lib.datasets import Pictures
 from lib.errors import UserError
 from lib.evaluation import EvaluationSettings, Outcome
 from lib.inference import Predictions
-from lib.labelfree import spread
+from lib.labelfree import directions, spread
 from lib.method import Task
 from lib.progress import progress
 from lib.session import Session
@@ -26,6 +24,7 @@ from lib.transforms.reader import Reader
 
 FILE = "shown.npz"
 MOST_CONFIDENT, LEAST_CERTAIN = 18, 12  # pictures of each cluster, where the sample has room
+MOST = 5000  # images of a report
 LARGEST = 64  # px, side of a thumbnail
 BYTES = 3_000_000  # of all thumbnails; a page holds a third more, in base64
 _TRIES = ((1.0, 82), (0.75, 80), (0.5, 75), (0.5, 50), (0.375, 40), (0.25, 30))  # share of the side, quality
@@ -54,7 +53,7 @@ def keep(session: Session, task: Task, config: Config, outcome: Outcome) -> None
     if not settings.eval_sample or not distributed.largest(int(session.path is not None)):
         return
     found = outcome.predictions
-    rows = choose(found, settings.eval_sample)
+    rows = choose(found, min(settings.eval_sample, MOST))
     plain = plain_recipe(config.of(TransformSettings))
     with batchnorm.restored(task.method):
         for name, buffer in task.method.named_buffers():
@@ -66,7 +65,7 @@ def keep(session: Session, task: Task, config: Config, outcome: Outcome) -> None
     images, pixelated = thumbnails(task.pictures, embedded.index)
     sprite, cell = sprite_of(images)
     content = {
-        "row": rows, "feature": embedded.feature.astype(np.float16), "place": places(embedded.feature),
+        "row": rows, "feature": directions(embedded.feature).astype(np.float16), "place": places(embedded.feature),
         "sprite": np.frombuffer(sprite, dtype=np.uint8), "cell": cell, "pixelated": pixelated,
     }  # fmt: skip
     session.write_arrays(FILE, content)
@@ -79,23 +78,21 @@ def columns(count: int) -> int:
 
 def thumbnails(pictures: Pictures, index: NDArray[np.int64]) -> tuple[list[Image.Image], bool]:
     """The middle squares of pictures, all of one side, in RGB; and whether they are so small that pixels show."""
-    with ThreadPoolExecutor(runtime.cores()) as pool:
-        made = pool.map(partial(_square, pictures), index.tolist())
-        found = list(progress(made, "making thumbnails", len(index)))
+    reader = Reader(pictures, 3, None)
+
+    def square(position: int) -> Image.Image:
+        image = reader.decode(position)
+        return ImageOps.fit(image, (min(LARGEST, *image.size),) * 2)
+
+    made = progress(reader.beside(index.tolist(), square), "making thumbnails", len(index))
+    # What cannot be read is gone since it was predicted.
+    found = [None if isinstance(image, UserError) else Image.fromarray(image) for image in made]
     side = max((image.width for image in found if image), default=16)
     pixelated = side <= 32
     side = min(LARGEST, -(-side // 16) * 16)  # whole blocks of JPEG, so that none bleeds into another
     filter_ = Image.Resampling.NEAREST if pixelated else Image.Resampling.BILINEAR
     blank = Image.new("RGB", (side, side))
     return [image.resize((side, side), filter_) if image else blank for image in found], pixelated
-
-
-def _square(pictures: Pictures, position: int) -> Image.Image | None:
-    try:
-        image = Reader(pictures, 3, None).decode(position)
-    except UserError:  # gone since it was predicted
-        return None
-    return ImageOps.fit(image, (min(LARGEST, *image.size),) * 2)
 
 
 def sprite_of(images: Sequence[Image.Image]) -> tuple[bytes, int]:
@@ -118,12 +115,10 @@ def places(feature: NDArray[np.float32]) -> NDArray[np.float32]:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    count = len(feature)
-    units = feature / np.maximum(np.linalg.norm(feature, axis=1, keepdims=True), 1e-12)
-    if count < 3 or not units.std(axis=0).any():
-        found = np.zeros((count, 2), dtype=np.float32)
-        found[:, 0] = np.arange(count)
-    else:
+    count, units = len(feature), directions(feature)
+    found = np.zeros((count, 2), dtype=np.float32)
+    found[:, 0] = np.arange(count)
+    if count >= 3 and np.ptp(units, axis=0).max() > 1e-5:  # less is rounding
         few = PCA(min(50, count, units.shape[1]), random_state=0).fit_transform(units)
         if count > 30 and few.shape[1] > 2:
             found = TSNE(perplexity=min(30, count / 4), init="pca", max_iter=500, random_state=0).fit_transform(few)

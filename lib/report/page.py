@@ -110,7 +110,8 @@ def _overview(found: Found) -> str:
         )
     noted = "".join(f'<div class="remark">{remark}</div>' for remark in remarks)
     about = f"<p>Of the {'pictures' if len(found.scores) == 1 else f'split <b>{escape(split)}</b>'}"
-    about += "" if values.get("acc") is not None else "; there are no labels, so these figures do without"
+    if values.get("acc") is None:
+        about += f"; {escape(values.get('unscored', 'there are no labels'))}, so these figures do without"
     return f'{noted}{about}:</p><dl class="cards">{"".join(cards)}</dl>'
 
 
@@ -126,8 +127,7 @@ def _scores(found: Found) -> str:
         for split, values in found.scores.items()
     ]
     content = table(["split", *(MEANINGS[key][0] for key in keys), "smallest cluster", "largest cluster"], rows)
-    known = found.label >= 0
-    if known.any():
+    if not metrics.unscored(found.label):
         counts, rows_, columns = metrics.contingency(found.label, found.cluster)
         matched = metrics.matching(found.label, found.cluster)
         partner = {label: cluster for cluster, label in matched.items()}

@@ -133,7 +133,7 @@ class Reader:
             self._store.fill(partial(self._decoded, skip), bound)
 
     def _decoded(self, skip: bool, positions: list[int]) -> Iterator[Array | None]:
-        for found in progress(self._beside(positions, self.decode), "decoding pictures", len(positions)):
+        for found in progress(self.beside(positions, self.decode), "decoding pictures", len(positions)):
             if isinstance(found, UserError) and not skip:
                 raise found
             yield None if isinstance(found, UserError) else found
@@ -144,9 +144,10 @@ class Reader:
             chunk = positions[start : start + READ_AHEAD]
             kept = self._store is not None and self._store.holds(chunk)
             # What is kept is read faster than threads hand it over.
-            yield from map(partial(self._array, self.read), chunk) if kept else self._beside(chunk, self.read)
+            yield from map(partial(self._array, self.read), chunk) if kept else self.beside(chunk, self.read)
 
-    def _beside(self, positions: list[int], read: Callable[[int], Image.Image]) -> Iterator[Array | UserError]:
+    def beside(self, positions: list[int], read: Callable[[int], Image.Image]) -> Iterator[Array | UserError]:
+        """(H, W, C) of what `read` makes of each, several at a time, or why it cannot be read."""
         if not all(isinstance(part, PictureFiles) for _, part in self.pictures.parts()):
             yield from map(partial(self._array, read), positions)  # a user's data set may not bear threads
             return

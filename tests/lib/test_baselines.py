@@ -36,6 +36,23 @@ def test_they_are_those_of_scikit_learn_on_the_same_pixels(task: Task) -> None:
         assert found[title]["train+test"]["acc"] == pytest.approx(expected["acc"], abs=0.01)
 
 
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+@pytest.mark.parametrize("name", ["kmeans", "pca_kmeans"])
+@pytest.mark.parametrize("distinct", [1, 3], ids=["copies of one image", "fewer images than clusters"])
+def test_degenerate_images_pass_without_a_word(name: str, distinct: int) -> None:
+    values = np.random.default_rng(0).random((distinct, 12)).astype(np.float32)
+    found = baselines._clusters(values.repeat(20, axis=0), name, 5, 0)
+    assert len(baselines._clusters(values, name, 5, 0)) == distinct
+    assert len(found) == 20 * distinct
+
+
+@pytest.mark.parametrize("name", ["kmeans", "pca_kmeans"])
+def test_k_means_is_the_same_at_every_scale(name: str) -> None:
+    values = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
+    found = [baselines._clusters(values * scale, name, 5, 0).tolist() for scale in (1, np.float32(2.0**120))]
+    assert found[0] == found[1]
+
+
 def test_several_seeds_have_their_mean_and_deviation() -> None:
     runs = [
         {"test": {"acc": 0.9, "baselines": {"k-means on pixels": {"acc": value}}}, "test:online": {"acc": 0.8}}

@@ -312,6 +312,25 @@ def test_neighbours_are_the_nearest(block: int, memory: float, tmp_path: Path, m
         assert ours == sorted(features[j, 0].tolist() for j in near), "each once"
 
 
+@pytest.mark.parametrize(("room", "groups"), [(0, 9), (14, 5), (28, 3)])
+def test_neighbours_on_disk_are_those_in_memory_and_are_read_once_for_each_group(
+    room: int, groups: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "BLOCK", 7)
+    for i in range(60):
+        picture(tmp_path / "pictures" / f"{i}.png", seed=i // 3)  # three of each: their cosines tie
+    words = (*folder(tmp_path, 0), *NEIGHBOURS, "--feature-neighbours", 5)
+    expected = views_of(task(tmp_path, *words))._neighbours
+    bytes_ = room * (4 * 16 + 12 * 5)
+    views = views_of(task(tmp_path, *words, "--memory-budget", bytes_ / 2**30 + 1e-9))
+    reads: list[int] = []
+    read = views.prepared()._shelf._read
+    monkeypatch.setattr(views._shelf, "_read", lambda position: [reads.append(position), read(position)][1])
+    found = neighbours.nearest(views._shelf, np.arange(60), np.arange(60), 5)
+    assert (found == expected).all()
+    assert len(reads) == 60 + 60 * groups
+
+
 @pytest.mark.parametrize(("words", "message"), [
     ((*FROZEN, "--feature-views", 0), "--feature-views: 0 is below 1"),
     (("--views", "neighbours"), "views are neighbours, .*--views random, or --net-freeze '.*'"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 
 from lib import metrics
 from lib.inference import Embedded
-from lib.labelfree import Sample, spread
+from lib.labelfree import Sample, directions, scaled, spread
 from lib.method import Split
 
 N, K = 300, 5
@@ -80,3 +82,32 @@ def test_a_sample_is_spread_evenly() -> None:
     found = spread(index, 12)
     assert len(found) == 12 == len(set(found.tolist())) and found[0] == 0 and found[-1] == 297
     assert np.diff(found).max() - np.diff(found).min() <= 3
+
+
+def test_features_of_any_scale_have_the_same_figures() -> None:
+    features = np.random.default_rng(4).normal(size=(N, 8)).astype(np.float32)
+    embedded = (Embedded(np.arange(N), one_hot(CLASSES), features * scale) for scale in (1, 2.0**120, 2.0**-100))
+    moderate, huge, tiny = (Sample(part, part).scores(SPLIT) for part in embedded)
+    assert moderate == huge == tiny
+
+
+def test_scaling_is_exact() -> None:
+    values = np.array([[3e38, -1e37], [0, 0], [1e-30, 2e-30]], dtype=np.float32)
+    found = scaled(values, axis=1)
+    np.testing.assert_array_equal(found[0] / found[0, 0], values[0] / values[0, 0])
+    assert (np.abs(found).max(axis=1) >= 0.5)[[0, 2]].all() and np.abs(found).max() <= 1
+    np.testing.assert_allclose(np.linalg.norm(directions(values), axis=1), [1, 0, 1], rtol=1e-6)
+
+
+def test_the_silhouette_takes_memory_by_blocks() -> None:
+    count = 6000  # whose distances take 137 MiB
+    features = np.random.default_rng(5).normal(size=(count, 4)).astype(np.float32)
+    probability = np.eye(K, dtype=np.float32)[np.arange(count) % K]
+    part = Embedded(np.arange(count), probability, features)
+    tracemalloc.start()
+    try:
+        Sample(part, part).scores(Split(np.arange(count), np.full(count, -1)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 * 2**20

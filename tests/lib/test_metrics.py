@@ -53,6 +53,15 @@ def test_no_labels_give_none() -> None:
     assert metrics.matching(np.array([-1]), np.array([0])) == {}
 
 
+@pytest.mark.parametrize("clusters", [np.zeros(6, dtype=int), np.arange(6)])
+def test_a_single_class_gives_none(clusters: np.ndarray) -> None:
+    labels = np.array([3, 3, 3, -1, 3, -1])
+    assert metrics.scores(labels, clusters) == dict.fromkeys(metrics.NAMES)
+    assert metrics.top_k(labels, np.eye(6)[clusters], 2) is None
+    assert "all 4 labelled images have one class" in metrics.unscored(labels)
+    assert not metrics.unscored(np.array([0, 1, -1]))
+
+
 def test_bad_arrays_are_refused() -> None:
     with pytest.raises(ValueError, match="one length"):
         metrics.scores(np.array([0, 1]), np.array([0]))

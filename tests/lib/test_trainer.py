@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import QUICK, resolve
+from runs import IMC
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
@@ -176,6 +178,38 @@ def test_best_by_accuracy_needs_labels(tmp_path: Path) -> None:
         Trainer(main.build(made), made)
 
 
+def test_best_by_accuracy_needs_two_classes(cli: Cli, class_folders: Path) -> None:
+    status, _, err = cli(
+        "--dataset", "image_folder", "--data-root", class_folders.parent, "--num-clusters", 2, "--network", "convnet",
+        "--tfm-size", 8, "--tfm-resize", 8, "--max-epochs", 1, "--best-by", "acc",
+    )  # fmt: skip
+    assert status == 2 and "all 24 labelled images have one class" in err
+
+
+@pytest.mark.parametrize("every", [0, 3])
+def test_best_by_accuracy_needs_an_evaluated_epoch(every: int, cli: Cli, tmp_path: Path) -> None:
+    status, _, err = cli(*QUICK, "--max-epochs", 2, "--best-by", "acc", "--eval-every", every)
+    assert status == 2 and f"with --eval-every {every} none of 2 is one; give --eval-every 1 to 2" in err
+    assert not (tmp_path / "sessions").exists()
+
+
+@pytest.mark.parametrize("words", [
+    ("--best-by", "loss", "--max-steps", 3),
+    ("--best-by", "acc", "--max-steps", 3),
+    ("--best-by", "acc", "--max-epochs", 3, "--eval-every", 2),
+    ("--best-by", "loss", "--max-epochs", 2, "--eval-every", 0),
+])  # fmt: skip
+def test_every_run_leaves_a_best_checkpoint(words: tuple[object, ...], cli: Cli, tmp_path: Path) -> None:
+    assert cli(*QUICK, *words)[0] == 0
+    path = session_of(tmp_path)
+    best = checkpoint.load(path / "checkpoint" / "best.ckpt")
+    if "acc" in words:
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        assert best["step"] == max(lines, key=lambda line: (line["acc"], -line["step"]))["step"]
+    else:
+        assert best["step"] == 3 or best["epoch"]
+
+
 def test_best_follows_the_main_heads_loss(cli: Cli, tmp_path: Path) -> None:
     cli(*QUICK, "--max-epochs", 2, "--base-lr", 0)
     path = session_of(tmp_path) / "checkpoint"
@@ -215,6 +249,44 @@ def test_a_collapse_is_warned_of() -> None:
     log.text = ""
     warn_of_collapse(log, {"entropy": 2.2, "largest": 0.2}, 10)  # type: ignore[arg-type]
     assert not log.text
+
+
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+@pytest.mark.parametrize("rate", ["1e6", "1e20", "1e38"])
+@pytest.mark.parametrize("words", [QUICK, (*IMC, "--max-epochs", 1)], ids=["pica", "imc_swav"])
+def test_a_diverged_run_says_so_and_leaves_no_result(
+    words: tuple[object, ...], rate: str, cli: Cli, tmp_path: Path
+) -> None:
+    status, _, err = cli(*words, "--base-lr", rate, "--lr-policy", "fixed", "--warmup-steps", 0)
+    assert status == 1 and "the run diverged: " in err and "a lower --base-lr may help" in err
+    assert not list((tmp_path / "sessions").glob("*/scores.json"))
+    (kept,) = (tmp_path / "sessions").glob("*/checkpoint/*")
+    assert kept.name == "fault.ckpt"
+
+
+def spoiled(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    state = checkpoint.load(path)
+    change(state["method"])
+    checkpoint.save(state, path.with_name("spoiled.ckpt"))
+    return path.with_name("spoiled.ckpt")
+
+
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+def test_a_diverged_checkpoint_gives_no_result(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--session", "trained")
+    latest = tmp_path / "sessions" / "trained" / "checkpoint" / "latest.ckpt"
+    weight = "heads.1.weight"
+    variance = next(name for name in checkpoint.load(latest)["method"] if name.endswith("running_var"))
+    for name, value, message in (
+        (weight, float("nan"), "not finite"),
+        (variance, float("inf"), "not finite"),
+        (weight, 1e38, "the run diverged: weights are as large as 1e.38"),
+        (variance, -1e3, "the run diverged: .* features or probabilities that are not finite"),
+    ):
+        broken = spoiled(latest, lambda method, name=name, value=value: method[name].fill_(value))  # type: ignore[misc]
+        status, _, err = cli("--evaluate", broken, "--session", "scored")
+        assert status and re.search(message, err), (name, value, err)
+        assert not (tmp_path / "sessions" / "scored").exists()
 
 
 def test_a_loss_at_log_k_is_warned_of(cli: Cli) -> None:
