@@ -141,7 +141,8 @@ def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None
 
 def _check_weights(method: Method) -> None:
     """Raises RunStopped where weights have grown beyond all measure: what is predicted by them is no result."""
-    largest = max(float(weight.detach().abs().max()) for weight in method.parameters() if weight.numel())
+    weights = (weight.detach() for weight in method.parameters() if weight.numel())
+    largest = max((float(weight.abs().max()) for weight in weights), default=0.0)
     if largest > HUGE:
         raise RunStopped(f"the run diverged: weights are as large as {largest:.2g}; a lower --base-lr may help")
 

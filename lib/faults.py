@@ -31,7 +31,7 @@ class Fault(RunStopped):
 
     Args:
         part: what is not finite.
-        place: what `Guard.begin` was given for that step.
+        place: what `Guard.keep` was given for that step.
         recent: positions of the images of the last batches, the faulty one last.
     """
 
@@ -44,7 +44,8 @@ class Fault(RunStopped):
 class _Before:
     """What there was before a step, without the values of tensors on the device.
 
-    Everything is kept by reference or by a shallow copy, which costs the host little and the device nothing.
+    Everything is kept by reference or by a shallow copy, which costs the host little and the device nothing. So what
+    `get_extra_state` of a module gives must not change afterwards.
     """
 
     place: Any

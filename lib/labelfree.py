@@ -37,7 +37,7 @@ def scaled(values: NDArray[np.float32], axis: int | None = None) -> NDArray[np.f
         values: (N, D), finite.
         axis: along which one power serves; none: one for all.
     """
-    largest = np.abs(values).max(axis=axis, keepdims=True, initial=0)
+    largest = np.maximum(values.max(axis, keepdims=True, initial=0), -values.min(axis, keepdims=True, initial=0))
     found: NDArray[np.float32] = np.ldexp(values, -np.frexp(largest)[1])
     return found
 

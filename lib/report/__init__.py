@@ -42,7 +42,7 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
     if skipped:
         _tell_of_skipped(session, skipped)
     for split, values in outcome.scores.items():
-        if "unscored" in values:
+        if "unscored" in values and not command.predict:
             session.warn(f"{split}: {values['unscored']}")
     session.write_json("scores.json", _scores_file(task, predicted, rows))  # it says that the run is done
     if command.export is not None:
