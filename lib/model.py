@@ -15,6 +15,7 @@ from lib import backbone, checkpoint, config, evaluation, method, runtime
 from lib.backbone import Backbone
 from lib.config import Config, Raw
 from lib.datasets import decoder
+from lib.errors import UserError
 from lib.method import Method
 from lib.networks import NetworkSettings
 from lib.runtime import DeviceSettings
@@ -97,6 +98,7 @@ class Model:
 
         Raises:
             UserError, ValueError, TypeError: as by `prepare`.
+            UserError: the weights are of a run that diverged.
         """
         found = [np.empty((0, self.method.num_clusters), dtype=np.float32)]
         with torch.inference_mode():
@@ -104,6 +106,8 @@ class Model:
                 prepared = self._prepare(images[start : start + batch_size], start)
                 found.append(self.method.predict(self.encode(prepared)).float().cpu().numpy())
         probability = np.concatenate(found)
+        if not np.isfinite(probability).all():
+            raise UserError("the model gives numbers that are not finite: its training diverged; take an earlier checkpoint")
         return probability.argmax(axis=1).astype(np.int64), probability
 
 

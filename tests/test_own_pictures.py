@@ -192,6 +192,10 @@ def test_the_example_in_python_gives_the_clusters_of_the_run(method: str, cli: C
         names["model"].predict(["a.jpg"])
     with pytest.raises(ValueError, match="of bytes"):
         names["model"].predict(tensor.float())
+    with torch.no_grad():
+        next(names["model"].method.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="not finite: its training diverged"):
+        names["model"].predict(tensor)
 
 
 def test_labels_from_a_table_score_the_result(cli: Cli, tmp_path: Path) -> None:
