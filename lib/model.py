@@ -107,7 +107,9 @@ class Model:
                 found.append(self.method.predict(self.encode(prepared)).float().cpu().numpy())
         probability = np.concatenate(found)
         if not np.isfinite(probability).all():
-            raise UserError("the model gives numbers that are not finite: its training diverged; take an earlier checkpoint")
+            raise UserError(
+                "the model gives numbers that are not finite: its training diverged; take an earlier checkpoint"
+            )
         return probability.argmax(axis=1).astype(np.int64), probability
 
 
