@@ -178,8 +178,7 @@ class Store:
 
     def _fill(self, decode: Decode, bound: float) -> None:
         self._hold()
-        with _opened(self.folder / "filling", "a+b") as lock:
-            _wait(lock)
+        with _waited_for(self.folder / "filling"):
             self._look()  # another process may have been faster
             self._append(decode, bound)
 
@@ -276,9 +275,7 @@ class Store:
                 break
             with _while_removed():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                file = _opened(self.folder / "used", "a+b")
-                locks.take(file, shared=True, wait=True)
-                self._use = file if _is_at(file, self.folder / "used") else None
+                self._use = locks.hold(self.folder / "used", shared=True, wait=True)
         if self._use is not None:
             os.utime(self._use.fileno())
 
@@ -295,11 +292,6 @@ def _while_removed() -> Iterator[None]:
 
 def _opened(path: Path, mode: str) -> BinaryIO:
     return cast(BinaryIO, open(path, mode, buffering=0))
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
-    return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
 
 
 def _entries(root: Path, beginning: str) -> list[Path]:
@@ -327,12 +319,12 @@ def _used(folder: Path) -> float:
 
 def _remove(folder: Path) -> bool:
     """Remove a folder that no process uses; False where it stays."""
+    removed = folder.with_name(f"{REMOVED}{secrets.token_hex(8)}")
     try:
-        with _opened(folder / "used", "a+b") as file:
-            # While this process waited for the lock, the folder may have been removed, and made again for others.
-            if not locks.take(file) or not _is_at(file, folder / "used"):
-                return False
-            removed = folder.with_name(f"{REMOVED}{secrets.token_hex(8)}")
+        use = locks.hold(folder / "used")
+        if use is None:
+            return False
+        with use:
             folder.rename(removed)  # in one piece, so that nobody finds half of it
     except FileNotFoundError:
         return True
@@ -342,12 +334,14 @@ def _remove(folder: Path) -> bool:
     return True
 
 
-def _wait(file: BinaryIO) -> None:
-    if locks.take(file):
-        return
-    if distributed.leads():  # of several ranks one works, and one may speak
-        print("waiting for another process, which is at work on the same pictures", file=sys.stderr)
-    locks.take(file, wait=True)
+def _waited_for(path: Path) -> BinaryIO:
+    file = locks.hold(path)
+    if file is None:
+        if distributed.leads():  # of several ranks one works, and one may speak
+            print("waiting for another process, which is at work on the same pictures", file=sys.stderr)
+        file = locks.hold(path, wait=True)
+    assert file is not None
+    return file
 
 
 def _write(file: BinaryIO, content: bytes) -> None:
