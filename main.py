@@ -74,6 +74,8 @@ def run(settings: config.Config, start: resume.Start) -> None:
             backbone.load(task.method, task.encode, start.stored)
         with closing(task.views.prepared()):
             log.begin(task.config)
+            if start.folder and not start.stored:
+                log.rewind({})  # of a run that ended before its first checkpoint
             if settings.of(Command).predict and (remark := evaluation.adopt(task.method, start.stored or {})):
                 log.warn(remark)
             outcome = training.run(log) if training else evaluation.evaluate(task, task.config)

@@ -18,7 +18,7 @@ from lib.datasets import open_pictures
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
 from lib.family import Member
 from lib.runtime import DeviceSettings, Interrupts, SeedSettings
-from lib.session import Session, SessionSettings, discard
+from lib.session import Session, SessionSettings
 from lib.yamlfile import load_yaml
 
 POLL = 0.1  # s, between two looks at the runs
@@ -158,8 +158,6 @@ class _Run:
         self.slot, self._told, self._stopped = slot, told, False
         folder = _folder(session, member)
         self.goes_on = (folder / "checkpoint" / "latest.ckpt").exists()
-        if folder.exists() and not self.goes_on:
-            discard(folder)  # it ended before there was anything to keep
         words = ["--cfgs", session / "config.yaml", *member.words, "--session-root", folder.parent,
                  "--session", folder.name, "--resume", "auto"]  # fmt: skip
         if room.gpus:

@@ -350,16 +350,6 @@ def _is_of_the_start(file: Path, name: str) -> bool:
     return file.stat().st_size <= length + 16
 
 
-def discard(path: Path) -> None:
-    """Remove the folder of a run that has nothing to keep.
-
-    Raises:
-        UserError: its process is still at work.
-    """
-    with _lock(path):
-        shutil.rmtree(path)
-
-
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Name the file in a failure to write it, which an open one does not do."""

@@ -83,12 +83,12 @@ class Places:
         shutil.rmtree(self.work)
         shutil.copytree(self._kept, self.work, symlinks=True)
         end = self.disk.run(self.words, number, code)
-        if code == KILL:
+        assert "Traceback" not in end.err, end.err
+        # TensorBoard's thread makes more or fewer calls; and that a folder is there makes up for a failure to make it.
+        met = number <= len(end.calls)
+        if met and code == KILL:
             assert end.status == -9
-        else:
-            assert "Traceback" not in end.err, end.err
-            if "mkdir" in self.calls[number - 1] and end.status == 0:
-                return end  # of a folder that is there
+        elif met and not (end.calls[number - 1].startswith("mkdir") and end.status == 0):
             assert end.status == 2, end.err
             errors = [line for line in end.err.splitlines() if not line.startswith("warning: ")]
             assert len(errors) == 1 and errors[0].startswith("error: "), end.err

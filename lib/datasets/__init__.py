@@ -97,10 +97,13 @@ class Pictures:
     store: cache.Store | None = None
     """Those that are kept on disk, decoded."""
 
+    decoded: dict[int, NDArray[np.uint8]]
+    """Those that were looked at before all are brought into memory, and are not to be decoded again for that."""
+
     def __init__(
         self, parts: Mapping[str, Any], train: Sequence[str] = (), scored: Sequence[str] = (), expected: bool = False
     ) -> None:
-        self._parts = dict(parts)
+        self._parts, self.decoded = dict(parts), {}
         self.train, self.scored, self.expected = tuple(train), tuple(scored), expected
         self._names = list(parts)
         self._ends = np.cumsum([len(part) for part in parts.values()]).tolist()
