@@ -6,6 +6,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 from lib.errors import exit_status, leave_on_signals
 
@@ -42,15 +44,16 @@ def main(argv: Sequence[str]) -> int | None:
             seed = distributed.from_first(lambda: runtime.seed_of(settings.of(SeedSettings)))
             settings = settings.replace(seed=seed, resume=command.resume if command.restart else None)
             if command.dry_run:
-                print("\n\n".join(forecast.forecast(build(one)) for one in family.numbered(settings)))
+                print("\n\n".join(forecast.forecast(build(one, start.folder)) for one in family.numbered(settings)))
             else:
                 run(settings, start)
 
 
-def build(settings: config.Config, goes_on: bool = False) -> method.Task:  # its weights are drawn from the seed
+def build(settings: config.Config, folder: Path | None = None) -> method.Task:  # its weights are drawn from the seed
     runtime.configure(*(settings.of(section) for section in runtime.SECTIONS))
+    distributed.from_first(partial(predictions.check, settings, folder))
     pictures = datasets.open_pictures(settings)
-    predictions.check(pictures, settings, goes_on)
+    predictions.check_files(settings, pictures)
     settings = adaptive.counted(settings, pictures)
     return method.get(settings.of(method.MethodSettings).method).build(settings, pictures)  # type: ignore[no-any-return]
 
@@ -62,20 +65,23 @@ def load(path: str) -> model.Model:
 
 def run(settings: config.Config, start: resume.Start) -> None:
     """Train, score a checkpoint, or predict by it."""
-    settings = (task := build(settings, start.folder is not None)).config
-    log = session.Session(settings, start.folder, silent=not distributed.leads())
-    training = trainer.Trainer(task, settings) if settings.of(Command).trains else None
-    if training and start.stored and start.folder:
-        training.load_state_dict(start.stored)
-    elif start.stored:
-        backbone.load(task.method, task.encode, start.stored)
-    with closing(task.views.prepared()), log:
-        for line in task.pictures.describe():
-            log.info(f"data: {line}")
-        if settings.of(Command).predict and (remark := evaluation.adopt(task.method, start.stored or {})):
-            log.warn(remark)
-        outcome = training.run(log) if training else evaluation.evaluate(task, settings)
-        report.finish(log, task, settings, outcome)
+    with session.Session(settings, start.folder, silent=not distributed.leads()) as log:
+        task = build(settings, start.folder)
+        training = trainer.Trainer(task, task.config) if settings.of(Command).trains else None
+        if training and start.stored and start.folder:
+            training.load_state_dict(start.stored)
+        elif start.stored:
+            backbone.load(task.method, task.encode, start.stored)
+        with closing(task.views.prepared()):
+            log.begin(task.config)
+            for line in task.pictures.describe():
+                log.info(f"data: {line}")
+            if start.folder and not start.stored:
+                log.rewind({})  # of a run that ended before its first checkpoint
+            if settings.of(Command).predict and (remark := evaluation.adopt(task.method, start.stored or {})):
+                log.warn(remark)
+            outcome = training.run(log) if training else evaluation.evaluate(task, task.config)
+            report.finish(log, task, task.config, outcome)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import os
 import secrets
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +46,22 @@ _registry = Registry("checkpoint format")
 register, get, names = _registry.register, _registry.get, _registry.names
 
 
+def check_writable(path: Path) -> None:
+    """See that `write_atomically` can write there; nothing is left of the attempt.
+
+    Raises:
+        UserError: the folder cannot be written, or `path` is a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; name a file")
+    temporary = _beside(path)
+    try:
+        with open(temporary, "xb"):
+            temporary.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {advice(error)}") from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content`; at every moment it holds the old content or the new.
 
@@ -54,7 +71,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = None
     try:
         # `tempfile` would give rights to its owner alone.
-        with open(path.with_name(f".{path.name}.{secrets.token_hex(8)}"), "xb") as file:
+        with open(_beside(path), "xb") as file:
             temporary = Path(file.name)
             file.write(content)
             file.flush()
@@ -66,7 +83,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise UserError(f"{problem}; {advice(error)}; what was there before is intact") from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def save(content: Mapping[str, Any], *paths: Path) -> None:

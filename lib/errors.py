@@ -20,6 +20,11 @@ _OUTSIDE = {
     errno.EISDIR: "a file was to be here; move it away",
     errno.ENOTDIR: "a folder was to be here; move it away",
     errno.EEXIST: "move it away",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose another place",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs, which have too many files open",
+    errno.ESTALE: "see whether it was removed, and start again",
 }
 
 
@@ -99,6 +104,12 @@ def advice(error: OSError) -> str:
     return _OUTSIDE.get(error.errno or 0, "choose another place")
 
 
+def outside(error: OSError) -> str:
+    """A failure of the file system in a line: what, where, and what to do."""
+    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "while reading or writing"
+    return f"{error.strerror or error}: {place}; {advice(error)}"
+
+
 def exit_status(main: Callable[[Sequence[str]], int | None]) -> Callable[[Sequence[str]], int]:
     """Wrap a program: it returns an exit status, and what a user can mend is one line on stderr."""
 
@@ -131,9 +142,8 @@ def _told(error: BaseException) -> tuple[str, int] | None:
     # torch.OutOfMemoryError on a GPU, and a plain RuntimeError on the CPU.
     if isinstance(error, RuntimeError) and any(word in str(error) for word in ("allocate memory", "out of memory")):
         return "error: not enough memory; take a smaller --batch-size or network (--dry-run estimates)", 2
-    if isinstance(error, OSError) and error.errno in _OUTSIDE:
-        place = error.filename or "while writing"
-        return f"error: {error.strerror}: {place}; {_OUTSIDE[error.errno]}", 2
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"error: {outside(error)}", 2
     return None
 
 

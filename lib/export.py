@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lib import backbone, onnx, safetensors
+from lib.checkpoint import check_writable
 from lib.config import Config
 from lib.errors import UserError
 
@@ -19,13 +20,14 @@ def check(path: str) -> None:
     """See that the file can be written.
 
     Raises:
-        UserError: another ending, no such folder, or a package is missing.
+        UserError: another ending, no such folder, one that cannot be written, or a package is missing.
     """
     if Path(path).suffix not in ENDINGS:
         known = " and ".join(ENDINGS)
         raise UserError(f"--export {path}: the file's ending says what is written, and {known} are what there is")
     if not Path(path).expanduser().absolute().parent.is_dir():
         raise UserError(f"--export {path}: there is no such folder; make it first")
+    check_writable(Path(path).expanduser())
     if Path(path).suffix == ".onnx":
         onnx.check_installed(path)
 

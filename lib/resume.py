@@ -20,13 +20,17 @@ from lib.yamlfile import load_yaml
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: afresh; with the weights of `stored`; or as `stored` in the session `folder`."""
+    """Where a run starts: afresh; with the weights of `stored`; or as `stored` in the session `folder`.
+
+    A folder without `stored` is of a run that ended before its first checkpoint, or of several runs.
+    """
 
     stored: Mapping[str, Any] | None = None
     folder: Path | None = None
 
 
 AFRESH = Start()
+LATEST, RESULT = "checkpoint/latest.ckpt", "predictions.csv"  # in a session
 FOLDER = "image_folder"  # what --predict reads, unless --dataset says otherwise
 
 
@@ -56,7 +60,9 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
         newest = _newest(raw, sections, bool(several))
         if newest is None or several:
             return Start(folder=newest)
-        path = newest / "checkpoint" / "latest.ckpt"
+        path = newest / LATEST
+        if not path.exists():
+            return Start(folder=newest)
     try:
         stored = checkpoint.load(path)
     except UserError as error:
@@ -104,12 +110,16 @@ def _check_combination(command: Command, several: str) -> None:
 def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]], several: bool) -> Path | None:
     """The newest session of the same settings that has a checkpoint, or a family's runs.
 
-    An unset seed is any, and so is what is left to the pictures.
+    The one that `--session` names may have none, as long as it has no results either. An unset seed is any, and so is
+    what is left to the pictures.
     """
     wanted = config.resolve(raw, sections)
     root, name = Path(wanted.of(SessionSettings).session_root), wanted.of(SessionSettings).session
-    held = "runs/*" if several else "checkpoint/latest.ckpt"
-    folders = {folder.parent for folder in root.glob("*/config.yaml") if any(folder.parent.glob(held))}
+    held = "runs/*" if several else LATEST
+    folders = {
+        folder.parent for folder in root.glob("*/config.yaml")
+        if any(folder.parent.glob(held)) or (folder.parent.name == name and not (folder.parent / RESULT).exists())
+    }  # fmt: skip
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
         try:
             found = config.resolve(

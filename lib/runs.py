@@ -18,7 +18,7 @@ from lib.datasets import open_pictures
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
 from lib.family import Member
 from lib.runtime import DeviceSettings, Interrupts, SeedSettings
-from lib.session import Session, discard
+from lib.session import Session, SessionSettings
 from lib.yamlfile import load_yaml
 
 POLL = 0.1  # s, between two looks at the runs
@@ -65,15 +65,15 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
     flag, members = family.asked(settings), family.members(settings)
     if distributed.started():
         raise UserError(f"{flag} starts processes by itself; give --processes or --gpus instead of a launcher")
-    pictures = open_pictures(settings)
-    for one in family.numbered(settings):  # contradicting settings are met here, once
-        method.assemble(adaptive.counted(one, pictures), pictures)
-    settings = settings.replace(seed=_common_seed(settings, goes_on))
+    if settings.of(SessionSettings).debug:
+        raise UserError(f"{flag} collects what its runs leave in their folders, and --debug writes none; leave it out")
     with Session(settings, goes_on) as session:
-        if session.path is None:
-            raise UserError(
-                f"{flag} collects what its runs leave in their folders, and --debug writes none; leave it out"
-            )
+        assert session.path is not None
+        pictures = open_pictures(settings)
+        for one in family.numbered(settings):  # contradicting settings are met here, once
+            method.assemble(adaptive.counted(one, pictures), pictures)
+        settings = settings.replace(seed=_common_seed(settings, goes_on))
+        session.begin(settings)
         failed = _train(session, session.path, members, room(settings.of(DeviceSettings)), program)
         done = [member for member in members if _is_done(session.path, member)]
         if done:
@@ -158,8 +158,6 @@ class _Run:
         self.slot, self._told, self._stopped = slot, told, False
         folder = _folder(session, member)
         self.goes_on = (folder / "checkpoint" / "latest.ckpt").exists()
-        if folder.exists() and not self.goes_on:
-            discard(folder)  # it ended before there was anything to keep
         words = ["--cfgs", session / "config.yaml", *member.words, "--session-root", folder.parent,
                  "--session", folder.name, "--resume", "auto"]  # fmt: skip
         if room.gpus:

@@ -15,33 +15,37 @@ With `--debug` there is no folder, and nothing is written.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import logging
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib import runtime
+from lib import locks, runtime
 from lib.checkpoint import write_atomically
 from lib.config import Config
-from lib.errors import UserError
+from lib.errors import UserError, advice
 from lib.settings import Section, setting
 
 METRICS, TRAINING = "metrics.jsonl", "training.jsonl"
+LOCK = ".lock"  # held by the process that writes the session, and removed at its end
+STARTED = (LOCK, "config.yaml", "provenance.jsonl", "log.txt")  # what there is before there is any result
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,10 @@ class SessionSettings(Section):
 
 
 class Session:
-    """One run's folder, log and curves. The folder is made when the session is entered, not before.
+    """One run's folder, log and curves.
+
+    Entering makes and locks the folder, before any image is read. `begin` writes the settings, once all are known.
+    A run that fails before it has any result leaves no folder.
 
     Args:
         config: all settings of the run.
@@ -75,11 +82,13 @@ class Session:
 
     def __init__(self, config: Config, goes_on: Path | None = None, silent: bool = False) -> None:
         self.path: Path | None = None
-        self._config, self._settings, self._earlier = config, config.of(SessionSettings), goes_on
+        self._settings, self._earlier = config.of(SessionSettings), goes_on
         self._writes = not (silent or self._settings.debug)
-        self._lock: int | None = None
+        self._lock: BinaryIO | None = None
+        self._made: list[Path] = []  # the session's folder and those around it, if they were made now
         self.provenance: dict[str, Any] = {}
         self._board: Any = None
+        self._excepthook = threading.excepthook  # as it was before there was a board
         self._log = logging.Logger("run")  # not one of logging's named ones, which are global
         self.bar = sys.stderr.isatty() and not self._settings.brief and not silent
         console = logging.NullHandler() if silent else _Console()
@@ -89,48 +98,78 @@ class Session:
 
     def __enter__(self) -> Session:
         try:
-            self._begin()
-        except BaseException:
-            if not self.goes_on:
-                self._discard_if_empty()
+            if self._writes:
+                self._open()
+        except BaseException as error:
+            self._leave(error)
             raise
         return self
 
-    def _begin(self) -> None:
-        if self._writes:
-            self.path = self._earlier or _new_folder(Path(self._settings.session_root), self._settings.session)
-            self._lock = _lock(self.path)
-            if self._settings.log_file:
-                file = logging.FileHandler(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
-                file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-                self._log.addHandler(file)
-            self.write("config.yaml", self._config.dump())
+    def _open(self) -> None:
+        folder = self._earlier
+        if folder is None:
+            root = Path(self._settings.session_root)
+            outside = [place for place in (root, *root.parents) if not place.exists()]
+            folder = _new_folder(root, self._settings.session)
+            self._made = [folder, *outside]
+        self._lock = _lock(folder)
+        self.path = folder
+        if self._settings.log_file:
+            file = _LogFile(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+            self._log.addHandler(file)
+
+    def begin(self, config: Config) -> None:
+        """Write config.yaml and a line of provenance.jsonl.
+
+        Args:
+            config: all settings, with those that were left to the images.
+        """
+        if self._writes and self.path is not None:
+            self.write("config.yaml", config.dump())
             self.provenance = provenance()
-            with open(self.path / "provenance.jsonl", "a", encoding="utf-8") as lines:
-                lines.write(json.dumps(self.provenance) + "\n")
-            for note in self._config.notes:
+            lines = self.path / "provenance.jsonl"
+            earlier = lines.read_bytes() if lines.exists() else b""
+            whole = earlier[: earlier.rfind(b"\n") + 1]  # a full disk may have cut the last line
+            self.write_bytes(lines.name, whole + json.dumps(self.provenance).encode() + b"\n")
+            for note in config.notes:
                 self.warn(note)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
-            for handler in self._log.handlers[1:]:  # the console shows it by itself
-                handler.handle(self._log.makeRecord("run", logging.ERROR, "", 0, f"{kind.__name__}: {error}", (), None))
-        if self._board is not None:
-            self._board.close()
-        for handler in self._log.handlers:
-            handler.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-        if error is not None:
-            self._discard_if_empty()
+        self._leave(error)
 
-    def _discard_if_empty(self) -> None:
+    def _leave(self, error: BaseException | None) -> None:
+        """Close everything; what fails in it is worth a word only where nothing else has failed."""
+        if error is not None:
+            text = f"{type(error).__name__}: {error}"
+            for handler in self._log.handlers[1:]:  # the console shows it by itself
+                with suppress(UserError):
+                    handler.handle(self._log.makeRecord("run", logging.ERROR, "", 0, text, (), None))
+        try:
+            if self._board is not None:
+                self._board.close()
+                threading.excepthook = self._excepthook
+            for handler in self._log.handlers:
+                handler.close()
+        except OSError:
+            if error is None:
+                raise
+        finally:
+            if error is not None:
+                self._discard()
+            if self._lock is not None:
+                with suppress(OSError):
+                    Path(self._lock.name).unlink()
+                self._lock.close()
+                self._lock = None
+
+    def _discard(self) -> None:
         """Remove the folder of a run that failed before it had anything to keep."""
-        if self.path is None or any(self.path.glob("checkpoint/*")) or any(self.path.glob("runs/*")):
-            return
-        if not (self.path / METRICS).exists():
-            shutil.rmtree(self.path)
+        if self.path is not None and not (self.goes_on or has_results(self.path)):
+            shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
 
     @property
     def goes_on(self) -> bool:
@@ -150,21 +189,31 @@ class Session:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Points of TensorBoard's curves."""
         board = self.board()
-        for name, value in values.items() if board is not None else ():
-            board.add_scalar(name, value, step)
+        if board is not None and self.path is not None:
+            with _writing(self.path / "tfboard"):
+                for name, value in values.items():
+                    board.add_scalar(name, value, step)
 
     def board(self) -> Any:
         """TensorBoard's SummaryWriter; None where it is not wanted."""
         if self._board is None and self.path is not None and self._settings.log_tfb:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.path / "tfboard"))
+            self._excepthook = threading.excepthook
+            threading.excepthook = self._pass_over_boards
+            with _writing(self.path / "tfboard"):
+                self._board = SummaryWriter(str(self.path / "tfboard"))
         return self._board
+
+    def _pass_over_boards(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in threads of its own. What fails there it raises again at the next flush."""
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            self._excepthook(failure)
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to `METRICS` (a split's scores) or to `TRAINING` (an epoch's losses)."""
         if self.path is not None:
-            with open(self.path / name, "a", encoding="utf-8") as file:
+            with _writing(self.path / name), open(self.path / name, "a", encoding="utf-8") as file:
                 file.write(json.dumps(finite(line)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -174,7 +223,8 @@ class Session:
         if self.path is None:
             return {}
         if self._board is not None:
-            self._board.flush()
+            with _writing(self.path / "tfboard"):
+                self._board.flush()
         return {str(file.relative_to(self.path)): file.stat().st_size for file in self._growing()}
 
     def rewind(self, mark: Mapping[str, int]) -> None:
@@ -193,7 +243,10 @@ class Session:
             return
         kept = latest.with_name(f"epoch-{epoch:05d}.ckpt")
         kept.unlink(missing_ok=True)
-        os.link(latest, kept)
+        try:
+            os.link(latest, kept)
+        except OSError:  # a file system without links
+            write_atomically(kept, latest.read_bytes())
         held = sorted(latest.parent.glob("epoch-*.ckpt"))
         for other in [path for path in held if path > kept] + held[: held.index(kept) + 1][:-count]:
             other.unlink()  # those of later epochs are of a branch that was left
@@ -229,6 +282,17 @@ class Session:
         return self.path / "checkpoint" / f"{name}.ckpt"
 
 
+class _LogFile(logging.FileHandler):
+    """log.txt. Where it cannot be written, the run ends, without a traceback from `logging`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with _writing(Path(self.baseFilename)):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        raise  # the error at hand: logging calls this where it has caught one
+
+
 class _Console(logging.Handler):
     """Lines that leave a progress bar whole."""
 
@@ -254,33 +318,45 @@ def _new_folder(root: Path, name: str | None) -> Path:
                 (root / candidate).mkdir()
                 return root / candidate
             except FileExistsError:
-                continue
+                if name is not None and (root / name / LOCK).exists() and not has_results(root / name):
+                    return root / name  # of a run that was killed as it began
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
         raise UserError(f"cannot make a session in {root}: {problem}; choose another --session-root") from error
     raise UserError(f"the session {root / candidates[0]} exists; choose another name for --session, or --resume auto")
 
 
-def _lock(path: Path) -> int:
-    """Hold the session's folder for this process; a killed one lets go of it."""
-    held = os.open(path, os.O_RDONLY)
+def _lock(path: Path) -> BinaryIO:
+    """Hold the session's folder for this process."""
+    file = locks.hold(path / LOCK)
+    if file is None:
+        raise UserError(f"the session {path} is in use by another process; wait for it, or stop it")
+    return file
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a session holds anything beyond what its start writes."""
+    files = (path for path in folder.rglob("*") if not path.is_dir())
+    return any(not _is_of_the_start(file, str(file.relative_to(folder))) for file in files)
+
+
+def _is_of_the_start(file: Path, name: str) -> bool:
+    if name in STARTED or re.fullmatch(r"\..+\.[0-9a-f]{16}", file.name):  # or what `write_atomically` had begun
+        return True
+    if not name.startswith("tfboard/"):
+        return False
+    with open(file, "rb") as curves:  # one record says of which kind the file is, and more of them are points
+        length = int.from_bytes(curves.read(8), "little")
+    return file.stat().st_size <= length + 16
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Name the file in a failure to write it, which an open one does not do."""
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     except OSError as error:
-        os.close(held)
-        raise UserError(f"the session {path} is in use by another process; wait for it, or stop it") from error
-    return held
-
-
-def discard(path: Path) -> None:
-    """Remove the folder of a run that has nothing to keep.
-
-    Raises:
-        UserError: its process is still at work.
-    """
-    held = _lock(path)
-    shutil.rmtree(path)
-    os.close(held)
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {advice(error)}") from error
 
 
 def finite(value: Any) -> Any:

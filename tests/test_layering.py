@@ -14,6 +14,7 @@ LAYERS = (
         "runtime",
         "distributed",
         "launch",
+        "locks",
         "metrics",
         "schedules",
         "checkpoint",

@@ -239,20 +239,102 @@ def test_mistakes_with_copies_leave_nothing(cli: Cli, tmp_path: Path) -> None:
     assert sorted(entry.name for entry in folder.iterdir()) == sorted(f"{i}.png" for i in range(12))
 
 
-def test_copies_of_a_run_that_goes_on_are_left_as_they_are(cli: Cli, tmp_path: Path) -> None:
-    folder, copies = tmp_path / "pictures", tmp_path / "sorted"
-    for i in range(12):
-        picture(folder / f"{i}.png", seed=i)
-    words = (*METHODS["pica"], "--data-root", folder, "--resume", "auto", "--copy-to", copies)
+def copies_of(folder: Path) -> dict[str, list[str]]:
+    """Cluster → names of the copies in it."""
+    return {cluster.name: sorted(file.name for file in cluster.iterdir()) for cluster in sorted(folder.iterdir())}
+
+
+def assert_sorted_by(session: Path, folder: Path) -> None:
+    """The copies are all that predictions.csv has, and nothing else."""
+    expected: dict[str, list[str]] = {}
+    for row in table(session)[1:]:
+        expected.setdefault(f"cluster-{row[1]}", []).append(row[0])
+    assert copies_of(folder) == {cluster: sorted(names) for cluster, names in expected.items()}
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(f".{folder.name}")]
+
+
+def folder_of(tmp_path: Path, count: int = 24) -> Path:
+    for i in range(count):
+        picture(tmp_path / "pictures" / f"{i:02}.png", seed=i)
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("extra", [(), ("--link",)])
+def test_copies_of_a_resumed_run_follow_its_predictions(extra: tuple[str, ...], cli: Cli, tmp_path: Path) -> None:
+    copies = tmp_path / "sorted"
+    words = (*METHODS["pica"], "--data-root", folder_of(tmp_path), "--base-lr", 0.05, "--copy-to", copies, *extra)
     assert cli(*words)[0] == 0
-    (copies / "cluster-0").mkdir(exist_ok=True)
-    (copies / "cluster-0" / "mine.txt").write_text("mine")
+    session = only(tmp_path / "sessions")
+    words = (*words, "--resume", session / "checkpoint" / "latest.ckpt")
+    before = table(session)
     status, out, err = cli(*words)
     assert status == 0 and "there from before" in out, err
-    assert (copies / "cluster-0" / "mine.txt").read_text() == "mine" and len(list(tmp_path.glob("sessions/*"))) == 1
+    assert cli(*words, "--max-epochs", 3)[0] == 0
+    assert [row[:2] for row in table(session)] != [row[:2] for row in before], "the case is one"
+    assert_sorted_by(session, copies)
+
+
+def test_copies_of_a_resumed_run_replace_nothing_else(cli: Cli, tmp_path: Path) -> None:
+    copies = tmp_path / "sorted"
+    words = (*METHODS["pica"], "--data-root", folder_of(tmp_path), "--copy-to", copies)
+    assert cli(*words)[0] == 0
+    session, other = only(tmp_path / "sessions"), tmp_path / "other"
+    words = (*words, "--resume", session / "checkpoint" / "latest.ckpt")
+    cluster = next(copies.iterdir())
+    (cluster / "mine.txt").write_text("mine")
+
+    def refused(part: object, *extra: object) -> None:
+        before = (session / "metrics.jsonl").read_bytes()
+        status, _, err = cli(*words, "--max-epochs", 2, *extra)
+        assert status == 2 and err.count("\n") == 1 and "it exists" in err and str(part) in err, err
+        assert (session / "metrics.jsonl").read_bytes() == before, "nothing was trained"
+
+    refused(cluster / "mine.txt")
+    (cluster / "mine.txt").unlink()
     (copies / "other").mkdir()
-    status, _, err = cli(*words)
-    assert status == 2 and "it exists" in err
+    refused(copies / "other")
+    (copies / "other").rmdir()
+    moved = next(cluster.iterdir())
+    moved.rename(copies / "moved.png")
+    refused(copies / "moved.png")
+    (copies / "moved.png").rename(moved)
+    moved.write_bytes(b"edited")
+    refused(moved)
+    moved.unlink()
+    (other / "cluster-0").mkdir(parents=True)
+    (other / "cluster-0" / "00.png").write_text("of another program")
+    refused(other / "cluster-0", "--copy-to", other)
+    assert cli(*words, "--max-epochs", 2)[0] == 0, "a copy that is gone is made again"
+    assert_sorted_by(session, copies)
+
+
+def test_copies_of_an_earlier_version_are_known_by_the_predictions(cli: Cli, tmp_path: Path) -> None:
+    copies = tmp_path / "sorted"
+    words = (*METHODS["pica"], "--data-root", folder_of(tmp_path), "--base-lr", 0.05, "--copy-to", copies)
+    assert cli(*words)[0] == 0
+    session = only(tmp_path / "sessions")
+    words = (*words, "--resume", session / "checkpoint" / "latest.ckpt")
+    (session / "copies.json").unlink()
+    first = (session / "predictions.csv").read_bytes()
+    status, _, err = cli(*words, "--max-epochs", 3)
+    assert status == 0, err
+    assert_sorted_by(session, copies)
+    (session / "copies.json").unlink()
+    (session / "predictions.csv").write_bytes(first)
+    status, _, err = cli(*words, "--max-epochs", 4)
+    assert status == 2 and "this run did not write" in err, err
+
+
+def test_copies_survive_a_run_that_was_killed_between_two_renames(cli: Cli, tmp_path: Path) -> None:
+    copies = tmp_path / "sorted"
+    words = (*METHODS["pica"], "--data-root", folder_of(tmp_path), "--resume", "auto", "--copy-to", copies)
+    assert cli(*words)[0] == 0
+    whole = copies_of(copies)
+    copies.rename(tmp_path / ".sorted.replaced")
+    status, out, err = cli(*words)
+    assert status == 0 and "there from before" in out, err
+    assert copies_of(copies) == whole
+    assert_sorted_by(only(tmp_path / "sessions"), copies)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -103,6 +103,9 @@ class Pictures:
     store: cache.Store | None = None
     """Those that are kept on disk, decoded."""
 
+    decoded: dict[int, NDArray[np.uint8]]
+    """Those that were looked at before all are brought into memory, and are not to be decoded again for that."""
+
     def __init__(
         self,
         parts: Mapping[str, Any],
@@ -111,7 +114,7 @@ class Pictures:
         expected: bool = False,
         unused: Mapping[str, int] | None = None,
     ) -> None:
-        self._parts = dict(parts)
+        self._parts, self.decoded = dict(parts), {}
         self.train, self.scored, self.expected = tuple(train), tuple(scored), expected
         self._unused = [
             f"{size:,} images of the split {name} are not used; --train-splits or --test-splits can name it"

@@ -8,28 +8,30 @@ Each folder of pictures has a folder of its own here:
         filling      locked by the process that adds to the two
         used         locked by every process that reads them; its time is that of the last use
 
-A process that is killed leaves at most the picture at hand without a record, and that is cut off.
+A process that is killed leaves at most the picture at hand without a record, and that is cut off. A folder may be removed at
+any moment, by a process on a file system without locks or by a person: readers keep their open file, or decode again.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import os
+import secrets
 import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from lib import distributed
+from lib import distributed, locks
 from lib.command import Command
 from lib.config import Config
 from lib.errors import UserError
@@ -38,6 +40,8 @@ from lib.settings import Section, setting
 
 VERSION = 1  # of what `lib.transforms.pil.prepare` gives; another one decodes everything again
 GIB = 2**30
+ATTEMPTS = 100  # to open a folder that other processes remove
+REMOVED = ".removed-"  # begins the name of a folder that is being removed
 RECOUNT = 2**24  # bytes, after which it is seen what other processes have kept meanwhile
 RECORD = np.dtype(
     [("name", "V16"), ("size", "<i8"), ("mtime", "<i8"), ("offset", "<i8"), ("height", "<i4"), ("width", "<i4"),
@@ -102,7 +106,7 @@ class Store:
         self._what = "decoded pictures" if kind == "pictures" else kind
         self._channels, self._stamps = channels, stamps
         self._names = [hashlib.blake2b(os.fsencode(name), digest_size=16).digest() for name in names]
-        self._file: BinaryIO | None = None
+        self._file: BinaryIO | None = None  # data.bin, of the same moment as the records
         self._use: BinaryIO | None = None
         self.unfit = 0  # pictures that are not kept because there is no room for them
         self._look()
@@ -126,13 +130,13 @@ class Store:
             return None
         _, _, _, offset, height, width, crc = self._records[row].item()
         shape = height, width, self._channels
-        try:
-            if self._file is None:
-                self._file = open(self.folder / "data.bin", "rb", buffering=0)  # noqa: SIM115 (it stays open)
+        content = b""
+        with suppress(OSError):  # removed by another process, or a damaged disk
+            if self._file is None:  # in another process than the one that looked
+                self._file = _opened(self.folder / "data.bin", "rb")
             content = os.pread(self._file.fileno(), height * width * self._channels, offset)
-        except OSError:  # removed by another process, or a damaged disk
-            return None
         if len(content) != height * width * self._channels or zlib.crc32(content) != crc:
+            self._rows[position] = -1
             self._forget(row)
             return None
         return np.frombuffer(content, dtype=np.uint8).reshape(shape)
@@ -160,17 +164,23 @@ class Store:
                 self._hold()
             return
         try:
-            self._hold()
-            with open(self.folder / "filling", "wb") as lock:
-                _wait(lock)
-                self._file = None
-                self._look()  # another process may have been faster
-                self._append(decode, bound)
+            for _ in range(ATTEMPTS):
+                with _while_removed():
+                    self._fill(decode, bound)
+                    return
+                self._use = None
         except OSError as error:
             raise UserError(
                 f"cannot keep {self._what} in {self.folder}: {error.strerror or error}; choose another folder by "
                 "--cache, or keep none: --disk-cache 0"
             ) from error
+        self.unfit = len(self.missing)
+
+    def _fill(self, decode: Decode, bound: float) -> None:
+        self._hold()
+        with _waited_for(self.folder / "filling"):
+            self._look()  # another process may have been faster
+            self._append(decode, bound)
 
     def _append(self, decode: Decode, bound: float) -> None:
         allowed, counted = self._allowance(self._size(), bound), self._size()
@@ -179,10 +189,8 @@ class Store:
             for name in ("index.bin", "data.bin"):  # in this order: data without an index is nothing
                 (self.folder / name).unlink(missing_ok=True)
             self._look()
-        with (
-            open(self.folder / "data.bin", "ab", buffering=0) as data,
-            open(self.folder / "index.bin", "ab", buffering=0) as index,
-        ):
+        self._file = data = _opened(self.folder / "data.bin", "a+b")
+        with _opened(self.folder / "index.bin", "a+b") as index:
             end, begun = int(self._ends.max(initial=0)), len(self._records) * RECORD.itemsize
             data.truncate(end)
             index.truncate(begun)
@@ -202,14 +210,20 @@ class Store:
                 record = np.array((self._names[position], *self._stamps[position].tolist(), *place), dtype=RECORD)
                 _write(index, record.tobytes())
                 end, begun = end + len(content), begun + RECORD.itemsize
-        self._look()
+            self._note(os.pread(index.fileno(), begun, 0), end)
         self.unfit = len(self.missing) if full else 0
 
     def _look(self) -> None:
         """Find out what is kept of the pictures."""
-        index, size = b"", 0
+        index, size, self._file = b"", 0, None
         with suppress(OSError):
-            index, size = (self.folder / "index.bin").read_bytes(), (self.folder / "data.bin").stat().st_size
+            index = (self.folder / "index.bin").read_bytes()
+            self._file = _opened(self.folder / "data.bin", "rb")
+            size = os.fstat(self._file.fileno()).st_size
+        self._note(index, size)
+
+    def _note(self, index: bytes, size: int) -> None:
+        """Take the records of a data.bin of `size` bytes."""
         records = np.frombuffer(index[: len(index) // RECORD.itemsize * RECORD.itemsize], dtype=RECORD)
         # As floats: a damaged record must not overflow.
         lengths = records["height"].astype(np.float64) * records["width"] * self._channels
@@ -242,9 +256,11 @@ class Store:
     def _allowance(self, wanted: int, bound: float) -> float:
         """Bytes that this folder may take; where it wants more, others are removed that nobody uses."""
         root = self.folder.parent
-        found = sorted([*root.glob("pictures-*"), *root.glob("features-*")], key=_used)
+        for half in _entries(root, REMOVED):  # by a process that was killed
+            shutil.rmtree(half, ignore_errors=True)
+        found = sorted([*_entries(root, "pictures-"), *_entries(root, "features-")], key=_used)
         others = {path: _size(path) for path in found if path != self.folder}
-        rest = sum(others.values()) + sum(path.stat().st_size for path in root.glob("files-*"))
+        rest = sum(others.values()) + sum(map(_length, _entries(root, "files-")))
         for path, size in others.items():
             if rest + wanted <= bound:
                 break
@@ -254,42 +270,78 @@ class Store:
 
     def _hold(self) -> None:
         """Be one of those that use the folder; made, if need be."""
-        path = self.folder / "used"
-        while self._use is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = open(path, "ab")  # noqa: SIM115 (it stays open)
-            fcntl.flock(file, fcntl.LOCK_SH)
-            with suppress(FileNotFoundError):  # removed between the two
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                    self._use = file
-        os.utime(path)
+        for _ in range(ATTEMPTS):
+            if self._use is not None:
+                break
+            with _while_removed():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._use = locks.hold(self.folder / "used", shared=True, wait=True)
+        if self._use is not None:
+            os.utime(self._use.fileno())
+
+
+@contextmanager
+def _while_removed() -> Iterator[None]:
+    """Pass over what a folder gives rise to that another process removes at this moment."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE, errno.EEXIST):
+            raise
+
+
+def _opened(path: Path, mode: str) -> BinaryIO:
+    return cast(BinaryIO, open(path, mode, buffering=0))
+
+
+def _entries(root: Path, beginning: str) -> list[Path]:
+    with suppress(OSError):
+        return [root / name for name in os.listdir(root) if name.startswith(beginning)]
+    return []
+
+
+def _length(file: Path) -> int:
+    """Bytes; 0 for a file that is gone."""
+    with suppress(OSError):
+        return file.stat().st_size
+    return 0
 
 
 def _size(folder: Path) -> int:
-    return sum((folder / name).stat().st_size for name in ("data.bin", "index.bin") if (folder / name).exists())
+    return _length(folder / "data.bin") + _length(folder / "index.bin")
 
 
 def _used(folder: Path) -> float:
-    return max((path.stat().st_mtime for path in folder.glob("used")), default=0.0)
+    with suppress(OSError):
+        return (folder / "used").stat().st_mtime
+    return 0.0
 
 
 def _remove(folder: Path) -> bool:
-    with open(folder / "used", "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        shutil.rmtree(folder)
-        return True
-
-
-def _wait(file: BinaryIO) -> None:
+    """Remove a folder that no process uses; False where it stays."""
+    removed = folder.with_name(f"{REMOVED}{secrets.token_hex(8)}")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        use = locks.hold(folder / "used")
+        if use is None:
+            return False
+        with use:
+            folder.rename(removed)  # in one piece, so that nobody finds half of it
+    except FileNotFoundError:
+        return True
+    except OSError:  # of another user
+        return False
+    shutil.rmtree(removed, ignore_errors=True)
+    return True
+
+
+def _waited_for(path: Path) -> BinaryIO:
+    file = locks.hold(path)
+    if file is None:
         if distributed.leads():  # of several ranks one works, and one may speak
             print("waiting for another process, which is at work on the same pictures", file=sys.stderr)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        file = locks.hold(path, wait=True)
+    assert file is not None
+    return file
 
 
 def _write(file: BinaryIO, content: bytes) -> None:

@@ -36,10 +36,9 @@ class Shelf:
     def __init__(
         self, extractor: Extractor, store: Store | None, bound: float | None, budget: float, device: torch.device
     ) -> None:
-        self._extractor, self._store, self._device = extractor, store, device
+        self._extractor, self._store, self._bound, self._device = extractor, store, bound, device
         self._budget, self._held, began = budget, None, time.monotonic()
-        if store is not None and bound is not None:
-            store.fill(lambda wanted: (_bytes(rows) for rows in extractor.rows(wanted)), bound)
+        self._fill()
         if 4 * np.prod(extractor.shape) <= budget * GIB:
             self._held = self._load()
         elif len(rest := self._unkept()):
@@ -62,7 +61,7 @@ class Shelf:
             places = torch.from_numpy((index * self._held.shape[1] + column).T.reshape(-1))
             rows = self._held.flatten(0, 1).index_select(0, runtime.send(places, self._device))
         else:
-            kept = {position: self._read(position) for position in np.unique(index).tolist()}
+            kept = self._read(np.unique(index).tolist())
             pairs = zip(index.T.reshape(-1).tolist(), column.T.reshape(-1).tolist(), strict=True)
             found = [kept[position][view] for position, view in pairs]
             shape = (len(found), self._extractor.shape[2])
@@ -108,11 +107,32 @@ class Shelf:
                 table[position] = rows
         return torch.from_numpy(table).to(self._device)
 
-    def _read(self, position: int) -> Rows:
-        kept = self._store.read(position) if self._store is not None else None
-        if kept is None:
-            raise UserError("what was kept of the features is gone or damaged; start again, and it is computed anew")
-        return _rows(kept)
+    def _fill(self) -> None:
+        """Compute and keep what is not kept."""
+        if self._store is not None and self._bound is not None:
+            self._store.fill(lambda wanted: map(_bytes, self._extractor.rows(wanted)), self._bound)
+
+    def _read(self, positions: list[int]) -> dict[int, Rows]:
+        """Features by position, computed again where what was kept is gone or damaged.
+
+        Raises:
+            UserError: an image can no longer be read.
+        """
+        found = self._kept(positions)
+        if len(found) < len(positions):
+            self._fill()
+            found = self._kept(positions)
+        lost = [position for position in positions if position not in found]
+        for position, rows in zip(lost, self._extractor.rows(lost), strict=True):
+            if rows is None:
+                raise UserError(f"an image can no longer be read: {self.skipped[position]}; start again")
+            found[position] = rows
+        return found
+
+    def _kept(self, positions: list[int]) -> dict[int, Rows]:
+        assert self._store is not None
+        found = {position: self._store.read(position) for position in positions}
+        return {position: _rows(kept) for position, kept in found.items() if kept is not None}
 
     def _no_room(self, count: int) -> str:
         size = 4 * np.prod(self._extractor.shape) / GIB

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from lib import baselines, distributed, evaluation, export, metrics, predictions, summary
@@ -14,6 +15,7 @@ from lib.checkpoint import write_atomically
 from lib.command import Command
 from lib.config import Config
 from lib.datasets import DataSettings
+from lib.errors import UserError, outside
 from lib.evaluation import EvaluationSettings, Outcome, Scores
 from lib.inference import Predictions
 from lib.method import MethodSettings, Task
@@ -25,16 +27,60 @@ SHOWN = 20  # unreadable pictures that the console lists
 
 
 def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> None:
-    """Leave scores.json and the predictions, do what --export and --copy-to ask for, and show the table."""
-    gallery.keep(session, task, config, outcome)
+    """Leave the predictions and scores.json; then the report, and what --export and --copy-to ask for; show the table.
+
+    Raises:
+        UserError: the results cannot be written, or what follows them cannot; the results are then there.
+    """
     skipped = distributed.merged(task.views.skipped)
+    rows: dict[str, Scores] = {}
+    if distributed.leads():
+        rows = _leave_results(session, task, config, outcome, skipped)
+    problems: list[str] = []
+    with _noted(problems):
+        gallery.keep(session, task, config, outcome)
     if not distributed.leads():
         return
-    command, settings, predicted = config.of(Command), config.of(EvaluationSettings), outcome.predictions
-    rows = {config.of(MethodSettings).method: outcome.scores}
-    if settings.baseline and not command.predict:
-        seed = config.of(SeedSettings).seed or 0
-        rows |= baselines.scores(task, settings.baseline, settings.eval_batch_size, seed)
+    command = config.of(Command)
+    with _noted(problems):
+        _show_scores(session, task, outcome, rows)
+    if command.export is not None:
+        with _noted(problems):
+            export.export(command.export, config, task.method.state_dict(), outcome.statistics, task.encode)
+            session.info(f"exported: {command.export}")
+    if command.copy_to is not None:
+        with _noted(problems):
+            session.info(predictions.copy(task.pictures, outcome.predictions, config, session))
+    with _noted(problems):
+        session.info(f"\nsession: {session.path or 'none, because of --debug'}")
+    if session.path is not None:
+        with _noted(problems):
+            if (writer := session.board()) is not None:
+                board.show(writer, found.read(session.path))
+                writer.flush()
+        with _noted(problems):
+            show(session, config, make(session.path))
+    if problems:
+        where = f"; the results are complete in {session.path}" if session.path is not None else ""
+        raise UserError("; ".join(dict.fromkeys(problems)) + where)
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """What fails is said at the end, so that it keeps nothing else from being done."""
+    try:
+        yield
+    except UserError as error:
+        problems.append(str(error))
+    except OSError as error:
+        problems.append(outside(error))
+
+
+def _leave_results(
+    session: Session, task: Task, config: Config, outcome: Outcome, skipped: Mapping[int, str]
+) -> dict[str, Scores]:
+    """Write the predictions and scores.json; returns the scores of the method and of the baselines, by their titles."""
+    settings, predicted = config.of(EvaluationSettings), outcome.predictions
     if session.path is not None:
         root = Path(config.of(DataSettings).data_root).expanduser()
         session.write_bytes("predictions.csv", predictions.table(task.pictures, predicted, root))
@@ -42,30 +88,23 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
     if skipped:
         _tell_of_skipped(session, skipped)
     for split, values in outcome.scores.items():
-        if "unscored" in values and not command.predict:
+        if "unscored" in values and not config.of(Command).predict:
             session.warn(f"{split}: {values['unscored']}")
+    rows = {config.of(MethodSettings).method: outcome.scores}
+    if settings.baseline and not config.of(Command).predict:
+        seed = config.of(SeedSettings).seed or 0
+        rows |= baselines.scores(task, settings.baseline, settings.eval_batch_size, seed)
     session.write_json("scores.json", _scores_file(task, predicted, rows))  # it says that the run is done
-    if command.export is not None:
-        export.export(command.export, config, task.method.state_dict(), outcome.statistics, task.encode)
-    target = predictions.check(task.pictures, config, session.goes_on)
-    if target is not None and predictions.is_sorted(target):
-        session.info(f"the pictures by cluster are there from before: {target}")
-    elif target is not None:
-        predictions.copy(task.pictures, predicted, target, command.link)
-        session.info(f"the pictures by cluster: {target}")
+    return rows
+
+
+def _show_scores(session: Session, task: Task, outcome: Outcome, rows: Mapping[str, Scores]) -> None:
     if any(values["acc"] is not None for values in outcome.scores.values()):
-        session.info("\n" + summary.table(rows) + _partly_labelled(task, predicted))
+        session.info("\n" + summary.table(rows) + _partly_labelled(task, outcome.predictions))
     else:
         session.info(
             "\n" + "\n".join(f"{split}: {evaluation.line(values)}" for split, values in outcome.scores.items())
         )
-    session.info(f"\nsession: {session.path or 'none, because of --debug'}")
-    if command.export is not None:
-        session.info(f"exported: {command.export}")
-    if session.path is not None:
-        if (writer := session.board()) is not None:
-            board.show(writer, found.read(session.path))
-        show(session, config, make(session.path))
 
 
 def make(folder: Path, again: bool = True) -> Path:

@@ -59,6 +59,8 @@ def open_views(config: Config, pictures: Pictures, test: Recipe) -> Views:
             if wanted == "batched":
                 raise UserError(f"--tfm-backend batched: {reason}; or take --tfm-backend pil") from None
             why = str(reason)
+        finally:
+            pictures.decoded.clear()
     workers = runtime.workers(loading.num_workers, device)
     return PILViews(reader, test, means, stds, seed=seed, workers=workers, skip=skip, device=device, why=why)
 
@@ -113,7 +115,7 @@ class _Held:
         """Decode a few: have all one size, and is there surely no room for them?"""
         shapes: list[tuple[int, ...]] = []
         for position in np.random.default_rng(0).permutation(positions)[:SPREAD].tolist():
-            sample = self._read(position)
+            (sample,) = self._reader.samples([position], self._budget * GIB)
             shapes.append(sample.shape if isinstance(sample, np.ndarray) else (0, 0, 0))
             differ = len({shape for shape in shapes if any(shape)}) > 1
             self._step = STEP if differ else 1
@@ -157,13 +159,6 @@ class _Held:
     def _name(self, position: int) -> str:
         split, i = self._pictures.locate(position)
         return str(self._pictures.path(position) or f"number {i} of {split}")
-
-    def _read(self, position: int) -> NDArray[np.uint8] | UserError:
-        try:
-            image = self._reader.read(position)
-        except UserError as error:
-            return error
-        return np.asarray(image).reshape(image.height, image.width, self._channels)
 
 
 def _own_array(part: Any) -> NDArray[np.uint8] | None:

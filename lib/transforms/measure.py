@@ -9,9 +9,10 @@ from lib import distributed
 from lib.command import Command
 from lib.config import Config
 from lib.datasets import DataSettings, Pictures
+from lib.datasets.cache import GIB
 from lib.errors import UserError
 from lib.progress import progress
-from lib.transforms import TransformSettings
+from lib.transforms import LoaderSettings, TransformSettings
 from lib.transforms.reader import Reader, open_reader
 
 SAMPLE = 2_000  # pictures that are measured, at most
@@ -34,24 +35,28 @@ def measured(config: Config, pictures: Pictures) -> Config:
     reader, index = open_reader(config, pictures), pictures.index(pictures.train[-1])
     spread = index[np.linspace(0, len(index) - 1, min(SAMPLE, len(index))).astype(np.int64)]
     skip = config.of(DataSettings).on_bad_image == "skip"
-    means, stds = distributed.from_first(lambda: moments(reader, spread, skip))
+    budget = config.of(LoaderSettings).memory_budget * GIB
+    means, stds = distributed.from_first(lambda: moments(reader, spread, skip, budget))
     found = {"tfm_means": means, "tfm_stds": stds}
     return config.replace(**{name: found[name] for name in wanted})
 
 
-def moments(reader: Reader, positions: NDArray[np.int64], skip: bool = False) -> tuple[Values, Values]:
+def moments(
+    reader: Reader, positions: NDArray[np.int64], skip: bool = False, budget: float = 0
+) -> tuple[Values, Values]:
     """Mean and deviation of each channel, on the scale [0, 1], to 4 digits; every picture counts alike.
 
     Args:
         reader: of the pictures.
         positions: (n,) which of them.
         skip: pass over those that cannot be read.
+        budget: bytes of memory for images that the views need not decode again.
 
     Raises:
         UserError: a picture, or every one, cannot be read.
     """
     rows = []
-    for found in progress(reader.arrays(positions.tolist()), "measuring pictures", len(positions)):
+    for found in progress(reader.samples(positions.tolist(), budget), "measuring pictures", len(positions)):
         if not isinstance(found, UserError):
             pixels = found.reshape(-1, reader.channels) / 255
             rows.append((pixels.mean(axis=0), np.square(pixels).mean(axis=0)))

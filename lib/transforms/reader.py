@@ -155,7 +155,19 @@ class Reader:
             for start in range(0, len(positions), READ_AHEAD):
                 yield from pool.map(partial(self._array, read), positions[start : start + READ_AHEAD])
 
+    def samples(self, positions: list[int], budget: float) -> Iterator[Array | UserError]:
+        """`arrays` of some, which are handed over once more without decoding, up to `budget` bytes of them."""
+        taken = sum(held.nbytes for held in self.pictures.decoded.values())
+        for position, found in zip(positions, self.arrays(positions), strict=True):
+            if isinstance(found, np.ndarray) and self._store is None and taken + found.nbytes <= budget:
+                self.pictures.decoded[position] = found
+                taken += found.nbytes
+            yield found
+
     def _array(self, read: Callable[[int], Image.Image], position: int) -> Array | UserError:
+        held = self.pictures.decoded.pop(position, None)
+        if held is not None:
+            return held
         try:
             image = read(position)
         except UserError as error:

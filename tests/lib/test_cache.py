@@ -20,7 +20,8 @@ import pytest
 from conftest import ROOT, every_mode, picture, resolve
 from PIL import Image
 
-from lib import datasets
+from lib import datasets, locks
+from lib.datasets import cache
 from lib.datasets.cache import RECORD
 from lib.errors import UserError
 from lib.transforms.reader import Reader, open_reader
@@ -273,6 +274,78 @@ def test_a_disk_that_takes_no_more_ends_it_in_one_line(tmp_path: Path, decodes: 
     assert sorted(decodes) == [2, 3, 4, 5] and equal(arrays(made), plain(made))
 
 
+@pytest.mark.parametrize("step", ["_entries", "_used", "_size", "_length", "_remove"])
+def test_a_folder_may_vanish_at_each_step_of_making_room(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ("--cache", tmp_path / "cache", "--disk-cache", 4_000 / 2**30)
+    for name in "abc":
+        noises(tmp_path / name / "pictures", 6)
+    for name in "ab":
+        reader(tmp_path / name, *small)
+    work = getattr(cache, step)
+
+    def others() -> None:
+        for path in (tmp_path / "cache").glob("pictures-*"):
+            shutil.rmtree(path)
+
+    def raced(*words: Any) -> Any:
+        if step != "_entries":
+            others()
+            return work(*words)
+        found = work(*words)
+        others()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, step, raced)
+        made = reader(tmp_path / "c", *small)
+    assert equal(arrays(made), plain(made))
+
+
+@pytest.mark.parametrize("name", ["used", "filling"])
+def test_the_own_folder_may_vanish_while_it_is_opened(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noises(tmp_path / "pictures", 6)
+    hold, times = locks.hold, []
+
+    def raced(path: Path, **how: Any) -> Any:
+        file = hold(path, **how)
+        if path.name == name and len(times) < 3:
+            times.append(path)
+            shutil.rmtree(path.parent)
+        return file
+
+    monkeypatch.setattr(locks, "hold", raced)
+    made = reader(tmp_path)
+    assert len(times) == 3 and equal(arrays(made), plain(made))
+    assert not reader(tmp_path).pictures.store.missing.size  # type: ignore[union-attr]
+
+
+def test_images_are_read_on_when_their_folder_is_gone(tmp_path: Path, decodes: list[int]) -> None:
+    noises(tmp_path / "pictures", 6)
+    made = reader(tmp_path)
+    expected = plain(made)
+    elsewhere = pickle.dumps(made)
+    shutil.rmtree(store_of(tmp_path))
+    decodes.clear()
+    assert equal(arrays(made), expected) and not decodes, "by the open file"
+    assert equal(arrays(pickle.loads(elsewhere)), expected) and len(decodes) == 6, "in another process, decoded again"
+
+
+def test_a_folder_is_not_removed_where_another_process_has_made_it_again(tmp_path: Path) -> None:
+    noises(tmp_path / "pictures", 3)
+    made = reader(tmp_path)
+    folder = store_of(tmp_path)
+    assert not cache._remove(folder) and folder.exists()
+    del made
+    (tmp_path / "cache" / ".removed-0123").mkdir()
+    assert cache._remove(folder) and not folder.exists() and cache._remove(folder)
+    reader(tmp_path)
+    assert not (tmp_path / "cache" / ".removed-0123").exists(), "what a killed process left"
+
+
 WORDS = ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/image_folder.yaml", "--network", "convnet", "--net-width", 4,
          "--tfm-working-size", 12, "--tfm-size", 8, "--tfm-resize", 10, "--max-epochs", 1, "--num-clusters", 3, "--seed", 3,
          "--num-workers", 0)  # fmt: skip
@@ -304,8 +377,8 @@ def test_killed_while_decoding_the_next_run_goes_on(tmp_path: Path, cli: Cli) ->
     assert 5 <= kept < 60
     (store,) = (tmp_path / "two").glob("pictures-*")
     begun = (store / "index.bin").read_bytes()[: kept * RECORD.itemsize]
-    for session, cache in (("straight", "one"), ("again", "two")):
-        words = (*WORDS, "--data-root", tmp_path / "pictures", "--cache", tmp_path / cache, "--session", session)
+    for session, kept_in in (("straight", "one"), ("again", "two")):
+        words = (*WORDS, "--data-root", tmp_path / "pictures", "--cache", tmp_path / kept_in, "--session", session)
         assert cli(*words)[0] == 0
     assert (store / "index.bin").read_bytes().startswith(begun) and records(tmp_path, "two") == 60
     ours, theirs = (np.load(tmp_path / "sessions" / name / "predictions.npz") for name in ("straight", "again"))
@@ -321,3 +394,34 @@ def test_two_at_once_decode_no_picture_twice(tmp_path: Path) -> None:
     assert records(tmp_path, "cache") == 60
     ours, theirs = (np.load(tmp_path / "sessions" / name / "predictions.npz") for name in "ab")
     assert np.array_equal(ours["probability"], theirs["probability"])
+
+
+RACE = """
+import sys
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, "tests/lib")
+from test_cache import arrays, equal, plain, reader
+place, own = Path(sys.argv[1]), Path(sys.argv[2])
+for _ in range(60):
+    made = reader(own, "--cache", place / "cache", "--disk-cache", 4_000 / 2**30)
+    assert equal(arrays(made), plain(made))
+    del made
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_remove_each_others_folders(tmp_path: Path) -> None:
+    for name in "abcd":
+        noises(tmp_path / name / "pictures", 6)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(tmp_path), str(tmp_path / name)], cwd=ROOT, env=environment,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for name in "aabcd"
+    ]  # fmt: skip
+    for process in started:
+        _, err = process.communicate()
+        assert process.returncode == 0, err

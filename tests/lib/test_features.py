@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -216,6 +218,19 @@ def test_more_than_the_memory_is_read_from_disk_by_batches(tmp_path: Path) -> No
         assert torch.equal(one.original, other.original) and torch.equal(one.perturbed, other.perturbed)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="more than --memory-budget .* --disk-cache, or take fewer --feature-views"):
         task(tmp_path, *small, "--disk-cache", 0).views.prepared()
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_features_on_disk_that_are_lost_are_computed_again(damage: str, tmp_path: Path) -> None:
+    words = (*folder(tmp_path), "--memory-budget", 1e-5)
+    made = task(tmp_path, *words)
+    whole = table(made)
+    data = store(tmp_path) / "data.bin"
+    if damage == "removed":
+        shutil.rmtree(data.parent)  # the open file stays
+    else:
+        os.truncate(data, data.stat().st_size // 2)
+    assert torch.equal(table(made), whole)
 
 
 def test_pictures_that_cannot_be_read_are_left_out(tmp_path: Path, calls: Calls) -> None:

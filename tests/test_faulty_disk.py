@@ -1,0 +1,207 @@
+"""Wherever the disk fails or a run is killed: what was there stays, results stay, and a line says what happened."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, picture
+from faulty_disk import KILL, End, FaultyDisk
+
+from lib import checkpoint
+
+WORDS = ("--network", "convnet", "--net-width", 4, "--tfm-size", 8, "--tfm-resize", 10, "--tfm-working-size", 10, "--batch-size", 8,
+         "--num-clusters", 3, "--seed", 3, "--num-workers", 0, "--disk-cache", 0, "--baseline", "none", "--eval-sample", 20,
+         "--base-lr", 0.02, "--keep", 1, "--threads", 1)  # fmt: skip
+METHODS: dict[str, tuple[object, ...]] = {
+    "pica": ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/image_folder.yaml", *WORDS),
+    "imc_swav": ("--cfgs", ROOT / "configs/imc_swav/base.yaml", ROOT / "configs/imc_swav/image_folder.yaml", *WORDS,
+                 "--size-crops", 8, 6, "--prototypes", 6, "--classifier-dim", 8),
+}  # fmt: skip
+FAULTS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "SIGKILL": KILL}
+Tree = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyDisk]:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("disk")
+    (folder / "work").mkdir()
+    for i in range(16):
+        picture(folder / "images" / f"{i:02}.png", seed=i)
+    made = FaultyDisk(folder, folder / "work")
+    yield made
+    made.close()
+
+
+def tree(folder: Path) -> Tree:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def results(work: Path) -> Tree:
+    """What the finished sessions predict, by their names."""
+    return {path.parent.name: path.read_bytes() for path in (work / "sessions").glob("*/predictions.csv")}
+
+
+def sorted_by(table: bytes) -> set[str]:
+    rows = [line.split(",") for line in table.decode().splitlines()[1:]]
+    return {f"cluster-{row[1]}/{row[0]}" for row in rows}
+
+
+class Places:
+    """A run, at each of whose places the disk fails or the process is killed.
+
+    Args:
+        disk: runs it.
+        words: the command line, without --session-root.
+        before: makes what there is before each run, in the empty folder of the work.
+    """
+
+    def __init__(self, disk: FaultyDisk, words: tuple[object, ...], before: Callable[[], None]) -> None:
+        self.disk, self.work = disk, disk.watched
+        self.words = (*words, "--data-root", disk.folder / "images", "--session-root", self.work / "sessions")
+        self._empty()
+        before()
+        self._kept = disk.folder / "kept"
+        shutil.rmtree(self._kept, ignore_errors=True)
+        shutil.copytree(self.work, self._kept, symlinks=True)
+        self.before = tree(self.work)
+        straight = disk.run(self.words)
+        assert straight.status == 0, straight.err
+        self.calls, self.after = straight.calls, tree(self.work)
+
+    def _empty(self) -> None:
+        shutil.rmtree(self.work)
+        self.work.mkdir()
+
+    def end(self, number: int, code: int) -> End:
+        shutil.rmtree(self.work)
+        shutil.copytree(self._kept, self.work, symlinks=True)
+        end = self.disk.run(self.words, number, code)
+        assert "Traceback" not in end.err, end.err
+        # TensorBoard's thread makes more or fewer calls; and that a folder is there makes up for a failure to make it.
+        met = number <= len(end.calls)
+        if met and code == KILL:
+            assert end.status == -9
+        elif met and not (end.calls[number - 1].startswith("mkdir") and end.status == 0):
+            assert end.status == 2, end.err
+            errors = [line for line in end.err.splitlines() if not line.startswith("warning: ")]
+            assert len(errors) == 1 and errors[0].startswith("error: "), end.err
+        return end
+
+
+def copies_are_whole(places: Places, killed: bool) -> None:
+    """As before, or as after the run; a killed one may leave them under another name."""
+    found = tree(places.work / "sorted")
+    states = [
+        {name.removeprefix("sorted/"): content for name, content in state.items() if name.startswith("sorted/")}
+        for state in (places.before, places.after)
+    ]
+    if killed and not found:
+        found = tree(places.work / ".sorted.replaced")
+    assert found in states
+    if not killed:
+        assert not list(places.work.glob(".*"))
+
+
+def checkpoints_load(places: Places) -> None:
+    for path in places.work.glob("sessions/*/checkpoint/[!.]*.ckpt"):
+        checkpoint.load(path)
+
+
+def check_copies(places: Places, number: int, code: int) -> None:
+    places.end(number, code)
+    copies_are_whole(places, code == KILL)
+    checkpoints_load(places)
+    if not places.before and code != KILL:
+        for session in places.work.glob("sessions/*"):
+            assert any(
+                (session / name).exists() for name in ("checkpoint", "metrics.jsonl", "training.jsonl", "tfboard")
+            )
+    end = places.disk.run(places.words)
+    assert end.status == 0, end.err
+    (wanted,) = {content for name, content in places.after.items() if name.endswith("predictions.csv")}
+    assert wanted in results(places.work).values()
+    assert {str(path) for path in tree(places.work / "sorted")} == sorted_by(wanted)
+    assert not list(places.work.glob(".*"))
+
+
+def check_export(places: Places, number: int, code: int) -> None:
+    end = places.end(number, code)
+    (name,) = (name for name in places.before if name.startswith("model."))
+    exported = (places.work / name).read_bytes()
+    assert exported in (places.before[name], places.after[name])
+    now = tree(places.work)
+    for kept, content in places.before.items():
+        assert kept == name or now[kept] == content
+    session = places.work / "sessions" / "scored"
+    if code != KILL:
+        assert [path.name for path in places.work.iterdir() if path.name.startswith(".")] == []
+        assert session.exists() == ("the results are complete in" in end.err)
+    if (session / "scores.json").exists():
+        for file in ("predictions.csv", "scores.json"):
+            assert (session / file).read_bytes() == places.after[f"sessions/scored/{file}"]
+
+
+def copying(disk: FaultyDisk, method: str, resumed: bool) -> Places:
+    words = (*METHODS[method], "--session", "run", "--copy-to", disk.watched / "sorted")
+    if not resumed:
+        return Places(disk, (*words, "--max-epochs", 1, "--resume", "auto"), lambda: None)
+
+    def before() -> None:
+        end = disk.run((*words, "--max-epochs", 1, "--data-root", disk.folder / "images",
+                        "--session-root", disk.watched / "sessions"))  # fmt: skip
+        assert end.status == 0, end.err
+
+    latest = disk.watched / "sessions" / "run" / "checkpoint" / "latest.ckpt"
+    return Places(disk, (*words, "--max-epochs", 2, "--resume", latest), before)
+
+
+def exporting(disk: FaultyDisk, method: str, ending: str) -> Places:
+    trained = disk.watched / "sessions" / "trained"
+    where = ("--data-root", disk.folder / "images", "--session-root", disk.watched / "sessions")
+    file = disk.watched / f"model.{ending}"
+
+    def before() -> None:
+        end = disk.run((*METHODS[method], *where, "--session", "trained", "--max-epochs", 1))
+        assert end.status == 0, end.err
+        file.write_bytes(b"earlier")
+
+    words = ("--evaluate", trained / "checkpoint" / "latest.ckpt", "--session", "scored", "--export", file)
+    return Places(disk, words, before)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("resumed", [True, False], ids=["resumed", "fresh"])
+@pytest.mark.parametrize("method", METHODS)
+def test_each_place_of_a_run_that_copies(method: str, resumed: bool, fault: str, disk: FaultyDisk) -> None:
+    places = copying(disk, method, resumed)
+    torture(places, check_copies, fault)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("ending", ["safetensors", "onnx"])
+@pytest.mark.parametrize("method", METHODS)
+def test_each_place_of_a_run_that_exports(method: str, ending: str, fault: str, disk: FaultyDisk) -> None:
+    torture(exporting(disk, method, ending), check_export, fault)
+
+
+def torture(places: Places, check: Callable[[Places, int, int], None], fault: str) -> None:
+    failed = []
+    step = int(os.environ.get("STEP", 1))
+    for number in range(1, len(places.calls) + 1, step):
+        try:
+            check(places, number, FAULTS[fault])
+        except AssertionError as error:
+            failed.append(f"{number} {places.calls[number - 1]}: {error}")
+    print(f"{len(places.calls)} places")
+    assert not failed, "\n\n".join(failed)
