@@ -403,8 +403,8 @@ import numpy as np
 sys.path.insert(0, "tests/lib")
 from test_cache import arrays, equal, plain, reader
 place, own = Path(sys.argv[1]), Path(sys.argv[2])
-for _ in range(60):
-    made = reader(own, "--cache", place / "cache", "--disk-cache", 4_000 / 2**30)
+for _ in range(400):
+    made = reader(own, "--cache", place / "cache", "--disk-cache", 700 / 2**30)
     assert equal(arrays(made), plain(made))
     del made
 """
@@ -413,7 +413,7 @@ for _ in range(60):
 @pytest.mark.slow
 def test_processes_that_remove_each_others_folders(tmp_path: Path) -> None:
     for name in "abcd":
-        noises(tmp_path / name / "pictures", 6)
+        noises(tmp_path / name / "pictures", 2)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     started = [
         subprocess.Popen(
