@@ -40,8 +40,10 @@ class RunStopped(Exception):
     """A run that stops itself, such as one whose loss is no longer finite (exit status 1)."""
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """SIGINT or SIGTERM came (exit status 128 + its number).
+
+    No `Exception`, like KeyboardInterrupt: a data set that catches those must not swallow it.
 
     Args:
         number: of the signal.
@@ -83,7 +85,7 @@ def leave_on_signals() -> None:
     """
     rank = os.environ.get("RANK")
     if rank is not None or ENDS_WITH_PARENT in os.environ:
-        _end_with_parent()
+        end_with_parent(signal.SIGTERM)
 
     def leave(number: int, frame: object) -> None:
         error, silent = Interrupted(number), rank is not None and (rank != "0" or number == signal.SIGTERM)
@@ -93,10 +95,10 @@ def leave_on_signals() -> None:
         signal.signal(number, leave)
 
 
-def _end_with_parent() -> None:
-    """SIGTERM when the process that started this one is gone, on Linux; elsewhere it goes on alone."""
+def end_with_parent(number: signal.Signals) -> None:
+    """This signal when the process that started this one is gone, on Linux; elsewhere it goes on alone."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
 
 
 def advice(error: OSError) -> str:
@@ -122,7 +124,7 @@ def exit_status(main: Callable[[Sequence[str]], int | None]) -> Callable[[Sequen
         except BrokenPipeError:  # `main.py --help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except Exception as error:
+        except (Exception, Interrupted) as error:
             told = _told(error)
             if told is None:
                 raise

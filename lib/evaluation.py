@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from lib.config import Config
 from lib.datasets import DataSettings
 from lib.errors import RunStopped, UserError
 from lib.faults import HUGE
-from lib.inference import Predictions, evaluating, predict, scored, shares
+from lib.inference import Predictions, Watch, evaluating, predict, scored, shares
 from lib.labelfree import Sample
 from lib.method import Method, Task
 from lib.runtime import SeedSettings
@@ -101,7 +101,7 @@ def online(task: Task, assigned: NDArray[np.int64]) -> Scores:
     return {f"{task.trained_name}:online": own}
 
 
-def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None) -> Outcome:
+def evaluate(task: Task, config: Config, watch: Watch = iter) -> Outcome:
     """Predict and score under each of the method's treatments of BatchNorm; the first gives the predictions.
 
     `plain` is as trained. `train_bn` re-estimates the statistics on training pictures under the test
@@ -120,15 +120,15 @@ def evaluate(task: Task, config: Config, tick: Callable[[], None] = lambda: None
     _check_weights(task.method)
     for treatment in task.method.treatments:
         with batchnorm.restored(task.method):
-            _treat(task, config, treatment, tick)
+            _treat(task, config, treatment, watch)
             if not batchnorm.finite(task.method):
                 raise RunStopped(
                     f"the run diverged: BatchNorm statistics ({treatment}) are not finite; a lower --base-lr may help"
                 )
-            predictions = predict(task, settings.eval_batch_size, tick)
+            predictions = predict(task, settings.eval_batch_size, watch)
             statistics = statistics or {name: value.detach().clone() for name, value in task.method.named_buffers()}
             size, count = settings.eval_batch_size, 0 if first else settings.eval_sample
-            sample = labelfree.sample(task, plain, count, size, tick)
+            sample = labelfree.sample(task, plain, count, size, watch)
         scores = distributed.from_first(partial(score, task, predictions, settings.top_k, sample))
         for name, values in scores.items():
             # The result goes by the split's own name, the others by what they are.
@@ -170,7 +170,7 @@ def adopt(method: Method, stored: Mapping[str, Any]) -> str:
     return ""
 
 
-def _treat(task: Task, config: Config, treatment: str, tick: Callable[[], None]) -> None:
+def _treat(task: Task, config: Config, treatment: str, watch: Watch) -> None:
     if treatment == "plain":
         return
     own, size = treatment == "train_bn", config.of(DataSettings).batch
@@ -182,12 +182,11 @@ def _treat(task: Task, config: Config, treatment: str, tick: Callable[[], None])
 
     def run() -> Iterator[Tensor]:
         nonlocal seen
-        for prepared in task.views.plain(shares(drawn, size)):
+        for prepared in watch(task.views.plain(shares(drawn, size))):
             whole, counts = distributed.exchange(prepared.index)
             if len(whole) > 1:  # a single picture has no variance
                 seen += 1
                 yield task.method.classify(distributed.gather(task.method.features(prepared.views[0]), counts))
-            tick()
 
     with evaluating(task.method):
         batchnorm.reestimate(task.method, run(), afresh=own)

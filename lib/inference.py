@@ -16,6 +16,8 @@ from lib.errors import RunStopped, UserError
 from lib.method import Prepared, Request, Split, Task
 from lib.transforms.recipe import Recipe
 
+Watch = Callable[[Iterable[Prepared]], Iterable[Prepared]]
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -74,19 +76,19 @@ def shares(index: NDArray[np.int64], size: int) -> Iterator[Tensor]:
     return (torch.from_numpy(distributed.share(batch)) for batch in batches(index, size))
 
 
-def predict(task: Task, batch_size: int, tick: Callable[[], None] = lambda: None) -> Predictions:
+def predict(task: Task, batch_size: int, watch: Watch = iter) -> Predictions:
     """Cluster probabilities of every picture of every scored split, under the test transform.
 
     Args:
         task: whose pictures, by whose method.
         batch_size: pictures at a time, of all processes.
-        tick: called after each batch; what it raises ends the prediction.
+        watch: passes the batches on; what it raises ends the prediction.
 
     Raises:
         UserError: no picture can be read.
         RunStopped: a probability is not finite.
     """
-    (found,) = _infer(task, task.views.plain(shares(scored(task), batch_size)), 1, tick, features=False)
+    (found,) = _infer(task, task.views.plain(shares(scored(task), batch_size)), 1, watch, features=False)
     if not len(found.index):
         raise UserError("none of the scored pictures can be read; mend or remove them")
     return found
@@ -97,7 +99,7 @@ def embed(
     index: NDArray[np.int64],
     recipes: tuple[Recipe, ...],
     batch_size: int,
-    tick: Callable[[], None] = lambda: None,
+    watch: Watch = iter,
 ) -> list[Embedded]:
     """Features and cluster probabilities of some pictures, in one view of each recipe.
 
@@ -106,30 +108,27 @@ def embed(
         index: (N,) positions of the pictures, ascending.
         recipes: of the views; the random draws of a picture are the same at every call.
         batch_size: pictures at a time, of all processes.
-        tick: called after each batch; what it raises ends the work.
+        watch: passes the batches on; what it raises ends the work.
 
     Raises:
         RunStopped: a feature or a probability is not finite.
     """
     plan = (Request(share, recipes) for share in shares(index, batch_size))
-    return _infer(task, task.views.stream(plan), len(recipes), tick, features=True)
+    return _infer(task, task.views.stream(plan), len(recipes), watch, features=True)
 
 
-def _infer(
-    task: Task, prepared: Iterable[Prepared], views: int, tick: Callable[[], None], features: bool
-) -> list[Embedded]:
+def _infer(task: Task, prepared: Iterable[Prepared], views: int, watch: Watch, features: bool) -> list[Embedded]:
     method, index = task.method, [torch.empty(0, dtype=torch.int64)]
     kept: list[list[Tensor]] = [[] for _ in range(views)]
     rows: list[list[Tensor]] = [[torch.empty(0, method.num_clusters)] for _ in range(views)]
     with evaluating(method):
-        for part in prepared:
+        for part in watch(prepared):
             if len(part.index):
                 index.append(part.index)
                 for view, images in enumerate(part.views):
                     feature = method.features(images)
                     rows[view].append(method.classify(feature).float().cpu())
                     kept[view].append(feature.cpu() if features else torch.empty(len(feature), 0))
-            tick()
         whole, counts = distributed.exchange(torch.cat(index))
         order = whole.argsort()
         width = distributed.largest(max((held[0].shape[1] for held in kept if held), default=0))

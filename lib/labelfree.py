@@ -7,7 +7,6 @@ the space of the features (silhouette). None of them sees whether the groups are
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lib import metrics
-from lib.inference import Embedded, common, embed, scored
+from lib.inference import Embedded, Watch, common, embed, scored
 from lib.method import Split, Task
 from lib.transforms.recipe import Recipe
 
@@ -85,9 +84,7 @@ class Sample:
         }
 
 
-def sample(
-    task: Task, plain: Recipe, count: int, batch_size: int, tick: Callable[[], None] = lambda: None
-) -> Sample | None:
+def sample(task: Task, plain: Recipe, count: int, batch_size: int, watch: Watch = iter) -> Sample | None:
     """Look at `count` of the scored pictures, evenly spread; None for 0.
 
     Args:
@@ -95,8 +92,8 @@ def sample(
         plain: the test view.
         count: pictures at most.
         batch_size: pictures at a time, of all processes.
-        tick: called after each batch.
+        watch: passes the batches on.
     """
     if not count:
         return None
-    return Sample(*embed(task, spread(scored(task), count), (plain, task.perturbed), batch_size, tick))
+    return Sample(*embed(task, spread(scored(task), count), (plain, task.perturbed), batch_size, watch))

@@ -14,11 +14,11 @@ import secrets
 import shlex
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from torch import Tensor
 
 from lib.errors import SIGNALS, Interrupted, UserError
 from lib.settings import Section, setting
+
+T = TypeVar("T")
 
 
 def seeds(entries: tuple[str, ...]) -> tuple[str, ...]:
@@ -310,11 +312,14 @@ class Interrupts:
 
     Args:
         agree: on the largest of the ranks' numbers, so that all stop at the same step.
+        alone: this process is the only rank.
     """
 
-    def __init__(self, agree: Callable[[int], int]) -> None:
+    def __init__(self, agree: Callable[[int], int], alone: bool = True) -> None:
         self._agree = agree
+        self._alone = alone
         self._received: int | None = None
+        self._fetching = False
         self._before: list[Any] = []
 
     def __enter__(self) -> Interrupts:
@@ -329,6 +334,12 @@ class Interrupts:
         if self._received is not None:
             raise Interrupted(number, midway=True)
         self._received = number
+        self._leave_fetch()
+
+    def _leave_fetch(self) -> None:
+        # Of several ranks, each has to come to the next check().
+        if self._fetching and self._alone and self._received is not None:
+            raise Interrupted(self._received)
 
     def check(self) -> None:
         """Go on, unless a signal came.
@@ -339,3 +350,25 @@ class Interrupts:
         number = self._agree(self._received or 0)
         if number:
             raise Interrupted(number)
+
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, with a `check()` after each.
+
+        A batch may never come, as from a file system that hangs. While one is fetched, no step is half done, so
+        that a signal ends the wait at once.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        iterator = iter(batches)
+        while True:
+            try:
+                self._fetching = True
+                self._leave_fetch()
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._fetching = False
+            yield batch
+            self.check()

@@ -96,7 +96,7 @@ class Trainer:
         self._resumed: dict[str, int] | None = None
         self._fingerprint = fingerprint(task.pictures, config.of(DataSettings).data_root)
         self._means = Means()
-        self._interrupts = Interrupts(agree=distributed.largest)
+        self._interrupts = Interrupts(agree=distributed.largest, alone=distributed.world() == 1)
         self._clock = 0.0
         self._latest: tuple[int, Outcome] | None = None
         self._statistics: dict[str, Tensor] = {}  # under which the present weights were scored, if they were
@@ -184,7 +184,6 @@ class Trainer:
                 self._train_step(batch)
             else:  # what remains is no batch
                 self.position += 1
-            self._interrupts.check()
             if self.step == self.settings.max_steps:
                 break
             every = self.settings.save_every_steps
@@ -301,7 +300,7 @@ class Trainer:
                 )
 
     def _predict(self) -> None:
-        outcome = evaluation.evaluate(self.task, self.config, self._interrupts.check)
+        outcome = evaluation.evaluate(self.task, self.config, self._interrupts.watch)
         online = partial(evaluation.online, self.task, self._assigned.cpu().numpy())
         scores = outcome.scores | distributed.from_first(online)
         self._latest, self._statistics = (self.step, dataclasses.replace(outcome, scores=scores)), outcome.statistics
@@ -319,7 +318,7 @@ class Trainer:
 
     def _progress(self, batches: Iterable[Any]) -> Iterator[Any]:
         bar = tqdm(
-            batches, total=len(self.task.source), initial=self.position, disable=not self.session.bar,
+            self._interrupts.watch(batches), total=len(self.task.source), initial=self.position, disable=not self.session.bar,
             desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", unit="step", leave=False,
         )  # fmt: skip
         yield from bar

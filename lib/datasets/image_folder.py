@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from lib.datasets import Splits, decoder, register
 from lib.datasets.files import ADVICE, PictureFiles
 from lib.datasets.labels import read_labels
-from lib.datasets.tree import listed, printable, walk
+from lib.datasets.tree import WITHOUT_IMAGES, listed, printable, walk
 from lib.errors import UserError
 from lib.settings import Section, setting
 
@@ -221,8 +221,10 @@ class FolderIndex:
             return Part(folder, files, [None] * len(files))
         for name in tree.folders:
             if os.path.dirname(name) == folder and os.path.basename(name) not in holders:
-                problem = f"the class folder {tree.root / name} holds no picture; fill or remove it"
-                raise UserError(problem + self._left_out(name))
+                if tree.is_for_images(name):
+                    problem = f"the class folder {tree.root / name} holds no picture; fill or remove it"
+                    raise UserError(problem + self._left_out(name))
+                tree.leave_out(WITHOUT_IMAGES, name)
         return Part(folder, files, [name for name, count in holders.items() for _ in range(count)])
 
     def _by_folders(self) -> Labelling:

@@ -47,6 +47,7 @@ SPECIAL = Kind("FIFO, socket or device", "FIFOs, sockets or devices", True)
 LINKED_FOLDER = Kind("link to a folder", "links to folders", True)
 REPEATED = Kind("link to a folder that is read already", "links to folders that are read already", True)
 UPWARD = Kind("link to a folder above", "links to folders above", True)
+WITHOUT_IMAGES = Kind("folder without images", "folders without images", True)
 UNREADABLE = Kind("folder that cannot be read", "folders that cannot be read", True)
 
 
@@ -73,6 +74,12 @@ class Tree:
     def path(self, name: str) -> str:
         """A name as a path that can be opened."""
         return name if self.root == Path() else os.path.join(self.root, name)
+
+    def is_for_images(self, folder: str) -> bool:
+        """Whether a folder without images is empty, or holds some without a decoder; others hold something else."""
+        inside = os.path.join(folder, "")
+        kinds = [kind for kind, names in self.left_out.items() if any(name.startswith(inside) for name in names)]
+        return not kinds or any(kind.one in PACKAGES for kind in kinds)
 
     def describe_left_out(self, folder: str = "") -> str:
         """What is left out in a folder and below it, such as `left out: 3 .txt, 2 hidden files`; or nothing."""

@@ -138,6 +138,16 @@ def test_images_without_a_decoder_are_named_with_the_package(tmp_path: Path, mon
         open_folder(tmp_path / "c")
 
 
+def test_folders_of_something_else_are_no_empty_classes(tmp_path: Path) -> None:
+    fill(tmp_path, "a", "b")
+    (tmp_path / "sessions" / "one").mkdir(parents=True)
+    (tmp_path / "sessions" / "one" / "log.txt").touch()
+    assert said(open_folder(tmp_path)) == "4 images, 2 classes; left out: 1 .txt, 1 folder without images (sessions)"
+    (tmp_path / "c").mkdir()
+    with pytest.raises(UserError, match="class folder .*c holds no picture; fill or remove it"):
+        open_folder(tmp_path)
+
+
 @pytest.mark.parametrize(("ending", "module"), [("heic", "pillow_heif"), ("jxl", "pillow_jxl")])
 def test_images_are_read_by_a_plugin_that_is_installed(ending: str, module: str, tmp_path: Path) -> None:
     pytest.importorskip(module)
