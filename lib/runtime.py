@@ -28,6 +28,7 @@ from lib.errors import SIGNALS, Interrupted, UserError
 from lib.settings import Section, setting
 
 T = TypeVar("T")
+PATIENCE = 15.0  # s, of several ranks with a batch after a signal; launchers kill after 30
 
 
 def seeds(entries: tuple[str, ...]) -> tuple[str, ...]:
@@ -335,11 +336,18 @@ class Interrupts:
             raise Interrupted(number, midway=True)
         self._received = number
         self._leave_fetch()
+        if not self._alone:
+            signal.signal(signal.SIGALRM, self._give_up_fetch)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
 
     def _leave_fetch(self) -> None:
-        # Of several ranks, each has to come to the next check().
         if self._fetching and self._alone and self._received is not None:
             raise Interrupted(self._received)
+
+    def _give_up_fetch(self, number: int, frame: object) -> None:
+        # One of several ranks cannot save the state, which the others may have left behind.
+        if self._fetching and self._received is not None:
+            raise Interrupted(self._received, midway=True)
 
     def check(self) -> None:
         """Go on, unless a signal came.
@@ -354,8 +362,8 @@ class Interrupts:
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches, with a `check()` after each.
 
-        A batch may never come, as from a file system that hangs. While one is fetched, no step is half done, so
-        that a signal ends the wait at once.
+        A batch may never come, as from a file system that hangs. No step is half done while one is fetched, so a
+        signal ends the wait at once. With several ranks it does so after `PATIENCE`, as all have to stop at one step.
 
         Raises:
             Interrupted: a signal came.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,33 @@ def loaders(workers: int) -> tuple[object, ...]:
     return ("--tfm-backend", "pil", "--num-workers", workers) if workers else ()
 
 
-def launch(words: tuple[object, ...], root: Path, threads: int = 1) -> subprocess.Popen[str]:
-    command = [sys.executable, "main.py", *map(str, words), "--session-root", str(root)]
+def launch(
+    words: tuple[object, ...],
+    root: Path,
+    threads: int = 1,
+    within: tuple[str, ...] = (),
+    before: Callable[[], None] | None = None,
+) -> subprocess.Popen[str]:
+    """Start a run whose sessions go to `root`, by the command `within`, after `before` in the new process."""
+    command = [*within, sys.executable, "main.py", *map(str, words), "--session-root", str(root)]
     return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, preexec_fn=before,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def processes(root: Path) -> dict[int, int]:
+    """The processes of the run whose sessions lie there, each with its parent."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+        if str(root).encode() in words:
+            found[int(folder.name)] = int(parent)
+    return found
 
 
 def only(root: Path) -> Path:

@@ -39,11 +39,11 @@ IN_FLIGHT = 2  # batches of each process: one is ready while the next is prepare
 PIPE_BYTES = 2**20  # of each pipe for results, where the system allows it
 POLL = 1.0  # s, between two looks at whether all processes live
 PATIENCE = 5.0  # s, with a killed process, which the system may hold in a read
-WITHOUT = "--num-workers 0 prepares images without them"
+WITHOUT = "or take --num-workers 0"
 _LIMITS = {
     errno.EMFILE: "raise `ulimit -n`",
     errno.ENFILE: "close other programs",
-    errno.EAGAIN: "raise `ulimit -u`, or the container's limit of processes",
+    errno.EAGAIN: "raise `ulimit -u` or the container's limit of processes",
     errno.ENOMEM: "free some memory",
 }
 
@@ -95,35 +95,38 @@ class Loader:
         Raises:
             UserError: an image cannot be read, or a process failed, was killed or could not be started.
         """
-        if not self._workers:
-            self._start()
-        sent = self._send(requests)
-        waiting = deque(itertools.islice(sent, IN_FLIGHT * self._count))
-        while waiting:
-            reply = self._reply(*waiting.popleft())
-            if isinstance(reply, str):
-                raise UserError(reply)
-            waiting.extend(itertools.islice(sent, 1))
-            yield reply
+        try:
+            if not self._workers:
+                self._start()
+            sent = self._send(requests)
+            waiting = deque(itertools.islice(sent, IN_FLIGHT * self._count))
+            while waiting:
+                batch = self._fetch(*waiting.popleft())
+                waiting.extend(itertools.islice(sent, 1))
+                yield batch
+        except GeneratorExit:  # the caller needs no more of them
+            raise
+        except BaseException:
+            self.close()  # half a message may be in a pipe
+            raise
 
     def close(self) -> None:
         """Kill the processes, which hold nothing that could be lost."""
         _end(self._workers)
 
     def _start(self) -> None:
-        # The start method is fixed, so that data sets need not be picklable where they were not so far.
+        # Newer Pythons would pickle the data set by default, which a user's may not bear.
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
         try:
             with _held_back():
                 for number in range(self._count):
-                    self._workers.append(self._worker(context, number))
+                    self._add_worker(context, number)
         except OSError as error:
-            self.close()
             advice = _LIMITS.get(error.errno or 0, "look at the limits of this machine")
             count = f"{self._count} loader processes"
-            raise UserError(f"cannot start {count}: {error.strerror}; {advice}, or {WITHOUT}") from error
+            raise UserError(f"cannot start {count}: {error.strerror}; {advice}, {WITHOUT}") from error
 
-    def _worker(self, context: Any, number: int) -> _Worker:
+    def _add_worker(self, context: Any, number: int) -> None:
         their_requests, requests = context.Pipe(duplex=False)
         replies, their_replies = context.Pipe(duplex=False)
         # A process inherits the ends of earlier pipes, which would stay open when this process is gone.
@@ -131,43 +134,33 @@ class Loader:
         process = context.Process(
             target=_serve, args=(self._prepare, number, their_requests, their_replies, others), daemon=True
         )
+        os.set_blocking(replies.fileno(), False)
+        _widen(replies)
+        self._workers.append(_Worker(process, requests, replies))  # first, as a signal may interrupt the start
         process.start()
         their_requests.close()
         their_replies.close()
-        os.set_blocking(replies.fileno(), False)
-        _widen(replies)
-        return _Worker(process, requests, replies)
 
     def _send(self, requests: Iterable[Request]) -> Iterator[tuple[_Worker, int]]:
         """Hand the requests to the processes in turn; yields who has which number."""
         for request, worker in zip(requests, itertools.cycle(self._workers)):
             number = next(self._numbers)
-            with self._whole(worker):
+            try:
                 worker.requests.send_bytes(_packed(request))
+            except BrokenPipeError:
+                raise UserError(_death(worker.process)) from None
             worker.pending.append(number)
             yield worker, number
 
-    def _reply(self, worker: _Worker, number: int) -> _Reply:
-        with self._whole(worker):
-            while True:
-                reply = self._receive(worker)
-                # What comes before was asked for by an earlier call.
-                if worker.pending.popleft() == number:
-                    return reply
-
-    @contextmanager
-    def _whole(self, worker: _Worker) -> Iterator[None]:
-        """Half a message makes a pipe useless: whatever interrupts one ends the processes."""
-        try:
-            yield
-        except (EOFError, BrokenPipeError):
-            worker.process.join(PATIENCE)
-            failure = _death(worker.process)
-            self.close()
-            raise UserError(failure) from None
-        except BaseException:
-            self.close()
-            raise
+    def _fetch(self, worker: _Worker, number: int) -> ImageBatch:
+        while True:
+            reply = self._receive(worker)
+            # What comes before was asked for by an earlier call.
+            if worker.pending.popleft() == number:
+                break
+        if isinstance(reply, str):
+            raise UserError(reply)
+        return reply
 
     def _receive(self, worker: _Worker) -> _Reply:
         size = bytearray(_SIZE.size)
@@ -191,7 +184,7 @@ class Loader:
                 self._wait(worker)
                 continue
             if not count:
-                raise EOFError
+                raise UserError(_death(worker.process))
             buffer = buffer[count:]
 
     def _wait(self, worker: _Worker) -> None:
@@ -208,20 +201,23 @@ class Loader:
 
 
 def _end(workers: list[_Worker]) -> None:
-    for worker in workers:
-        worker.process.kill()
+    started = [worker.process for worker in workers if worker.process.pid is not None]
+    for process in started:
+        process.kill()
     deadline = time.monotonic() + PATIENCE
-    for worker in workers:
-        worker.process.join(max(0.0, deadline - time.monotonic()))
-        if worker.process.is_alive():
+    for process in started:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
             # A file system that hangs may hold it beyond its death; multiprocessing would wait for it at exit.
-            multiprocessing.process._children.discard(worker.process)  # type: ignore[attr-defined]
+            multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
+    for worker in workers:
         worker.requests.close()
         worker.replies.close()
     workers.clear()
 
 
 def _death(process: BaseProcess) -> str:
+    process.join(PATIENCE)
     status = process.exitcode
     if status is None or status >= 0:
         return f"a loader process ended by itself, with status {status}; --num-workers 0 shows where"
@@ -229,7 +225,7 @@ def _death(process: BaseProcess) -> str:
     if status == -signal.SIGKILL:
         return (
             "a loader process was killed (SIGKILL), as the system does when memory runs out; "
-            "take fewer --num-workers or a smaller --batch-size; --num-workers 0 has no such process"
+            f"take fewer --num-workers or a smaller --batch-size, {WITHOUT}"
         )
     return f"a loader process was ended by {name}; --num-workers 0 shows whether the data set or a library crashes"
 
@@ -267,12 +263,12 @@ def _serve(prepare: Prepare, number: int, requests: Connection, replies: Connect
     try:
         Thread(target=_write_all, args=(replies, queue), daemon=True).start()
     except RuntimeError as error:
-        _write(replies, f"cannot start a thread in a loader process: {error}; {_LIMITS[errno.EAGAIN]}, or {WITHOUT}")
+        _write(replies, f"cannot start a thread in a loader process: {error}; {_LIMITS[errno.EAGAIN]}, {WITHOUT}")
         return
     while True:
         try:
             request = _unpacked(requests.recv_bytes())
-        except EOFError:
+        except (EOFError, OSError):  # the training process is gone
             return
         queue.put(_attempt(prepare, request))
 
@@ -285,9 +281,9 @@ def _attempt(prepare: Prepare, request: Request) -> _Reply:
     except OSError as error:
         if error.errno not in _LIMITS:
             return _fault(error, request)
-        return f"a loader process failed: {error.strerror}; {_LIMITS[error.errno]}, or {WITHOUT}"
+        return f"a loader process failed: {error.strerror}; {_LIMITS[error.errno]}, {WITHOUT}"
     except MemoryError:
-        return f"a loader process has not enough memory; take fewer --num-workers or a smaller --batch-size; {WITHOUT}"
+        return "a loader process has not enough memory; take fewer --num-workers or a smaller --batch-size"
     except Exception as error:
         return _fault(error, request)
 
