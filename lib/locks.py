@@ -48,7 +48,7 @@ def _take(file: BinaryIO, path: Path, kind: int, wait: bool) -> bool:
     try:
         fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _HELD:
+        if error.errno in _HELD and not wait:
             return False
         _warn(path.parent.parent, str(error.strerror))
     return True

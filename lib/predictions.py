@@ -83,13 +83,15 @@ def check(config: Config, session: Path | None = None) -> Path | None:
     command, root = config.of(Command), Path(config.of(DataSettings).data_root).expanduser()
     if command.copy_to is None:
         return None
-    title, path = f"--copy-to {command.copy_to}", _target(command.copy_to)
+    title, path = f"--copy-to {command.copy_to}", Path(command.copy_to).expanduser().resolve()
     if not path.parent.is_dir():
         raise UserError(f"{title}: there is no folder {path.parent}; make it first")
     if path.is_relative_to(root.resolve()):
         raise UserError(f"{title} lies in --data-root {root}, to whose pictures it would add; choose another place")
     try:
         if session is not None and not os.path.lexists(path) and _own(_replaced(path), path, session, root):
+            if command.dry_run:
+                return path
             _replaced(path).rename(path)  # this is what a run leaves that is killed between two renames
         if os.path.lexists(path):
             if session is None or not path.is_dir():
@@ -100,7 +102,7 @@ def check(config: Config, session: Path | None = None) -> Path | None:
                 raise UserError(
                     f"{title}: it exists, and this run did not write {strange}; move it away, or name a new folder"
                 )
-            if str(path) not in _recorded(session):
+            if str(path) not in _recorded(session) and not command.dry_run:
                 _record(path, session, [own])  # now: this run replaces the predictions by which they are known
         probe = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         probe.mkdir()
@@ -139,8 +141,6 @@ def copy(pictures: Pictures, predictions: Predictions, config: Config, session: 
         if earlier == wanted and all(os.path.lexists(target / place) for place in wanted):
             return f"the pictures by cluster are there from before: {target}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        if earlier is not None:
-            shutil.rmtree(_replaced(target), ignore_errors=True)
         made: Entries = {}
         for place, source in progress(sources.items(), "copying pictures", len(sources)):
             (unfinished / place).parent.mkdir(parents=True, exist_ok=True)
@@ -152,6 +152,7 @@ def copy(pictures: Pictures, predictions: Predictions, config: Config, session: 
         if session.path is not None:
             _record(target, session.path, [made] if earlier is None else [earlier, made])
         if earlier is not None:
+            shutil.rmtree(_replaced(target), ignore_errors=True)
             target.rename(_replaced(target))
         try:
             unfinished.rename(target)
@@ -165,13 +166,9 @@ def copy(pictures: Pictures, predictions: Predictions, config: Config, session: 
         raise UserError(f"--copy-to {target}: {error.strerror or error}{place}; {advice(error)}; {state}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    if earlier is not None:
-        shutil.rmtree(_replaced(target), ignore_errors=True)
+        if earlier is not None and target.is_dir():
+            shutil.rmtree(_replaced(target), ignore_errors=True)
     return f"the pictures by cluster: {target}"
-
-
-def _target(copy_to: str) -> Path:
-    return Path(copy_to).expanduser().resolve()
 
 
 def _replaced(target: Path) -> Path:
@@ -238,7 +235,7 @@ def _generations(target: Path, session: Path, root: Path) -> list[Entries]:
 def _recorded(session: Path) -> dict[str, list[Entries]]:
     try:
         found: dict[str, list[Entries]] = json.loads((session / RECORD).read_bytes())
-    except FileNotFoundError:
+    except (OSError, ValueError):  # none, or no longer what was written
         return {}
     return found
 

@@ -9,6 +9,7 @@
         checkpoint/         latest.ckpt and best.ckpt
         scores.json         the final scores and the matching of clusters to classes
         predictions.csv     every scored picture's cluster; predictions.npz: and all probabilities
+        copies.json         with --copy-to: the copies that it has made, by which it knows them again
 
 With `--debug` there is no folder, and nothing is written.
 """
@@ -148,13 +149,13 @@ class Session:
         try:
             if self._board is not None:
                 self._board.close()
-                threading.excepthook = self._excepthook
             for handler in self._log.handlers:
                 handler.close()
         except OSError:
             if error is None:
                 raise
         finally:
+            threading.excepthook = self._excepthook
             if error is not None:
                 self._discard()
             if self._lock is not None:
@@ -199,7 +200,6 @@ class Session:
         if self._board is None and self.path is not None and self._settings.log_tfb:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._excepthook = threading.excepthook
             threading.excepthook = self._pass_over_boards
             with _writing(self.path / "tfboard"):
                 self._board = SummaryWriter(str(self.path / "tfboard"))

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,8 @@ def test_copies_survive_a_run_that_was_killed_between_two_renames(cli: Cli, tmp_
     status, out, err = cli(*words)
     assert status == 0 and "there from before" in out, err
     assert copies_of(copies) == whole
+    shutil.copytree(copies, tmp_path / ".sorted.replaced")  # or after the second
+    assert cli(*words)[0] == 0
     assert_sorted_by(only(tmp_path / "sessions"), copies)
 
 

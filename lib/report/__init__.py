@@ -42,17 +42,19 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
     if not distributed.leads():
         return
     command = config.of(Command)
-    with _noted(problems):
-        _show_scores(session, task, outcome, rows)
+    exported = False
     if command.export is not None:
         with _noted(problems):
             export.export(command.export, config, task.method.state_dict(), outcome.statistics, task.encode)
-            session.info(f"exported: {command.export}")
+            exported = True
     if command.copy_to is not None:
         with _noted(problems):
             session.info(predictions.copy(task.pictures, outcome.predictions, config, session))
     with _noted(problems):
+        _show_scores(session, task, outcome, rows)
         session.info(f"\nsession: {session.path or 'none, because of --debug'}")
+        if exported:
+            session.info(f"exported: {command.export}")
     if session.path is not None:
         with _noted(problems):
             if (writer := session.board()) is not None:
