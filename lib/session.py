@@ -15,6 +15,7 @@ With `--debug` there is no folder, and nothing is written.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
@@ -38,8 +39,8 @@ from tqdm import tqdm
 from lib import runtime
 from lib.checkpoint import write_atomically
 from lib.config import Config
-from lib.errors import UserError
-from lib.settings import Section, setting
+from lib.errors import UserError, drop
+from lib.settings import Section, expanded, setting
 
 METRICS, TRAINING = "metrics.jsonl", "training.jsonl"
 
@@ -49,7 +50,7 @@ class SessionSettings(Section):
     title = "session"
     local = True
     session: str | None = setting(None, "name of the session's folder; none: the time, UTC", transient=True)
-    session_root: str = setting("./sessions", "folder of all sessions")
+    session_root: str = setting("./sessions", "folder of all sessions", convert=expanded)
     debug: bool = setting(False, "write no file at all", transient=True)
     open: bool = setting(False, "show the report in the browser when the run is done", transient=True)
     brief: bool = setting(False, "show evaluations and warnings alone on the console")
@@ -83,8 +84,10 @@ class Session:
         self._log = logging.Logger("run")  # not one of logging's named ones, which are global
         self.bar = sys.stderr.isatty() and not self._settings.brief and not silent
         console = logging.NullHandler() if silent else _Console()
-        if self.bar or self._settings.brief:
+        if self.bar:
             console.setLevel(logging.INFO)  # a bar shows progress better than lines do
+        if self._settings.brief:
+            console.addFilter(_is_brief)
         self._log.addHandler(console)
 
     def __enter__(self) -> Session:
@@ -108,8 +111,8 @@ class Session:
             self.provenance = provenance()
             with open(self.path / "provenance.jsonl", "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(self.provenance) + "\n")
-            for note in self._config.notes:
-                self.warn(note)
+        for note in self._config.notes:
+            self.warn(note)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:
@@ -142,7 +145,12 @@ class Session:
         self._log.debug(text)
 
     def info(self, text: str) -> None:
+        """A line that `--brief` leaves out on the console."""
         self._log.info(text)
+
+    def evaluation(self, text: str) -> None:
+        """Scores, which `--brief` shows too."""
+        self._log.info(text, extra={"is_evaluation": True})
 
     def warn(self, text: str) -> None:
         self._log.warning("warning: %s", text)
@@ -229,6 +237,11 @@ class Session:
         return self.path / "checkpoint" / f"{name}.ckpt"
 
 
+def _is_brief(record: logging.LogRecord) -> bool:
+    """Whether `--brief` shows it."""
+    return record.levelno >= logging.WARNING or hasattr(record, "is_evaluation")
+
+
 class _Console(logging.Handler):
     """Lines that leave a progress bar whole."""
 
@@ -237,8 +250,10 @@ class _Console(logging.Handler):
         try:
             tqdm.write(self.format(record), file=stream)
             stream.flush()
-        except BrokenPipeError:  # such as `| head`: the run goes on without its reader
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            drop(stream)  # such as `| head`, or a closed terminal: the run goes on without its reader
 
 
 def _new_folder(root: Path, name: str | None) -> Path:

@@ -279,7 +279,7 @@ class Trainer:
             self.session.append(METRICS, {"split": split, "epoch": epoch, "step": step, **values, "loss": self._loss})
             curves = {n: v for n, v in values.items() if isinstance(v, int | float)}
             self.session.scalars({f"Evaluate/{split}/{n}": v for n, v in curves.items()}, step)
-            self.session.info(f"  {split}: {evaluation.line(values)}")
+            self.session.evaluation(f"  {split}: {evaluation.line(values)}")
         self._scored_step = step
         evaluation.warn_of_collapse(self.session, scores[self._scored], self.method.num_clusters)
 

@@ -51,9 +51,9 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
         predictions.copy(task.pictures, predicted, target, command.link)
         session.info(f"the pictures by cluster: {target}")
     if any(values["acc"] is not None for values in outcome.scores.values()):
-        session.info("\n" + summary.table(rows) + _partly_labelled(task, predicted))
+        session.evaluation("\n" + summary.table(rows) + _partly_labelled(task, predicted))
     else:
-        session.info(
+        session.evaluation(
             "\n" + "\n".join(f"{split}: {evaluation.line(values)}" for split, values in outcome.scores.items())
         )
     session.info(f"\nsession: {session.path or 'none, because of --debug'}")
