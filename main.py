@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> int | None:
 
 def build(settings: config.Config, goes_on: bool = False) -> method.Task:  # its weights are drawn from the seed
     runtime.configure(*(settings.of(section) for section in runtime.SECTIONS))
+    settings = datasets.cache.usable(settings)
     pictures = datasets.open_pictures(settings)
     predictions.check(pictures, settings, goes_on)
     settings = adaptive.counted(settings, pictures)

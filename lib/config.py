@@ -102,6 +102,10 @@ class Config:
         }
         return Config(sections, self.notes, self.weights_given)
 
+    def noted(self, note: str) -> Config:
+        """A copy that tells the user something more, when the run begins."""
+        return Config(self._sections, (*self.notes, note), self.weights_given)
+
     def groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(title, {name: value}) of each section, without what belongs to one call or has no effect."""
         for kind, held in self._sections.items():

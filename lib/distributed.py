@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
-from threading import Timer
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -58,21 +58,6 @@ def started() -> bool:
 
 
 @contextmanager
-def _announced() -> Iterator[None]:
-    """A line where ranks that some other launcher starts do not come soon."""
-    place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
-    text = f"rank {os.environ['RANK']} waits up to {PATIENCE.total_seconds() / 60:g} minutes for the others, at {place}; {ALONE}"
-    timer = Timer(SILENCE, warn, [text])
-    timer.daemon = True
-    if ENDS_WITH_PARENT not in os.environ:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-@contextmanager
 def joined(settings: DeviceSettings) -> Iterator[None]:
     """The ranks find each other; of those that fail, the first alone says why.
 
@@ -86,15 +71,14 @@ def joined(settings: DeviceSettings) -> Iterator[None]:
         return
     where = runtime.device(settings)
     try:
-        with _announced():
-            found, own, size = next(rendezvous("env://", timeout=PATIENCE))
-            store = _of_this_start(found, own, size)
+        store, own, size = _met()
         store.set_timeout(WORK)
         dist.init_process_group(runtime.collectives(where), store=store, rank=own, world_size=size, timeout=WORK)
     except dist.DistError as error:  # such as a wrong MASTER_ADDR
         why = str(error).splitlines()[0].rstrip(".")
         raise RunStopped(
-            f"rank {os.environ['RANK']} did not find the others: {why}; start all again, with --resume auto, or {ALONE}"
+            f"rank {os.environ['RANK']} did not find the others: {why}; start all again, with --resume auto, or unset "
+            "WORLD_SIZE and RANK to run alone"
         ) from error
     try:
         yield
@@ -106,6 +90,24 @@ def joined(settings: DeviceSettings) -> Iterator[None]:
             raise RunStopped(f"rank {own} lost another rank; --resume auto goes on from the last checkpoint") from error
         raise
     dist.destroy_process_group()
+
+
+def _met() -> tuple[Store, int, int]:
+    """What the ranks leave each other, this rank and their number, once all have started."""
+
+    def meet() -> tuple[Store, int, int]:
+        found, own, size = next(rendezvous("env://", timeout=PATIENCE))
+        return _of_this_start(found, own, size), own, size
+
+    # Beside this thread, which heeds signals meanwhile.
+    with ThreadPoolExecutor(1) as pool:
+        meeting = pool.submit(meet)
+        wait([meeting], timeout=SILENCE)
+        if not meeting.done() and ENDS_WITH_PARENT not in os.environ:  # our own launcher starts all ranks, or none
+            place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+            minutes = f"{PATIENCE.total_seconds() / 60:g} minutes"
+            warn(f"rank {os.environ['RANK']} waits up to {minutes} for the others, at {place}; {ALONE}")
+        return meeting.result()
 
 
 def _of_this_start(store: Store, own: int, size: int) -> Store:

@@ -106,7 +106,7 @@ class Trainer:
         """Train to the end, and evaluate; everything is left in the session.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came; latest.ckpt has the state of that very step.
+            Interrupted: a signal came; latest.ckpt has the state of that very step.
             RunStopped: the loss or a gradient is not finite; fault.ckpt has the weights before that step.
             UserError: a picture cannot be read, or the disk is full.
         """

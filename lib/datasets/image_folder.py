@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from lib.datasets import Splits, register
 from lib.datasets.files import ADVICE, READ_ERRORS, PictureFiles, below, is_picture
 from lib.errors import UserError
-from lib.settings import Section, setting
+from lib.settings import Section, expanded, setting
 
 LAYOUTS = (
     "looked for folders train/ and test/ of class folders, for class folders (one folder of pictures per class), "
@@ -43,6 +43,7 @@ class ImageFolder(PictureFiles):
             None,
             "CSV file of `file,class`, files named from data_root on; labels only score the result",
             about_data=True,
+            convert=expanded,
         )
 
     @staticmethod
