@@ -9,9 +9,10 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from lib.errors import exit_status, leave_on_signals
+from lib.errors import exit_status, leave_on_signals, prepare_streams, warn
 
 if __name__ == "__main__":
+    prepare_streams()
     leave_on_signals()  # the imports below take seconds
 
 import imc_swav, pica  # noqa: E401, F401  (they register themselves)
@@ -36,6 +37,9 @@ def main(argv: Sequence[str]) -> int | None:
     with distributed.joined(device):
         start = distributed.from_first(lambda: resume.start_of(raw, SECTIONS))
         settings = config.resolve(raw, SECTIONS, start.stored and start.stored["config"], start.folder is not None)
+        if shows and distributed.leads():
+            for note in settings.notes:
+                warn(note)
         if command.help or command.list or not argv:
             print(config.component_list(SECTIONS) if command.list else config.help_text(settings))
         elif family.asked(settings) and not command.dry_run:
@@ -51,6 +55,7 @@ def main(argv: Sequence[str]) -> int | None:
 
 def build(settings: config.Config, folder: Path | None = None) -> method.Task:  # its weights are drawn from the seed
     runtime.configure(*(settings.of(section) for section in runtime.SECTIONS))
+    settings = datasets.cache.usable(settings)
     distributed.from_first(partial(predictions.check, settings, folder))
     pictures = datasets.open_pictures(settings)
     predictions.check_files(settings, pictures)

@@ -50,8 +50,8 @@ class Raw:
 class Config:
     """All settings of a run: one frozen dataclass per component in use.
 
-    Two configurations are equal if they run the same; what belongs to one call (`transient`)
-    does not count. `weights_given`: a checkpoint brings the weights of what is built from it.
+    Two configurations are equal if they run the same; what belongs to one call (`transient`) or
+    has no effect (`idle`) does not count. `weights_given`: a checkpoint brings the weights of what is built from it.
     """
 
     def __init__(
@@ -72,10 +72,7 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """The settings that make a run what it is: all but where and how it is run."""
         kinds = [kind for kind in self._sections if not kind.local]
-        return {
-            name: _plain(getattr(self._sections[kind], name))
-            for kind in kinds for name, field in _fields(kind).items() if not field.metadata["transient"]
-        }  # fmt: skip
+        return {name: _plain(getattr(self._sections[kind], name)) for kind in kinds for name in _lasting(kind)}
 
     def undecided(self) -> list[str]:
         """The settings that are left to the pictures."""
@@ -91,17 +88,28 @@ class Config:
         ]  # fmt: skip
 
     def replace(self, **values: Any) -> Config:
-        """A copy with other values, given under their flat names."""
+        """A copy with other values, given under their flat names.
+
+        Raises:
+            TypeError: no section in use has a setting of that name.
+        """
+        unknown = set(values).difference(*(_fields(kind) for kind in self._sections))
+        if unknown:
+            raise TypeError(f"no section in use has the settings {', '.join(sorted(unknown))}")
         sections = {
             kind: dataclasses.replace(typing.cast(Any, held), **{n: v for n, v in values.items() if n in _fields(kind)})
             for kind, held in self._sections.items()
         }
         return Config(sections, self.notes, self.weights_given)
 
+    def noted(self, note: str) -> Config:
+        """A copy that tells the user something more, when the run begins."""
+        return Config(self._sections, (*self.notes, note), self.weights_given)
+
     def groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(title, {name: value}) of each section, without what belongs to one call."""
+        """(title, {name: value}) of each section, without what belongs to one call or has no effect."""
         for kind, held in self._sections.items():
-            names = [name for name, field in _fields(kind).items() if not field.metadata["transient"]]
+            names = _lasting(kind)
             if names:
                 yield kind.title, {name: getattr(held, name) for name in names}
 
@@ -264,6 +272,14 @@ class _Parser(argparse.ArgumentParser):
 
 def _fields(section: Kind) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(typing.cast(Any, section))}
+
+
+def _lasting(section: Kind) -> list[str]:
+    """The settings that are kept with a run: not those of one call, nor those without effect."""
+    return [
+        name for name, field in _fields(section).items()
+        if not field.metadata["transient"] and not field.metadata["idle"]
+    ]  # fmt: skip
 
 
 def _members(sections: Sequence[Kind]) -> Iterator[tuple[Kind, Registry | None, str]]:

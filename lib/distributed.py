@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -25,18 +26,35 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from lib import runtime
-from lib.errors import Echo, RunStopped, UserError
+from lib.errors import ENDS_WITH_PARENT, Echo, RunStopped, UserError, warn
 from lib.runtime import DeviceSettings
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)  # with a rank that scores or reads pictures while the others wait
+PATIENCE = timedelta(minutes=10)  # with ranks that are still to start
+WORK = timedelta(minutes=30)  # with a rank that scores or reads pictures while the others wait
 POLL = 0.02  # s
+SILENCE = 5.0  # s, after which a rank says that it waits for the others to start
+ALONE = "unset WORLD_SIZE and RANK to run alone, or start all ranks, such as by torchrun"
 LOST = ("gloo", "nccl", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
 def started() -> bool:
-    """Whether a launcher such as torchrun started this process, as one of several."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
+    """Whether a launcher such as torchrun started this process, as one of several.
+
+    Raises:
+        UserError: the launcher's variables contradict each other, or one is missing.
+    """
+    world = runtime.environment_number("WORLD_SIZE", low=1) or 1
+    local_world = runtime.environment_number("LOCAL_WORLD_SIZE", low=1, high=world) or world
+    for name, size in (("RANK", world), ("LOCAL_RANK", local_world)):
+        number = runtime.environment_number(name)
+        if number is not None and number >= size:
+            raise UserError(f"the environment variable {name} is {number}, and there are {size} processes; {ALONE}")
+    runtime.environment_number("MASTER_PORT", low=1, high=65535)
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name, "").strip()]
+    if world > 1 and missing:
+        raise UserError(f"the environment has WORLD_SIZE {world}, and no {', '.join(missing)}; {ALONE}")
+    return world > 1
 
 
 @contextmanager
@@ -53,13 +71,14 @@ def joined(settings: DeviceSettings) -> Iterator[None]:
         return
     where = runtime.device(settings)
     try:
-        found, own, size = next(rendezvous("env://", timeout=PATIENCE))
-        store = _of_this_start(found, own, size)
-        dist.init_process_group(runtime.collectives(where), store=store, rank=own, world_size=size, timeout=PATIENCE)
+        store, own, size = _met()
+        store.set_timeout(WORK)
+        dist.init_process_group(runtime.collectives(where), store=store, rank=own, world_size=size, timeout=WORK)
     except dist.DistError as error:  # such as a wrong MASTER_ADDR
         why = str(error).splitlines()[0].rstrip(".")
         raise RunStopped(
-            f"rank {os.environ['RANK']} did not find the others: {why}; start all again, with --resume auto"
+            f"rank {os.environ['RANK']} did not find the others: {why}; start all again, with --resume auto, or unset "
+            "WORLD_SIZE and RANK to run alone"
         ) from error
     try:
         yield
@@ -71,6 +90,24 @@ def joined(settings: DeviceSettings) -> Iterator[None]:
             raise RunStopped(f"rank {own} lost another rank; --resume auto goes on from the last checkpoint") from error
         raise
     dist.destroy_process_group()
+
+
+def _met() -> tuple[Store, int, int]:
+    """What the ranks leave each other, this rank and their number, once all have started."""
+
+    def meet() -> tuple[Store, int, int]:
+        found, own, size = next(rendezvous("env://", timeout=PATIENCE))
+        return _of_this_start(found, own, size), own, size
+
+    # Beside this thread, which heeds signals meanwhile.
+    with ThreadPoolExecutor(1) as pool:
+        meeting = pool.submit(meet)
+        wait([meeting], timeout=SILENCE)
+        if not meeting.done() and ENDS_WITH_PARENT not in os.environ:  # our own launcher starts all ranks, or none
+            place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+            minutes = f"{PATIENCE.total_seconds() / 60:g} minutes"
+            warn(f"rank {os.environ['RANK']} waits up to {minutes} for the others, at {place}; {ALONE}")
+        return meeting.result()
 
 
 def _of_this_start(store: Store, own: int, size: int) -> Store:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 _OUTSIDE = {
     errno.ENOSPC: "free some space, or choose another place",
@@ -41,7 +42,7 @@ class RunStopped(Exception):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM came (exit status 128 + its number).
+    """One of `SIGNALS` came (exit status 128 + its number).
 
     No `Exception`, like KeyboardInterrupt: a data set that catches those must not swallow it.
 
@@ -74,7 +75,26 @@ class Echo(Exception):
 
 
 ENDS_WITH_PARENT = "ENDS_WITH_PARENT"  # an environment variable, set for processes that another one of ours starts
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def heeded_signals() -> tuple[signal.Signals, ...]:
+    """Those of `SIGNALS` that end this process; under nohup, SIGHUP stays ignored."""
+    return tuple(n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN)
+
+
+def prepare_streams() -> None:
+    """See that no text can end this program, whatever stdout and stderr are.
+
+    A character that the console's encoding lacks becomes its number. What goes to a closed stream is dropped.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)  # else the next file that is opened would get this number
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, "w", encoding="utf-8"))  # noqa: SIM115 (it stays open)
+        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def leave_on_signals() -> None:
@@ -83,7 +103,8 @@ def leave_on_signals() -> None:
     An exception would come out of any line, also of another library's that swallows or wraps it. Of several
     processes one speaks, and none on SIGTERM, by which their launcher ends them where another has failed and spoken.
     """
-    rank = os.environ.get("RANK")
+    # `lib.distributed.started` knows more, and takes seconds to import.
+    rank = (os.environ.get("RANK") or None) if os.environ.get("WORLD_SIZE", "") not in ("", "1") else None
     if rank is not None or ENDS_WITH_PARENT in os.environ:
         end_with_parent(signal.SIGTERM)
 
@@ -91,7 +112,7 @@ def leave_on_signals() -> None:
         error, silent = Interrupted(number), rank is not None and (rank != "0" or number == signal.SIGTERM)
         os._exit(error.status if silent else say(str(error), error.status))
 
-    for number in SIGNALS:
+    for number in heeded_signals():
         signal.signal(number, leave)
 
 
@@ -122,7 +143,7 @@ def exit_status(main: Callable[[Sequence[str]], int | None]) -> Callable[[Sequen
             told = _told(echo.of)
             return 1 if told is None else told[1]
         except BrokenPipeError:  # `main.py --help | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop(sys.stdout)
             return 0
         except (Exception, Interrupted) as error:
             told = _told(error)
@@ -151,5 +172,18 @@ def _told(error: BaseException) -> tuple[str, int] | None:
 
 def say(text: str, status: int) -> int:
     """A line on stderr; returns the status."""
-    print(" ".join(text.splitlines()), file=sys.stderr)
+    try:
+        print(" ".join(text.splitlines()), file=sys.stderr, flush=True)
+    except OSError:  # nobody can read it, such as in a terminal that was closed
+        drop(sys.stderr)
     return status
+
+
+def warn(text: str) -> None:
+    """A warning on stderr, where there is no session yet that could show it."""
+    say(f"warning: {text}", 0)
+
+
+def drop(stream: TextIO) -> None:
+    """Let what is printed from now on go nowhere, as the reader is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

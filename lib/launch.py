@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 
 from lib import distributed, runtime
-from lib.errors import ENDS_WITH_PARENT, UserError, say
+from lib.errors import ENDS_WITH_PARENT, UserError, heeded_signals, say
 from lib.runtime import DeviceSettings
+
+LOOPBACK = "127.0.0.1"  # a number, because `localhost` is a name that may not resolve
+POLL = 0.1  # s, between two looks at the processes
 
 
 def processes(settings: DeviceSettings) -> int:
@@ -28,33 +32,46 @@ def processes(settings: DeviceSettings) -> int:
 def launch(command: Sequence[str], count: int) -> int:
     """Run a Python program, given with its words, in so many processes; if one fails, the others are ended.
 
+    They meet on the loopback address, so that the machine's own name need not resolve.
+
     Returns:
         the exit status
     """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
     from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.CRITICAL)  # of this process; those that it starts speak for themselves
-    # DistributedDataParallel remarks that a classifier which mostly waits has, for once, a gradient.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ[ENDS_WITH_PARENT] = "1"
-    config = LaunchConfig(
-        1, 1, count, run_id="run", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
-        signals_to_handle="SIGTERM,SIGINT",
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in heeded_signals())
+    store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": _loopback_interface(), ENDS_WITH_PARENT: "1",
+        # DistributedDataParallel remarks that a classifier which mostly waits has, for once, a gradient.
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+    }  # fmt: skip
+    ranks = range(count)
+    processes = start_processes(
+        "rank", sys.executable, {rank: ("-u", *command) for rank in ranks},
+        {rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks}, DefaultLogsSpecs(os.devnull),
     )  # fmt: skip
     try:
-        elastic_launch(config, sys.executable)("-u", *command)
+        ended = processes.wait(period=POLL)
     except SignalException as stopped:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal and its shell send one each
+        processes.close(stopped.sigval)
         return 128 + int(stopped.sigval)  # the processes have said whether their state is saved
-    except ChildFailedError as failed:
-        # Of those that fail within a moment, one is the cause, and the others miss it.
-        ends = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-        if 2 in ends.values():
-            return 2
-        killed = [(rank, status) for rank, status in ends.items() if status < 0]
-        for rank, status in killed[:1]:
-            name = signal.Signals(-status).name
-            return say(f"error: rank {rank} was ended by {name}; --resume auto goes on from the last checkpoint", 1)
-        return max(ends.values())
-    return 0
+    assert ended is not None  # it waits without end
+    # Of those that fail within a moment, one is the cause, and the others miss it.
+    ends = {rank: failure.exitcode for rank, failure in ended.failures.items()}
+    if 2 in ends.values():
+        return 2
+    killed = [(rank, status) for rank, status in ends.items() if status < 0]
+    for rank, status in killed[:1]:
+        name = signal.Signals(-status).name
+        return say(f"error: rank {rank} was ended by {name}; --resume auto goes on from the last checkpoint", 1)
+    return max(ends.values(), default=0)
+
+
+def _loopback_interface() -> str:
+    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")

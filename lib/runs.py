@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lib import adaptive, distributed, family, method, report, runtime, summary
 from lib.config import Config
-from lib.datasets import open_pictures
+from lib.datasets import cache, open_pictures
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
 from lib.family import Member
 from lib.runtime import DeviceSettings, Interrupts, SeedSettings
@@ -60,13 +60,14 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
         RunStopped: some runs stopped themselves; the others are done.
         Echo: a run met the user's mistake, and has told it.
         UserError: these settings cannot have several runs.
-        Interrupted: SIGINT or SIGTERM came; the runs have saved their states.
+        Interrupted: a signal came; the runs have saved their states.
     """
     flag, members = family.asked(settings), family.members(settings)
     if distributed.started():
         raise UserError(f"{flag} starts processes by itself; give --processes or --gpus instead of a launcher")
     if settings.of(SessionSettings).debug:
         raise UserError(f"{flag} collects what its runs leave in their folders, and --debug writes none; leave it out")
+    settings = cache.usable(settings)
     with Session(settings, goes_on) as session:
         assert session.path is not None
         pictures = open_pictures(settings)
@@ -164,11 +165,15 @@ class _Run:
             words += ["--gpus", room.gpus[slot % len(room.gpus)]]
         if room.threads is not None:
             words += ["--threads", room.threads]
-        pipe = None if room.at_once == 1 else subprocess.PIPE
+        piped = room.at_once > 1
+        environment = {**os.environ, ENDS_WITH_PARENT: "1"}
+        if piped:
+            environment["PYTHONIOENCODING"] = "utf-8"  # which is read here, whatever the console takes
         # Out of the terminal's group: Ctrl-C comes by way of this process, once.
         self._process = subprocess.Popen(
-            [sys.executable, "-u", *command, *map(str, words)], text=True, start_new_session=True,
-            stdout=pipe, stderr=pipe and subprocess.STDOUT, env={**os.environ, ENDS_WITH_PARENT: "1"},
+            [sys.executable, "-u", *command, *map(str, words)], env=environment, start_new_session=True,
+            stdout=subprocess.PIPE if piped else None, stderr=subprocess.STDOUT if piped else None,
+            encoding="utf-8", errors="backslashreplace",
         )  # fmt: skip
         self._teller = threading.Thread(target=self._tell, args=(str(member),), daemon=True)
         self._teller.start()

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import random
+import re
 import secrets
 import shlex
 import shutil
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.errors import SIGNALS, Interrupted, UserError
+from lib.errors import Interrupted, UserError, heeded_signals
 from lib.settings import Section, setting
 
 T = TypeVar("T")
@@ -115,9 +116,31 @@ def gpu_numbers(gpus: str) -> tuple[int, ...]:
     return tuple(map(int, entries))
 
 
+def environment_number(name: str, low: int = 0, high: int = 2**31 - 1) -> int | None:
+    """A whole number from the environment; None where the variable is unset or empty.
+
+    Raises:
+        UserError: it is no whole number, or out of bounds.
+    """
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    number = int(text) if re.fullmatch("[+-]?[0-9]{1,18}", text) else None
+    if number is None or not low <= number <= high:
+        raise UserError(
+            f"the environment variable {name} is {text[:80]!r}, not a whole number from {low} to {high}; unset or correct it"
+        )
+    return number
+
+
 def local_rank() -> int:
     """The number of this process among those of the run on this machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return environment_number("LOCAL_RANK") or 0
+
+
+def local_world() -> int:
+    """The processes of the run on this machine."""
+    return environment_number("LOCAL_WORLD_SIZE", low=1) or 1
 
 
 def device(settings: DeviceSettings) -> torch.device:
@@ -127,12 +150,13 @@ def device(settings: DeviceSettings) -> torch.device:
         UserError: no such GPU, or not one for each process of this machine.
     """
     numbers = gpu_numbers(settings.gpus)
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    beside = local_world()
     if settings.processes not in (None, beside) and beside > 1:
         raise UserError(f"--processes {settings.processes}, and {beside} were started on this machine; leave it out")
     if not numbers:
         return CPU
-    if beside > 1 and len(numbers) != beside:
+    if (beside > 1 and len(numbers) != beside) or local_rank() >= len(numbers):
+        beside = max(beside, local_rank() + 1)
         raise UserError(f"--gpus {settings.gpus}, and {beside} processes were started on this machine; name as many")
     return torch.device("cuda", numbers[local_rank()])
 
@@ -166,13 +190,14 @@ def workers(asked: int | None, where: torch.device) -> int:
 
 def own_cores() -> int:
     """Cores for each process of the run on this machine."""
-    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores() // local_world())
 
 
 def threads(settings: DeviceSettings) -> int | None:
     """As many as are asked for, by the setting or by OMP_NUM_THREADS."""
-    variable = os.environ.get("OMP_NUM_THREADS", "")
-    return settings.threads or (int(variable) if variable.isdecimal() else None) or None
+    if settings.threads is not None or "," in os.environ.get("OMP_NUM_THREADS", ""):  # OpenMP's list, one a level
+        return settings.threads
+    return environment_number("OMP_NUM_THREADS") or None
 
 
 def configure(seed: SeedSettings, precision: PrecisionSettings, settings: DeviceSettings) -> None:
@@ -309,7 +334,9 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 class Interrupts:
-    """While entered, SIGINT and SIGTERM wait for the next `check()`; a second one does not wait.
+    """While entered, signals that end the run wait for the next `check()`; a second one does not wait.
+
+    A second SIGHUP changes nothing: a closed terminal and its shell send one each.
 
     Args:
         agree: on the largest of the ranks' numbers, so that all stop at the same step.
@@ -321,18 +348,20 @@ class Interrupts:
         self._alone = alone
         self._received: int | None = None
         self._fetching = False
-        self._before: list[Any] = []
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        self._before = [signal.signal(number, self._note) for number in SIGNALS]
+        self._before = {number: signal.signal(number, self._note) for number in heeded_signals()}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, before in zip(SIGNALS, self._before, strict=True):
+        for number, before in self._before.items():
             signal.signal(number, before)
 
     def _note(self, number: int, frame: object) -> None:
         if self._received is not None:
+            if number == signal.SIGHUP:
+                return
             raise Interrupted(number, midway=True)
         self._received = number
         self._leave_fetch()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lib.errors import UserError
 from lib.registry import Registry
-from lib.settings import Section, setting
+from lib.settings import Section, expanded, setting
 
 _registry = Registry("learning-rate policy")
 register, get, names = _registry.register, _registry.get, _registry.names
@@ -84,7 +84,8 @@ def read_pairs(entries: tuple[tuple[int, float | str], ...]) -> Pairs:
 def _convert(value: str | tuple[tuple[int, float | str], ...]) -> str | tuple[tuple[int, float | str], ...]:
     if isinstance(value, tuple):
         read_pairs(value)
-    return value
+        return value
+    return expanded(value)
 
 
 @register("multistep")

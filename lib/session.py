@@ -16,6 +16,7 @@ With `--debug` there is no folder, and nothing is written.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -41,8 +42,8 @@ from tqdm import tqdm
 from lib import locks, runtime
 from lib.checkpoint import write_atomically
 from lib.config import Config
-from lib.errors import UserError, advice
-from lib.settings import Section, setting
+from lib.errors import UserError, advice, drop
+from lib.settings import Section, expanded, setting
 
 METRICS, TRAINING = "metrics.jsonl", "training.jsonl"
 LOCK = ".lock"  # held by the process that writes the session, and removed at its end
@@ -54,7 +55,7 @@ class SessionSettings(Section):
     title = "session"
     local = True
     session: str | None = setting(None, "name of the session's folder; none: the time, UTC", transient=True)
-    session_root: str = setting("./sessions", "folder of all sessions")
+    session_root: str = setting("./sessions", "folder of all sessions", convert=expanded)
     debug: bool = setting(False, "write no file at all", transient=True)
     open: bool = setting(False, "show the report in the browser when the run is done", transient=True)
     brief: bool = setting(False, "show evaluations and warnings alone on the console")
@@ -93,8 +94,10 @@ class Session:
         self._log = logging.Logger("run")  # not one of logging's named ones, which are global
         self.bar = sys.stderr.isatty() and not self._settings.brief and not silent
         console = logging.NullHandler() if silent else _Console()
-        if self.bar or self._settings.brief:
+        if self.bar:
             console.setLevel(logging.INFO)  # a bar shows progress better than lines do
+        if self._settings.brief:
+            console.addFilter(_is_brief)
         self._log.addHandler(console)
 
     def __enter__(self) -> Session:
@@ -133,8 +136,8 @@ class Session:
             earlier = lines.read_bytes() if lines.exists() else b""
             whole = earlier[: earlier.rfind(b"\n") + 1]  # a full disk may have cut the last line
             self.write_bytes(lines.name, whole + json.dumps(self.provenance).encode() + b"\n")
-            for note in config.notes:
-                self.warn(note)
+        for note in config.notes:
+            self.warn(note)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._leave(error)
@@ -182,7 +185,12 @@ class Session:
         self._log.debug(text)
 
     def info(self, text: str) -> None:
+        """A line that `--brief` leaves out on the console."""
         self._log.info(text)
+
+    def evaluation(self, text: str) -> None:
+        """Scores, which `--brief` shows too."""
+        self._log.info(text, extra={"is_evaluation": True})
 
     def warn(self, text: str) -> None:
         self._log.warning("warning: %s", text)
@@ -293,6 +301,11 @@ class _LogFile(logging.FileHandler):
         raise  # the error at hand: logging calls this where it has caught one
 
 
+def _is_brief(record: logging.LogRecord) -> bool:
+    """Whether `--brief` shows it."""
+    return record.levelno >= logging.WARNING or hasattr(record, "is_evaluation")
+
+
 class _Console(logging.Handler):
     """Lines that leave a progress bar whole."""
 
@@ -301,8 +314,10 @@ class _Console(logging.Handler):
         try:
             tqdm.write(self.format(record), file=stream)
             stream.flush()
-        except BrokenPipeError:  # such as `| head`: the run goes on without its reader
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            drop(stream)  # such as `| head`, or a closed terminal: the run goes on without its reader
 
 
 def _new_folder(root: Path, name: str | None) -> Path:
@@ -395,6 +410,9 @@ def _revision() -> str | None:
         return None
     try:
         ask = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+        return (
+            subprocess.run(ask, capture_output=True, text=True, errors="replace", timeout=10, check=True).stdout.strip()
+            or None
+        )
     except (OSError, subprocess.SubprocessError):
         return None

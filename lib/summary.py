@@ -76,7 +76,7 @@ def summarise(session: Session, config: Config, runs: Mapping[Member, Path]) -> 
         content = {"num_clusters": {str(number): values for number, values in found.items()}}
         text = choice.text(content["num_clusters"])
     session.write_json("summary.json", content)
-    session.info("\n" + text)
+    session.evaluation("\n" + text)
     session.info(f"\nsession: {session.path}")
 
 

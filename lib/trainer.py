@@ -122,7 +122,7 @@ class Trainer:
         """Train to the end, and evaluate; everything is left in the session.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came; latest.ckpt has the state of that very step.
+            Interrupted: a signal came; latest.ckpt has the state of that very step.
             RunStopped: the run diverged; where a step did it, fault.ckpt has the state before that step.
             UserError: a picture cannot be read, or the disk is full.
         """
@@ -312,7 +312,7 @@ class Trainer:
             self.session.append(METRICS, {"split": split, "epoch": epoch, "step": step, **values, "loss": self._loss})
             curves = {n: v for n, v in values.items() if isinstance(v, int | float)}
             self.session.scalars({f"Evaluate/{split}/{n}": v for n, v in curves.items()}, step)
-            self.session.info(f"  {split}: {evaluation.line(values)}")
+            self.session.evaluation(f"  {split}: {evaluation.line(values)}")
         self._scored_step = step
         evaluation.warn_of_collapse(self.session, scores[self._scored], self.method.num_clusters)
 

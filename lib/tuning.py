@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lib.errors import UserError
-from lib.settings import Section, setting
+from lib.settings import Section, expanded, setting
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class TuningSettings(Section):
         None,
         "trained weights to start from: a .safetensors or .pth file, or default, the network's own, which may be "
         "downloaded; none: as the network is made",
+        convert=expanded,
     )
     net_freeze_epochs: int | None = setting(
         None,

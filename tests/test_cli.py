@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from conftest import QUICK, ROOT, picture
 
 import main
 from lib import checkpoint
+from lib.errors import heeded_signals
+from lib.runtime import Interrupts
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -146,20 +148,107 @@ def test_help_and_list(cli: Cli) -> None:
     assert status == 0 and "image_folder" in out
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_notes_are_shown_in_every_mode(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    note = "warning: net_cout: accepted, and without effect"
+    path = earlier(cli, tmp_path)
+    capsys.readouterr()
+    train = (*QUICK, "--max-epochs", 0)
+    for words in ((*train, "--dry-run"), (*train, "--debug"), (*QUICK, "--help"), ("--evaluate", path, "--debug")):
+        status, _, err = cli(*words, "--net-cout", 10)
+        assert status == 0 and err.splitlines().count(note) == 1, err
+
+
+def run_main(words: Sequence[object], **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "main.py", *map(str, words)], cwd=ROOT, capture_output=True, encoding="latin-1", check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
+def test_a_console_without_unicode_gets_the_help(encoding: str) -> None:
+    done = run_main(["--help", "--tfm-ratio", "(3/4, 4/3)"], PYTHONIOENCODING=encoding)
+    assert done.returncode == 0 and not done.stderr
+    assert r"\u2264 .5)" in done.stdout and ("3\xd73" in done.stdout) == (encoding == "latin-1")
+
+
+def test_closed_streams_end_nothing(tmp_path: Path) -> None:
+    words = [*map(str, QUICK), "--max-epochs", "0", "--session-root", str(tmp_path / "kept"), "--session", "a"]
+    command = ["sh", "-c", 'exec "$0" "$@" >&- 2>&-', sys.executable, "main.py", *words]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    assert "ACC" in (tmp_path / "kept" / "a" / "log.txt").read_text()
+
+
+def test_a_tilde_without_a_home_is_named(cli: Cli) -> None:
+    for name in ("data-root", "session-root", "cache", "evaluate", "net-weights"):
+        refused(cli(*QUICK, f"--{name}", "~no-such-user/x"), f"--{name}", "~no-such-user/x", "no home directory")
+
+
+@pytest.mark.slow
+def test_a_user_without_a_home_runs(tmp_path: Path) -> None:
+    user = ["unshare", "-U", "--map-user=12345", "--map-group=12345"]
+    if subprocess.run([*user, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("user namespaces are not permitted")
+    words = [*map(str, QUICK), "--session-root", str(tmp_path / "kept")]
+    command = [*user, "env", "-u", "HOME", "-u", "XDG_CACHE_HOME", sys.executable, "main.py", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "warning: nothing is kept between runs: there is no home directory; --cache" in done.stderr
+
+
+def test_a_signal_that_was_ignored_at_the_start_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts(agree=lambda number: number) as interrupts:
+            signal.raise_signal(signal.SIGHUP)
+            interrupts.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in heeded_signals()
+
+
+INTERRUPTIONS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "status"), INTERRUPTIONS)
 def test_an_interrupted_run_saves_its_state(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    words = [*map(str, QUICK), "--max-epochs", "1000", "--tfm-backend", "pil", "--num-workers", "1", "--display-freq", "1",
-             "--session-root", str(tmp_path / "kept"), "--session", "a"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "main.py", *words], cwd=ROOT, env=environment,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-    log = tmp_path / "kept" / "a" / "log.txt"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and "step 3/8" in log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    process, log = begin(tmp_path)
     process.send_signal(number)
+    if number == signal.SIGHUP:
+        process.send_signal(number)  # a closed terminal and its shell send one each
     _, err = process.communicate(timeout=60)
     assert process.returncode == status, err
     assert err.splitlines()[-1] == f"stopped by {number.name}; the state is saved" and "Traceback" not in err
     state = checkpoint.load(log.parent / "checkpoint" / "latest.ckpt")
     assert state["step"] == state["epoch"] * 8 + state["position"] >= 3
+
+
+@pytest.mark.slow
+def test_under_nohup_a_closed_terminal_changes_nothing(tmp_path: Path) -> None:
+    process, log = begin(tmp_path, "nohup")
+    process.send_signal(signal.SIGHUP)
+    lines = log.read_text().count("\n")
+    until(lambda: log.read_text().count("\n") > lines + 20)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert "SIGTERM; the state is saved" in process.communicate()[1]
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert happened()
+
+
+def begin(tmp_path: Path, *before: str) -> tuple[subprocess.Popen[str], Path]:
+    """A long run that has taken three steps, and its log; `before`: the command that runs it."""
+    words = [*map(str, QUICK), "--max-epochs", "1000", "--tfm-backend", "pil", "--num-workers", "1", "--display-freq", "1",
+             "--session-root", str(tmp_path / "kept"), "--session", "a"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*before, sys.executable, "main.py", *words], cwd=ROOT, env=environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    log = tmp_path / "kept" / "a" / "log.txt"
+    until(lambda: log.exists() and "step 3/8" in log.read_text())
+    return process, log

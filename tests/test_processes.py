@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,6 +119,42 @@ def test_sigterm_stops_all_at_one_step_and_saves(tmp_path: Path) -> None:
     assert all(line.startswith(("warning: ", "stopped by")) for line in err.splitlines()), err
     state = checkpoint.load(only(tmp_path) / "checkpoint" / "latest.ckpt")
     assert state["step"] == state["epoch"] * 8 + state["position"]
+
+
+def test_ranks_meet_where_the_hosts_name_does_not_resolve(tmp_path: Path) -> None:
+    nameless = ["unshare", "--map-root-user", "--uts", "sh", "-c", 'hostname nosuch.invalid && exec "$@"', "sh"]
+    if subprocess.run([*nameless, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("unshare is not permitted")
+    words = (*QUICK, *TWO, "--max-epochs", 0, "--debug")
+    command = [*nameless, sys.executable, "main.py", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0 and "ACC" in done.stdout, done.stderr
+    assert all(line.startswith("warning: ") for line in done.stderr.splitlines()), done.stderr
+
+
+@pytest.mark.slow
+def test_sighup_stops_all_and_saves(tmp_path: Path) -> None:
+    process = launch((*QUICK, *RUN, *TWO, "--max-epochs", 1000), tmp_path)
+    wait_for(tmp_path, "*/metrics.jsonl", process)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
+    status, _, err = ended(process)
+    assert status == 129 and err.splitlines()[-1] == "stopped by SIGHUP; the state is saved", err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_wait_for_other_ranks_can_be_ended(number: signal.Signals, tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "main.py", *map(str, QUICK), "--session-root", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **alone}, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("warning: rank 0 waits up to 10 minutes")
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
 
 
 @pytest.mark.slow

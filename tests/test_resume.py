@@ -50,8 +50,9 @@ def test_auto_finds_the_newest_session_of_the_same_settings(cli: Cli, tmp_path: 
     auto = (*QUICK, "--resume", "auto")
     cli(*auto, "--max-steps", 3, "--session", "a")
     assert (root / "a").is_dir(), "a fresh start where there is nothing to go on with"
-    status, out, _ = cli(*auto, "--max-steps", 3, "--num-workers", 1, "--brief")  # where and how it runs is left aside
-    assert status == 0 and "goes on after step 3" in out and len(list(root.iterdir())) == 1
+    status, _, _ = cli(*auto, "--max-steps", 3, "--num-workers", 1, "--brief")  # where and how it runs is left aside
+    log = (root / "a" / "log.txt").read_text()
+    assert status == 0 and "goes on after step 3" in log and len(list(root.iterdir())) == 1
     cli(*auto, "--max-steps", 3, "--batch-size", 128, "--session", "b")
     assert sorted(path.name for path in root.iterdir()) == ["a", "b"], "other settings are another run"
     unset = (*auto, "--max-steps", 3, "--seed", "none")

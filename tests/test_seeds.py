@@ -45,9 +45,9 @@ def test_several_seeds_get_a_summary_and_more_can_join(tmp_path: Path) -> None:
     assert "seed 3 | epoch 2/2" in out and "seed 4 | epoch 2/2" in out
 
     before = (path / "runs" / "seed-3" / "log.txt").read_text()
-    process = launch((*words, "--seeds", 3, 4, 9, "--resume", "auto"), root)
+    process = launch((*words, "--seeds", 3, 4, 9, "--resume", "auto", "--net-cout", 10), root)
     out, err = process.communicate()
-    assert process.returncode == 0, err
+    assert process.returncode == 0 and err.count("net_cout: accepted, and without effect") == 1, err
     assert only(root) == path and "2 of 3 runs are done" in out
     assert (path / "runs" / "seed-3" / "log.txt").read_text() == before
     content = json.loads((path / "summary.json").read_text())

@@ -37,7 +37,7 @@ from lib.datasets.files import PictureFiles
 from lib.errors import MissingData, UserError
 from lib.networks import NetworkSettings
 from lib.registry import Registry, nearest
-from lib.settings import Section, setting
+from lib.settings import Section, expanded, setting
 from lib.transforms import TransformSettings
 
 _registry = Registry("data set")
@@ -58,7 +58,7 @@ class Splits:
 class DataSettings(Section):
     title = "data"
     dataset: str = setting("digits", "which one", component=_registry, fixed=True, about_data=True)
-    data_root: str = setting("./data", "folder of the data set", about_data=True)
+    data_root: str = setting("./data", "folder of the data set", about_data=True, convert=expanded)
     train_splits: tuple[str, ...] | None = setting(
         None,
         "what each head trains on, such as train+test; none: the data set's own choice",

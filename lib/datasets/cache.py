@@ -36,7 +36,7 @@ from lib.command import Command
 from lib.config import Config
 from lib.errors import UserError
 from lib.session import SessionSettings
-from lib.settings import Section, setting
+from lib.settings import Section, expanded, setting
 
 VERSION = 1  # of what `lib.transforms.pil.prepare` gives; another one decodes everything again
 GIB = 2**30
@@ -63,7 +63,11 @@ class CacheSettings(Section):
         unit="GiB",
         low=0,
     )
-    cache: str | None = setting(None, "its folder; none: deep-image-clustering in XDG_CACHE_HOME, or else in ~/.cache")
+    cache: str | None = setting(
+        None,
+        "its folder; none: deep-image-clustering in XDG_CACHE_HOME, or else in ~/.cache, where that can be written",
+        convert=expanded,
+    )
 
 
 def folder(config: Config) -> Path | None:
@@ -71,8 +75,53 @@ def folder(config: Config) -> Path | None:
     settings = config.of(CacheSettings)
     if not settings.disk_cache:
         return None
-    chosen = settings.cache or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "deep-image-clustering")
-    return Path(chosen).expanduser()
+    try:
+        return _chosen(settings)
+    except UserError:
+        return None
+
+
+def usable(config: Config) -> Config:
+    """The same; or, where no folder was chosen and the usual one cannot be had, with nothing kept and a note of it.
+
+    Raises:
+        UserError: the folder that was chosen cannot be used.
+    """
+    settings = config.of(CacheSettings)
+    if not settings.disk_cache or not writes(config):
+        return config
+    try:
+        _check(_chosen(settings))
+    except UserError as error:
+        if settings.cache is not None:
+            raise UserError(f"--cache {settings.cache}: {error}; choose another folder, or --disk-cache 0") from None
+        return config.replace(disk_cache=0.0).noted(f"nothing is kept between runs: {error}; --cache names a folder")
+    return config
+
+
+def _chosen(settings: CacheSettings) -> Path:
+    if settings.cache is not None:
+        return Path(settings.cache)
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        path = Path(root).expanduser()
+    except RuntimeError as error:
+        raise UserError("there is no home directory") from error
+    if not path.is_absolute():
+        raise UserError(f"XDG_CACHE_HOME {root} is no whole path")
+    return path / "deep-image-clustering"
+
+
+def _check(path: Path) -> None:
+    """Raises UserError where the folder cannot be written, or not be made."""
+    try:
+        there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    except OSError as error:  # such as a parent that may not be entered
+        raise UserError(f"{path} cannot be used: {error.strerror}") from error
+    if not there.is_dir():
+        raise UserError(f"{path} cannot be made, as {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there} cannot be written")
 
 
 def writes(config: Config) -> bool:

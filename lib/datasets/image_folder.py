@@ -15,7 +15,7 @@ from lib.datasets.files import ADVICE, PictureFiles
 from lib.datasets.labels import read_labels
 from lib.datasets.tree import WITHOUT_IMAGES, listed, printable, walk
 from lib.errors import UserError
-from lib.settings import Section, setting
+from lib.settings import Section, expanded, setting
 
 LAYOUTS = (
     "looked for folders train/ and test/ of class folders, for class folders (one folder of pictures per class), "
@@ -62,6 +62,7 @@ class ImageFolder(PictureFiles):
             None,
             "CSV file of `file,class`, files named from data_root on; labels only score the result",
             about_data=True,
+            convert=expanded,
         )
 
     @staticmethod

@@ -13,7 +13,7 @@ import numpy as np
 from lib.datasets import Splits, register
 from lib.datasets.files import Index, PictureFiles
 from lib.errors import MissingData, UserError
-from lib.settings import Section, setting
+from lib.settings import Section, expanded, setting
 
 # Huang et al., 2020, section 4, after Chang et al., Deep Adaptive Image Clustering, ICCV 2017.
 IMAGENET10 = """
@@ -117,7 +117,9 @@ class ImageNet(Subset):
     class Settings(Section):
         title = "data set imagenet"
         class_list: str | None = setting(
-            None, "file of classes, one n01440764 a line, a name behind it if you like; none: every class folder"
+            None,
+            "file of classes, one n01440764 a line, a name behind it if you like; none: every class folder",
+            convert=expanded,
         )
 
     @classmethod

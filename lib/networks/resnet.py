@@ -34,7 +34,7 @@ class ResNet(nn.Module):
             "first layers: 3×3 convolution (small), 2×2 pooling (-pool), padded by 1 as PICA's (-padded); or imagenet's 7×7",
         )
         net_avgpool_size: int | None = setting(
-            None, "side of the last average pooling, stride 1; none: the whole map", unit="cells", low=1
+            None, "side of the last average pooling, stride 1; none: the whole map", unit="cells", low=1, side=True
         )
 
     def __init__(self, in_channels: int, settings: Settings = Settings()) -> None:

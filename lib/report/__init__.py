@@ -102,9 +102,9 @@ def _leave_results(
 
 def _show_scores(session: Session, task: Task, outcome: Outcome, rows: Mapping[str, Scores]) -> None:
     if any(values["acc"] is not None for values in outcome.scores.values()):
-        session.info("\n" + summary.table(rows) + _partly_labelled(task, outcome.predictions))
+        session.evaluation("\n" + summary.table(rows) + _partly_labelled(task, outcome.predictions))
     else:
-        session.info(
+        session.evaluation(
             "\n" + "\n".join(f"{split}: {evaluation.line(values)}" for split, values in outcome.scores.items())
         )
 

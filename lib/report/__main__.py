@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib import report, summary
-from lib.errors import UserError, exit_status
+from lib.errors import UserError, exit_status, prepare_streams
 
 
 @exit_status
@@ -21,4 +21,5 @@ def main(folders: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    prepare_streams()
     sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,7 @@ ACROSS = 6  # pictures in a row
 def show(writer: Any, found: Found) -> None:
     """Write to the curves' SummaryWriter."""
     plain = {
-        key: value if isinstance(value, bool | int | float | str) else str(value)
+        key: value if isinstance(value, bool | int | float) else _line(str(value))
         for key, value in found.settings.items()
         if value is not None
     }

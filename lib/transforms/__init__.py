@@ -16,15 +16,24 @@ class TransformSettings(Section):
     bound = True
     transform: Literal["default"] = setting("default", "the family of transforms")
     tfm_working_size: int | None = setting(
-        None, "shorter side to which every picture is brought before anything else; none: as it is", unit="px", low=4
+        None,
+        "shorter side to which every picture is brought before anything else; none: as it is",
+        unit="px",
+        low=4,
+        side=True,
     )
     tfm_size: int | None = setting(
-        224, "side of the picture that the network sees; none: the network's own", unit="px", low=4, adaptive=True
+        224,
+        "side of the picture that the network sees; none: the network's own",
+        unit="px",
+        low=4,
+        adaptive=True,
+        side=True,
     )
     tfm_resize: int | None = setting(
         256,
         "shorter side before an unscaled crop; none: the network's own, in proportion to tfm_size",
-        unit="px", low=4, adaptive=True,
+        unit="px", low=4, adaptive=True, side=True,
     )  # fmt: skip
     tfm_scale: tuple[float, float] | None = setting(
         None, "area of a scaled crop, as shares of the picture's; none: no scaled crop", low=1e-6, high=1

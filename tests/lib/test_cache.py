@@ -22,7 +22,7 @@ from PIL import Image
 
 from lib import datasets, locks
 from lib.datasets import cache
-from lib.datasets.cache import RECORD
+from lib.datasets.cache import RECORD, CacheSettings, usable
 from lib.errors import UserError
 from lib.transforms.reader import Reader, open_reader
 
@@ -234,6 +234,32 @@ def test_without_a_size_or_without_files_or_when_told_nothing_is_kept(tmp_path: 
     made = reader(tmp_path, "--debug")
     assert equal(arrays(made), plain(made)) and not made.describe()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == content
+
+
+def test_without_a_usual_folder_nothing_is_kept_and_a_note_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for home, reason in (
+        ("relative", "no whole path"),
+        (tmp_path / "file", "is no folder"),
+        ("~nobody-here", "no home"),
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+        settings = resolve()
+        made = usable(settings)
+        assert made.of(CacheSettings).disk_cache == 0 and made.notes
+        assert reason in made.notes[-1] and "--cache names a folder" in made.notes[-1]
+        assert usable(resolve("--debug")) == settings, "nothing is written, so nothing is missed"
+        assert usable(resolve("--cache", tmp_path / "other")).notes == ()
+    with pytest.raises(UserError, match="--cache .*file: .* is no folder; choose another folder, or --disk-cache 0"):
+        usable(resolve("--cache", tmp_path / "file"))
+
+
+def test_a_folder_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a" / "b"))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    assert f"{tmp_path} cannot be written" in usable(resolve()).notes[-1]
 
 
 def test_the_folder_is_xdgs(own_cache: Path, tmp_path: Path) -> None:

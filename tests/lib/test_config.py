@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import DIGITS, resolve
+from conftest import DIGITS, ROOT, resolve
 
 from lib import config
 from lib.command import Command
@@ -48,7 +49,7 @@ net_avgpool_size: 3
 dataset: cifar100
 data_root: ./data/cifar100
 transform: default
-tfm_size: 32
+tfm_size: (32, 32)
 tfm_resize: 40
 tfm_scale: (0.2, 1.)
 tfm_ratio: (3./4., 4./3.)
@@ -58,7 +59,7 @@ tfm_random_hflip: 0.5
 tfm_means: (0.5071, 0.4866, 0.4409)
 tfm_stds: (0.2009, 0.1984, 0.2023)
 optimizer: adam
-optim_weight_decay: 0
+optim_weight_decay: 0.
 optim_beta: (0.9, 0.999)
 optim_eps: 1e-8
 optim_amsgrad: False
@@ -79,11 +80,95 @@ def test_files_in_the_authors_spelling_load(tmp_path: Path) -> None:
     assert found.of(PICASettings).net_heads == (70, 20)
 
 
+FLOATS = ("0.5", "'0.5'", "1./2.", "1/2", ".5", "5e-1", "'5e-1'")
+INTEGERS = ("4", "4.", "'4'", "8/2", "'4.0'", "2 + 2")
+SIDES = ("96", "96.", "(96, 96)", "'(96, 96)'", "[96, 96]", "96, 96", "(96., 96)", "192/2")
+TRUE, FALSE = ("True", "true", "'True'", "'true'", "yes"), ("False", "false", "'False'")
+NONE = ("None", "none", "'None'", "null", "~", "")
+TRIPLES = ("(0.5, 1/2, .5)", "'(0.5, 0.5, 0.5)'", "[0.5, 1./2., 5e-1]", "0.5, 0.5, 0.5")
+RATES = ("[(10, 1e-1), (20, 1e-2)]", "'((10, 1e-1), (20., .01))'", "(10, 1/10), (20, 1./100)", "[[10, 1e-1], [20, 1e-2]]",
+         "\n  - (10, 1e-1)\n  - (20, 1e-2)", "\n  - [10, '0.1']\n  - '(20, 0.01)'")  # fmt: skip
+
+# Every key that docs/migrate.md lists for PICA: what else the file says, (spellings, value) ...
+KEYS: dict[str, tuple[str, list[tuple[Sequence[str], object]]]] = {
+    "session": ("", [(("mine", "'mine'"), "mine"), (("7",), "7"), (NONE, None)]),
+    "session_root": ("", [(("sessions", "'sessions'"), "sessions")]),
+    "seed": ("", [(INTEGERS, 4), (NONE, None)]),
+    "brief": ("", [(TRUE, True), (FALSE, False)]),
+    "debug": ("", [(TRUE, True), (FALSE, False)]),
+    "gpus": ("", [(("0", "'0'"), "0"), (("0,1", "'0,1'"), "0,1"), (("''",), "")]),
+    "max_epochs": ("", [(INTEGERS, 4)]),
+    "display_freq": ("", [(INTEGERS, 4)]),
+    "batch_size": ("", [(INTEGERS, 4)]),
+    "num_workers": ("", [(INTEGERS, 4)]),
+    "data_nrepeat": ("", [(INTEGERS, 4)]),
+    "pica_lamda": ("", [(FLOATS, 0.5)]),
+    "network": ("", [(("resnet34", "'resnet34'"), "resnet34")]),
+    "net_cin": ("", [(("3", "3.", "'3'", "6/2"), 3)]),
+    "net_sobel": ("", [(TRUE, True), (FALSE, False)]),
+    "net_heads": ("", [(("[70, 10]", "(70, 10)", "'[70., 10]'", "70, 10", "\n  - 70\n  - '10'", "(7*10, 20/2)"), (70, 10))]),
+    "net_avgpool_size": ("", [(("7", "7.", "'7'", "(7, 7)"), 7)]),
+    "net_freeze": ("", [(("[stem, stages]", "('stem', 'stages')", "\n  - stem\n  - 'stages'"), ("stem", "stages")),
+                        (("(stem|stages)",), ("(stem|stages)",)), ((*NONE, "[]"), None)]),
+    "net_cout": ("", [(INTEGERS, 4)]),
+    "dataset": ("", [(("stl10", "'stl10'"), "stl10")]),
+    "data_root": ("", [(("./data", "'./data'"), "./data")]),
+    "transform": ("", [(("default", "'default'"), "default")]),
+    "tfm_size": ("", [(SIDES, 96)]),
+    "tfm_resize": ("tfm_size: 8", [(SIDES, 96)]),
+    "tfm_scale": ("", [(("(0.2, 1.)", "'(.2, 1)'", "[1./5., 1]", "0.2, 1"), (0.2, 1.0)), (NONE, None)]),
+    "tfm_ratio": ("", [(("(3./4., 4./3.)", "'(3/4, 4/3)'", "[3./4., 4./3.]", "3./4., 4./3."), (3 / 4, 4 / 3))]),
+    "tfm_colorjitter": ("", [(("(0.4, 0.4, 0.4, 0.4)", "[.4, 2./5., '0.4', 4e-1]"), (0.4, 0.4, 0.4, 0.4)), (NONE, None)]),
+    "tfm_random_grayscale": ("", [(FLOATS, 0.5), (("0", "0."), 0.0)]),
+    "tfm_random_hflip": ("", [(FLOATS, 0.5), (("1", "1."), 1.0)]),
+    "tfm_means": ("", [(TRIPLES, (0.5, 0.5, 0.5)), (NONE, None)]),
+    "tfm_stds": ("", [(TRIPLES, (0.5, 0.5, 0.5)), (NONE, None)]),
+    "optimizer": ("", [(("adam", "'adam'"), "adam"), (("sgd",), "sgd"), (("rmsprop",), "rmsprop")]),
+    "optim_weight_decay": ("", [(FLOATS, 0.5), (("0", "0.", "'0.'"), 0.0)]),
+    "optim_beta": ("optimizer: adam", [(("(0.9, 0.999)", "[.9, '0.999']", "9./10, 1 - 1e-3"), (0.9, 0.999))]),
+    "optim_eps": ("optimizer: adam", [(("1e-8", "'1e-8'", "1.e-8", "1/1e8"), 1e-8)]),
+    "optim_amsgrad": ("optimizer: adam", [(TRUE, True), (FALSE, False)]),
+    "optim_momentum": ("optimizer: sgd", [(FLOATS, 0.5), (("0",), 0.0)]),
+    "optim_dampening": ("optimizer: sgd", [(FLOATS, 0.5)]),
+    "optim_nesterov": ("optimizer: sgd", [(TRUE, True), (FALSE, False)]),
+    "optim_alpha": ("optimizer: rmsprop", [(FLOATS, 0.5)]),
+    "optim_centered": ("optimizer: rmsprop", [(TRUE, True), (FALSE, False)]),
+    "lr_policy": ("", [(("fixed", "'fixed'"), "fixed"), (("step",), "step"), (("multistep",), "multistep")]),
+    "base_lr": ("", [(FLOATS, 0.5), (("1e-4", "'1e-4'", "1.e-4", "1E-4", "0.0001"), 1e-4)]),
+    "lr_decay_step": ("lr_policy: step", [(INTEGERS, 4)]),
+    "lr_decay_rate": ("lr_policy: step", [(FLOATS, 0.5)]),
+    "lr_decay_offset": ("lr_policy: step", [(INTEGERS, 4)]),
+    "lr_schedule": ("lr_policy: multistep", [(RATES, ((10, 0.1), (20, 0.01))), (("(10, 1e-1)",), ((10, 0.1),)),
+                                             (("rates.txt", "'rates.txt'"), "rates.txt")]),
+    "resume": ("", [(("a/latest.ckpt",), "a/latest.ckpt"), (NONE, None)]),
+    "restart": ("", [(TRUE, True), (FALSE, False)]),
+    "log_file": ("", [(TRUE, True), (FALSE, False)]),
+    "log_tfb": ("", [(TRUE, True), (FALSE, False)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_of_the_authors_loads_in_every_spelling(key: str, tmp_path: Path) -> None:
+    companion, groups = KEYS[key]
+    for spelling, value in [(spelling, value) for spellings, value in groups for spelling in spellings]:
+        made = resolve("--cfgs", write(tmp_path / "theirs.yaml", f"{companion}\n{key}: {spelling}\n"))
+        (found,) = [getattr(made.of(s), key) for s in made.sections if key in config._fields(s)]
+        assert found == value and type(found) is type(value), spelling
+
+
+def test_every_key_of_the_guide_is_tried() -> None:
+    guide = (ROOT / "docs" / "migrate.md").read_text().partition("### What a session holds")[0]
+    listed = [row.split("|")[1] for row in guide.splitlines() if row.startswith("| `")]
+    names = set(re.findall(r"`(\w+)`", " ".join(re.sub(r"\(.*?\)", "", row) for row in listed)))
+    assert names and names - {"cfgs"} <= KEYS.keys()
+
+
 def test_files_in_the_authors_spelling_run_dry(tmp_path: Path, cli: Callable[..., tuple[int, str, str]]) -> None:
     status, out, err = cli(
         "--cfgs", write(tmp_path / "authors.yaml", AUTHORS), "--gpus", "", "--data-root", tmp_path, "--dry-run"
     )
     assert status == 0 and "60,000 pictures, 235 steps of 256 originals and 768 perturbed" in out, err
+    assert err == "warning: net_cout: accepted, and without effect\n"
 
 
 def test_later_files_override_earlier_ones_and_flags_override_files(tmp_path: Path) -> None:
@@ -138,7 +223,9 @@ def test_what_a_later_file_supersedes_is_not_remarked_upon(later: str, tmp_path:
         ("batch_sizes: 3", r"batch_sizes.*bad\.yaml.*did you mean 'batch_size'"),
         ("batch_size: 2.7", r"batch_size in .*bad\.yaml: 2\.7 is not an integer"),
         ("batch_size: 0", "below 1"),
-        ("debug: 'False'", "not true or false"),
+        ("debug: 'no'", "not true or false"),
+        ("tfm_size: (32, 40)", r"tfm_size in .*bad\.yaml: the sides 32 and 40 differ"),
+        ("lr_policy: multistep\nlr_schedule: '[(9, -)]'", "lr_schedule in .*bad.yaml: .* is not a number"),
         ("tfm_ratio: (3/4, 4/3, 5)", "2 values are wanted"),
         ("tfm_ratio: (__import__('os'), 1)", "not a number"),
         ("dataset: digit", "unknown data set 'digit'.*did you mean 'digits'"),
@@ -182,6 +269,8 @@ def test_the_dump_resolves_to_an_equal_configuration(extra: tuple[str, ...], tmp
     assert again == made and again.dump() == made.dump() and not again.notes
     assert isinstance(yaml.safe_load(made.dump()), dict)
     assert again != made.replace(max_epochs=99)
+    with pytest.raises(TypeError, match="max_epoch$"):
+        made.replace(max_epoch=99)
 
 
 def test_the_help_shows_every_setting_of_the_chosen_components() -> None:

@@ -18,7 +18,7 @@ from conftest import QUICK, resolve
 from runs import IMC, same
 
 import main
-from lib import distributed
+from lib import distributed, runtime
 from lib.errors import RunStopped, UserError
 from lib.runtime import DeviceSettings
 
@@ -73,6 +73,70 @@ def test_ranks_that_are_not_found_are_not_waited_for_without_end(monkeypatch: py
     with pytest.raises(RunStopped, match="rank 1 did not find the others: .*; start all again"):
         with distributed.joined(DeviceSettings()):
             pass
+
+
+def test_a_wait_for_ranks_is_announced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "SILENCE", 0.1)
+    free = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False).port
+    launched(monkeypatch, RANK=0, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=free)
+    with pytest.raises(RunStopped, match="rank 0 did not find the others"):
+        with distributed.joined(DeviceSettings()):
+            pass
+    err = capsys.readouterr().err
+    assert err.startswith("warning: rank 0 waits up to ") and "unset WORLD_SIZE" in err and err.count("\n") == 1
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, **variables: object) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+
+
+PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE 2, and no MASTER_ADDR, MASTER_PORT; unset WORLD_SIZE and RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "", **PLACE}, "WORLD_SIZE 2, and no RANK; unset"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', not a whole number"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+        ({"WORLD_SIZE": "2", "RANK": "2", **PLACE}, "RANK is 2, and there are 2 processes"),
+        ({"WORLD_SIZE": "2", "RANK": "-1", **PLACE}, "RANK is '-1'"),
+        ({"RANK": "1"}, "RANK is 1, and there are 1 processes"),
+        ({"WORLD_SIZE": "2", "RANK": "0", **PLACE, "MASTER_PORT": "99999"}, "MASTER_PORT is '99999'"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is '0'"),
+        ({"LOCAL_RANK": "a\nb"}, r"LOCAL_RANK is 'a\\nb'"),
+        ({"LOCAL_RANK": "1"}, "LOCAL_RANK is 1, and there are 1"),
+    ],
+)
+def test_variables_that_another_job_left_are_named(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched(monkeypatch, **variables)
+    with pytest.raises(UserError, match=message) as raised:
+        with distributed.joined(DeviceSettings()):
+            pass
+    assert "\n" not in str(raised.value)
+
+
+def test_empty_variables_are_as_unset_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "OMP_NUM_THREADS")
+    launched(monkeypatch, **dict.fromkeys(names, ""))
+    assert not distributed.started()
+    assert runtime.local_rank() == 0 and runtime.own_cores() == runtime.cores()
+    assert runtime.threads(DeviceSettings()) is None
+
+
+def test_threads_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, threads in (("3", 3), ("0", None), ("4,2", None)):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert runtime.threads(DeviceSettings()) == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert runtime.threads(DeviceSettings(threads=2)) == 2
+    with pytest.raises(UserError, match="OMP_NUM_THREADS is 'many'"):
+        runtime.threads(DeviceSettings())
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])

@@ -5,7 +5,9 @@ from typing import Any, Literal
 
 import pytest
 
-from lib.settings import literal, read, setting
+from lib.settings import expanded, literal, read, setting
+
+RATES = [["100.", "1e-3"], "(200, 1e-4)"]  # one pair as a list, one as a Python expression
 
 
 def convert(raw: Any, hint: Any, *, flag: bool = False, **options: Any) -> Any:
@@ -24,16 +26,34 @@ def convert(raw: Any, hint: Any, *, flag: bool = False, **options: Any) -> Any:
         (3, float, 3.0),
         (70, int, 70),
         ("2*3", int, 6),
+        (32.0, int, 32),
+        ("64/2", int, 32),
+        ("6/2", Literal[1, 3], 3),
         (True, bool, True),
+        ("true", bool, True),
+        ("False", bool, False),
         ("text", str, "text"),
         (0, str, "0"),
         ("(3./4., 4./3.)", tuple[float, float], (0.75, 4 / 3)),
+        ("3./4., 4./3.", tuple[float, float], (0.75, 4 / 3)),
+        (["3./4.", "4./3."], tuple[float, float], (0.75, 4 / 3)),
         ([70, 10], tuple[int, ...], (70, 10)),
+        ("70, 10", tuple[int, ...], (70, 10)),
+        ("[70., 10]", tuple[int, ...], (70, 10)),
         (70, tuple[int, ...], (70,)),
         ("(0.4,)", tuple[float, ...], (0.4,)),
         ("[(100, 1e-3), (200, '-')]", tuple[tuple[int, float | str], ...] | str, ((100, 1e-3), (200, "-"))),
+        (RATES, tuple[tuple[int, float | str], ...] | str, ((100, 1e-3), (200, 1e-4))),
+        ("(100, 1e-3), (200., 1e-4)", tuple[tuple[int, float | str], ...] | str, ((100, 1e-3), (200, 1e-4))),
+        ("(100, 1e-3)", tuple[tuple[int, float | str], ...] | str, ((100, 1e-3),)),
         ("rates.txt", tuple[tuple[int, float | str], ...] | str, "rates.txt"),
+        ("(stem|stages)", tuple[str, ...], ("(stem|stages)",)),
+        ("('stem', 'stages')", tuple[str, ...], ("stem", "stages")),
+        ("0-4", tuple[str, ...], ("0-4",)),
+        ("a", tuple[Literal["a", "b"], ...], ("a",)),
         (None, int | None, None),
+        ("None", int | None, None),
+        ([], tuple[str, ...] | None, None),
         ("b", Literal["a", "b"], "b"),
     ],
 )
@@ -45,10 +65,11 @@ def test_values_by_declared_type(raw: Any, hint: Any, value: Any) -> None:
 @pytest.mark.parametrize(
     ("raw", "hint"),
     [
-        (2.7, int), ("2.7", int), (True, int), (True, float), ("False", bool), (0, bool), ("fast", float),
+        (2.7, int), ("2.7", int), (True, int), (True, float), ("no", bool), (0, bool), ("fast", float),
         (float("inf"), float), (float("nan"), float), ("1e999", float), (None, float), ([], tuple[int, ...]),
         ((1, 2, 3), tuple[float, float]), ("(1, [2,)", tuple[int, ...]), ("c", Literal["a", "b"]), (True, Literal[1, 3]), (1.5, str),
         ({"a": 1}, tuple[int, ...]), ("1/0", float), ("(" * 500 + ")" * 500, tuple[int, ...]), ("2**99", int),
+            ([], str | None), ("[(100, 1e-3), (200, -)]", tuple[tuple[int, float | str], ...] | str),
     ],
 )  # fmt: skip
 def test_other_types_are_refused(raw: Any, hint: Any) -> None:
@@ -72,9 +93,31 @@ def test_nothing_but_literals_is_evaluated(text: str) -> None:
         literal(text)
 
 
+@pytest.mark.parametrize("raw", [32, "32", 32.0, "(32, 32)", "32, 32", "[32, 64/2]", [32, "32."], ["(32, 32)"]])
+def test_a_pair_of_equal_sides_is_one_side(raw: Any) -> None:
+    side = convert(raw, int | None, flag=raw == ["(32, 32)"], side=True)
+    assert side == 32 and type(side) is int
+
+
+@pytest.mark.parametrize("raw", ["(32, 40)", [32, 40], "(32, 32, 32)", "(32.5, 32.5)", "()"])
+def test_other_sides_are_refused(raw: Any) -> None:
+    with pytest.raises(ValueError, match="the sides 32 and 40 differ" if "40" in str(raw) else "not an integer|not a"):
+        convert(raw, int | None, side=True)
+
+
+def test_a_path_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert convert("~/data", str | None, convert=expanded) == "/home/me/data"
+    assert convert("./~data", str | None, convert=expanded) == "./~data"
+    with pytest.raises(ValueError, match="no home directory"):
+        convert("~no-such-user/data", str, convert=expanded)
+
+
 def test_bounds() -> None:
     assert convert(0, int, low=0) == 0
     with pytest.raises(ValueError, match="below 0"):
         convert(-1, int, low=0)
+    with pytest.raises(ValueError, match="above 9"):
+        convert("9" * 400, int, high=9)
     with pytest.raises(ValueError, match="above 1"):
         convert([0.5, 2], tuple[float, float], high=1)
