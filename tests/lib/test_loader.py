@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -212,6 +213,22 @@ def test_no_shared_memory_semaphore_or_socket_is_used(loader: Any) -> None:
     kinds = {os.readlink(f"/proc/{os.getpid()}/fd/{end.fileno()}").partition(":")[0]
              for worker in started._workers for end in (worker.requests, worker.replies)}  # fmt: skip
     assert kinds == {"pipe"} and set(os.listdir("/dev/shm")) <= before
+
+
+def test_a_process_that_cannot_be_killed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Loader(prepare, 1, pinned=False)
+    batches = started.batches(requests(9))
+    next(batches)
+    (held,) = [worker.process for worker in started._workers]
+    assert held in multiprocessing.active_children()
+    os.kill(held.pid or 0, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(held), "kill", lambda self: None)  # as in a read from a file system that hangs
+        patch.setattr("lib.transforms.loader.PATIENCE", 0.1)
+        started.close()
+    assert held not in multiprocessing.active_children(), "the interpreter would wait for it at exit"
+    held.kill()
+    held.join()
 
 
 def gone(pid: int) -> bool:
