@@ -110,6 +110,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: no such file, damaged, cut short, or no checkpoint of this program.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe might never end
+        raise UserError(f"cannot read the checkpoint {path}: it is no file; check the path")
     try:
         content = Path(path).read_bytes()
     except OSError as error:

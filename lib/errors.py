@@ -23,6 +23,7 @@ _OUTSIDE = {
     errno.EEXIST: "move it away",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose another place",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u)",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "close other programs, which have too many files open",
     errno.ESTALE: "see whether it was removed, and start again",
@@ -97,6 +98,15 @@ def prepare_streams() -> None:
         getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
+def check_packages() -> None:
+    """Leave with a word where PyTorch is not installed, or cannot be loaded."""
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:
+        advice = "pip install -r requirements.txt, or see the limits of memory (ulimit -v)"
+        sys.exit(say(f"error: PyTorch cannot be loaded: {error}; {advice}", 2))
+
+
 def leave_on_signals() -> None:
     """A word and the exit status, at once, wherever no run waits for a signal (`lib.runtime.Interrupts`).
 
@@ -162,6 +172,8 @@ def _told(error: BaseException) -> tuple[str, int] | None:
         return f"error: the run stopped itself: {error}", 1
     if isinstance(error, Interrupted):
         return str(error), error.status
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "error: no thread can be started; raise the limit of processes (ulimit -u)", 2
     # torch.OutOfMemoryError on a GPU, and a plain RuntimeError on the CPU.
     if isinstance(error, RuntimeError) and any(word in str(error) for word in ("allocate memory", "out of memory")):
         return "error: not enough memory; take a smaller --batch-size or network (--dry-run estimates)", 2

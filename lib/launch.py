@@ -43,7 +43,11 @@ def launch(command: Sequence[str], count: int) -> int:
 
     logging.disable(logging.CRITICAL)  # of this process; those that it starts speak for themselves
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in heeded_signals())
-    store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    try:
+        store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    except (OSError, RuntimeError) as error:  # torch's own errors of sockets are RuntimeErrors
+        problem = str(error).splitlines()[0]
+        raise UserError(f"{count} processes cannot meet on this machine: {problem}; leave --processes out") from error
     shared = {
         "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": _loopback_interface(), ENDS_WITH_PARENT: "1",
@@ -51,10 +55,14 @@ def launch(command: Sequence[str], count: int) -> int:
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }  # fmt: skip
     ranks = range(count)
-    processes = start_processes(
-        "rank", sys.executable, {rank: ("-u", *command) for rank in ranks},
-        {rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks}, DefaultLogsSpecs(os.devnull),
-    )  # fmt: skip
+    try:
+        processes = start_processes(
+            "rank", sys.executable, {rank: ("-u", *command) for rank in ranks},
+            {rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks}, DefaultLogsSpecs(os.devnull),
+        )  # fmt: skip
+    except OSError as error:
+        problem = f"{count} processes cannot be started: {error.strerror}"
+        raise UserError(f"{problem}; raise the limit of processes (ulimit -u), or leave --processes out") from error
     try:
         ended = processes.wait(period=POLL)
     except SignalException as stopped:

@@ -6,12 +6,16 @@ Natural logarithms throughout. A label of −1 means "unknown", and that picture
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+# What scikit-learn says on import where /dev/shm cannot be used, which matters to nothing here.
+warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
 
 IntArray = NDArray[np.integer[Any]]
 TITLES = (("acc", "ACC"), ("nmi", "NMI"), ("ari", "ARI"))  # of those that are shown

@@ -25,6 +25,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -42,7 +43,7 @@ from tqdm import tqdm
 from lib import locks, runtime
 from lib.checkpoint import write_atomically
 from lib.config import Config
-from lib.errors import UserError, advice, drop
+from lib.errors import Interrupted, UserError, advice, drop, heeded_signals
 from lib.settings import Section, expanded, setting
 
 METRICS, TRAINING = "metrics.jsonl", "training.jsonl"
@@ -91,6 +92,7 @@ class Session:
         self.provenance: dict[str, Any] = {}
         self._board: Any = None
         self._excepthook = threading.excepthook  # as it was before there was a board
+        self._handlers: dict[int, Any] = {}  # of signals, as they were before the session was opened
         self._log = logging.Logger("run")  # not one of logging's named ones, which are global
         self.bar = sys.stderr.isatty() and not self._settings.brief and not silent
         console = logging.NullHandler() if silent else _Console()
@@ -110,6 +112,9 @@ class Session:
         return self
 
     def _open(self) -> None:
+        for number in heeded_signals():
+            if callable(signal.getsignal(number)):
+                self._handlers[number] = signal.signal(number, self._abandon)
         folder = self._earlier
         if folder is None:
             root = Path(self._settings.session_root)
@@ -123,12 +128,19 @@ class Session:
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             self._log.addHandler(file)
 
+    def _abandon(self, number: int, frame: object) -> None:
+        """A signal before `begin`, such as while images are decoded: nothing is left of a new session."""
+        handler = self._handlers[number]
+        self._leave(Interrupted(number))
+        handler(number, frame)
+
     def begin(self, config: Config) -> None:
         """Write config.yaml and a line of provenance.jsonl.
 
         Args:
             config: all settings, with those that were left to the images.
         """
+        self._restore_handlers()
         if self._writes and self.path is not None:
             self.write("config.yaml", config.dump())
             self.provenance = provenance()
@@ -138,6 +150,10 @@ class Session:
             self.write_bytes(lines.name, whole + json.dumps(self.provenance).encode() + b"\n")
         for note in config.notes:
             self.warn(note)
+
+    def _restore_handlers(self) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._leave(error)
@@ -159,6 +175,7 @@ class Session:
                 raise
         finally:
             threading.excepthook = self._excepthook
+            self._restore_handlers()
             if error is not None:
                 self._discard()
             if self._lock is not None:

@@ -168,7 +168,7 @@ def check_single(network: nn.Module, shape: tuple[int, ...]) -> None:
         copy.deepcopy(network).to("meta").train()(torch.empty(1, *shape, device="meta"))
     except ValueError as error:
         raise UserError(
-            f"a step with a single picture{f' of {shape[1]} px' * (len(shape) > 1)} leaves BatchNorm nothing to normalise "
+            f"a step with a single picture{f' of {shape[-1]} px' if len(shape) > 1 else ''} leaves BatchNorm nothing to normalise "
             f"by; take another batch_size{', or a larger tfm_size' * (len(shape) > 1)}"
         ) from error
 

@@ -16,7 +16,7 @@ from conftest import QUICK, ROOT, picture
 
 import main
 from lib import checkpoint
-from lib.errors import heeded_signals
+from lib.errors import exit_status, heeded_signals
 from lib.runtime import Interrupts
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -252,3 +252,22 @@ def begin(tmp_path: Path, *before: str) -> tuple[subprocess.Popen[str], Path]:
     log = tmp_path / "kept" / "a" / "log.txt"
     until(lambda: log.exists() and "step 3/8" in log.read_text())
     return process, log
+
+
+def test_without_torch_a_line_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: cannot open')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "main.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
+        "error: PyTorch cannot be loaded: libtorch.so: cannot open; pip install -r requirements.txt"
+    )
+
+
+def test_a_machine_without_threads_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    def program(argv: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    assert exit_status(program)([]) == 2
+    assert capsys.readouterr().err == "error: no thread can be started; raise the limit of processes (ulimit -u)\n"

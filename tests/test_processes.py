@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -19,6 +20,8 @@ from conftest import QUICK, ROOT, picture
 from runs import METHODS, RUN, assert_same_run, finished, launch, only
 
 from lib import checkpoint
+from lib import launch as launching
+from lib.errors import UserError
 
 Cli = Callable[..., tuple[int, str, str]]
 TWO = ("--processes", 2, "--threads", 1)
@@ -235,3 +238,25 @@ def test_a_rank_killed_ten_times(command: str, method: str, tmp_path: Path) -> N
     assert ended(launch((*words, *TWO), tmp_path / "straight"), 1200)[0] == 0
     kill_ranks(command, words, tmp_path / "killed", 10, random.Random(len(command)), longest=2)
     assert_same_run(only(tmp_path / "straight"), finished(tmp_path / "killed"))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "problem"),
+    [
+        ("torch.distributed.TCPStore", RuntimeError("no socket\nC++ trace"), "cannot meet on this machine: no socket; leave"),
+        ("torch.distributed.elastic.multiprocessing.start_processes", BlockingIOError(11, "Try again"),
+         "cannot be started: Try again; raise the limit of processes"),
+    ],
+)  # fmt: skip
+def test_ranks_that_cannot_be_started_are_said(
+    name: str, error: Exception, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*rest: object, **how: object) -> None:
+        raise error
+
+    monkeypatch.setattr(name, failing)
+    try:
+        with pytest.raises(UserError, match=problem):
+            launching.launch(["main.py"], 2)
+    finally:
+        logging.disable(logging.NOTSET)

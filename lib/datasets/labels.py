@@ -146,6 +146,8 @@ class _Names:
 
 def _parse(table: Path, names: _Names) -> list[Row]:
     """The lines of a table that are not blank, by the separator under which most of them name a file."""
+    if table.is_char_device():  # such as /dev/zero, which has no end
+        raise UserError(f"cannot read the --labels {table}: it is a device; name a file")
     try:
         text = _decode(table.read_bytes())
         sample = "".join(io.StringIO(text, newline="").readlines()[:SAMPLE])

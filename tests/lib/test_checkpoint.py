@@ -108,3 +108,9 @@ def test_a_damaged_archive_of_another_program_is_none() -> None:
     assert torch.equal(checkpoint.load_archive(bytes(whole))["model"], values)
     whole[whole.find(values.numpy().tobytes()) + 20] ^= 1  # of which torch alone says nothing
     assert checkpoint.load_archive(bytes(whole)) is None
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a\.ckpt: it is no file"):
+        checkpoint.load(tmp_path / "a.ckpt")

@@ -461,3 +461,9 @@ def test_labels_come_in_the_order_of_their_files(tmp_path: Path) -> None:
         for file in files  # type: ignore[union-attr]
     ]
     assert np.bincount(pictures.labels()).tolist() == [24, 12, 12]
+
+
+def test_a_device_is_no_table(tmp_path: Path) -> None:
+    fill(tmp_path, "a", "b")
+    with pytest.raises(UserError, match="--labels /dev/zero: it is a device"):
+        open_folder(tmp_path, "--labels", "/dev/zero")

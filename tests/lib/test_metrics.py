@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, ROOT
 
 from lib import metrics
 
@@ -74,3 +77,9 @@ def test_balance() -> None:
         {"entropy": np.log(4), "smallest": 0.25, "largest": 0.25}
     )
     assert metrics.balance(np.array([1, 1]), 4) == {"entropy": 0.0, "smallest": 0.0, "largest": 1.0}
+
+
+def test_a_remark_of_joblib_stays_off_the_console() -> None:
+    program = "import warnings, lib.metrics; warnings.warn('[Errno 30] Read-only.  joblib will operate in serial mode')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

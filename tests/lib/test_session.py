@@ -7,7 +7,9 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import QUICK, ROOT, picture
 from PIL import Image
+from runs import launch
 from torch.utils.tensorboard import SummaryWriter
 
 from lib import locks
@@ -40,9 +43,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     open_image = Image.open
 
-    def counted(file: Any, *rest: Any) -> Any:
+    def counted(file: Any, **how: Any) -> Any:
         found.append(str(file))
-        return open_image(file, *rest)
+        return open_image(file, **how)
 
     monkeypatch.setattr(Image, "open", counted)
     return found
@@ -79,7 +82,7 @@ def test_a_run_decodes_an_image_once_and_those_that_its_report_shows_once_more(
 ) -> None:
     decoded: list[str] = []
     read = files.read
-    monkeypatch.setattr(files, "read", lambda path: decoded.append(str(path)) or read(path))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(files, "read", lambda path, limit: decoded.append(str(path)) or read(path, limit))  # type: ignore[func-returns-value]
     status, _, err = cli(*FOLDER, "--data-root", images, "--cache", tmp_path / "cache", "--eval-sample", 5, *words)
     assert status == 0, err
     assert len(set(decoded)) == 20 and len(decoded) == 20 + 5
@@ -225,3 +228,30 @@ def test_any_failure_of_the_file_system_is_a_line(code: str, capsys: pytest.Capt
     assert main([]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {os.strerror(number)}: a file; ") and err.count("\n") == 1
+
+
+def test_a_signal_while_images_are_read_leaves_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_images.py").write_text(
+        "import time\n"
+        "from lib import datasets\n"
+        "@datasets.register('slow')\n"
+        "class Slow:\n"
+        "    targets = [0] * 8\n"
+        "    def __init__(self, root, split, transform=None, download=False):\n"
+        "        pass\n"
+        "    def __len__(self):\n"
+        "        return 8\n"
+        "    def __getitem__(self, i):\n"
+        "        time.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    root = tmp_path / "sessions"
+    words = ("--cfgs", ROOT / "configs/base.yaml", "--imports", "slow_images", "--dataset", "slow", "--num-clusters", 2,
+             "--network", "convnet", "--tfm-size", 8, "--tfm-resize", 8, "--tfm-means", 0, "--tfm-stds", 1)  # fmt: skip
+    process = launch(words, root)
+    while process.poll() is None and not list(root.glob("*/log.txt")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM and err.startswith("stopped by SIGTERM; nothing was saved")
+    assert not root.exists()

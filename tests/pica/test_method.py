@@ -15,7 +15,7 @@ from lib.networks.resnet import ResNet34
 from lib.networks.sobel import Sobel
 from pica.authors import our_name
 from pica.data import Batch
-from pica.method import PICA, head_sizes
+from pica.method import PICA, check_single, head_sizes
 
 from lib.errors import UserError  # isort: skip
 
@@ -108,3 +108,10 @@ def test_head_sizes() -> None:
         head_sizes((70, 20), 12)
     with pytest.raises(UserError, match="how many clusters"):
         head_sizes(None, None)
+
+
+def test_a_single_row_of_features_leaves_batchnorm_nothing() -> None:
+    with pytest.raises(
+        UserError, match="a step with a single picture leaves BatchNorm nothing to normalise by; take another"
+    ):
+        check_single(nn.BatchNorm1d(4), (4,))
