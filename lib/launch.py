@@ -51,15 +51,17 @@ def launch(command: Sequence[str], count: int) -> int:
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }  # fmt: skip
     ranks = range(count)
-    processes = start_processes(
-        "rank", sys.executable, {rank: ("-u", *command) for rank in ranks},
-        {rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks}, DefaultLogsSpecs(os.devnull),
-    )  # fmt: skip
+    processes = None
     try:
+        processes = start_processes(
+            "rank", sys.executable, {rank: ("-u", *command) for rank in ranks},
+            {rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks}, DefaultLogsSpecs(os.devnull),
+        )  # fmt: skip
         ended = processes.wait(period=POLL)
     except SignalException as stopped:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal and its shell send one each
-        processes.close(stopped.sigval)
+        if processes is not None:
+            processes.close(stopped.sigval)
         return 128 + int(stopped.sigval)  # the processes have said whether their state is saved
     assert ended is not None  # it waits without end
     # Of those that fail within a moment, one is the cause, and the others miss it.
