@@ -9,12 +9,12 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from lib.errors import check_packages, exit_status, leave_on_signals, prepare_streams, warn
+from lib.errors import check_surroundings, exit_status, leave_on_signals, prepare_streams, warn
 
 if __name__ == "__main__":
     prepare_streams()
     leave_on_signals()  # the imports below take seconds
-    check_packages()
+    check_surroundings()
 
 import imc_swav, pica  # noqa: E401, F401  (they register themselves)
 from lib import adaptive, backbone, config, datasets, distributed, evaluation, family, forecast, launch

@@ -50,11 +50,13 @@ def started() -> bool:
         number = runtime.environment_number(name)
         if number is not None and number >= size:
             raise UserError(f"the environment variable {name} is {number}, and there are {size} processes; {ALONE}")
-    runtime.environment_number("MASTER_PORT", low=1, high=65535)
+    if world == 1:
+        return False
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name, "").strip()]
-    if world > 1 and missing:
+    if missing:
         raise UserError(f"the environment has WORLD_SIZE {world}, and no {', '.join(missing)}; {ALONE}")
-    return world > 1
+    runtime.environment_number("MASTER_PORT", low=1, high=65535)
+    return True
 
 
 @contextmanager

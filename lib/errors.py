@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
@@ -98,13 +99,19 @@ def prepare_streams() -> None:
         getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
-def check_packages() -> None:
-    """Leave with a word where PyTorch is not installed, or cannot be loaded."""
+def check_surroundings() -> None:
+    """Leave with a word where what PyTorch needs is missing, which it would say in a traceback or not at all."""
+    problem = ""
     try:
+        os.getcwd()
+        tempfile.gettempdir()
         import torch  # noqa: F401
-    except (ImportError, OSError) as error:
-        advice = "pip install -r requirements.txt, or see the limits of memory (ulimit -v)"
-        sys.exit(say(f"error: PyTorch cannot be loaded: {error}; {advice}", 2))
+    except ImportError as error:
+        problem = f"PyTorch cannot be loaded: {error}; pip install -r requirements.txt, or see the limits of memory (ulimit -v)"
+    except OSError as error:
+        problem = f"{error.strerror}; start in a folder that exists, and let TMPDIR name one for temporary files"
+    if problem:
+        sys.exit(say(f"error: {problem}", 2))
 
 
 def leave_on_signals() -> None:

@@ -14,6 +14,7 @@ from lib.errors import ENDS_WITH_PARENT, UserError, heeded_signals, say
 from lib.runtime import DeviceSettings
 
 LOOPBACK = "127.0.0.1"  # a number, because `localhost` is a name that may not resolve
+REACHED = 10.0  # s, in which this machine reaches itself
 POLL = 0.1  # s, between two looks at the processes
 
 
@@ -44,6 +45,8 @@ def launch(command: Sequence[str], count: int) -> int:
     logging.disable(logging.CRITICAL)  # of this process; those that it starts speak for themselves
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in heeded_signals())
     try:
+        with socket.create_server((LOOPBACK, 0)) as server:  # the store itself would try for minutes
+            socket.create_connection(server.getsockname(), REACHED).close()
         store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
     except (OSError, RuntimeError) as error:  # torch's own errors of sockets are RuntimeErrors
         problem = str(error).splitlines()[0]
@@ -55,25 +58,28 @@ def launch(command: Sequence[str], count: int) -> int:
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }  # fmt: skip
     ranks = range(count)
+    processes = None
     try:
         processes = start_processes(
             "rank", sys.executable, {rank: ("-u", *command) for rank in ranks},
             {rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks}, DefaultLogsSpecs(os.devnull),
         )  # fmt: skip
-    except OSError as error:
-        problem = f"{count} processes cannot be started: {error.strerror}"
-        raise UserError(f"{problem}; raise the limit of processes (ulimit -u), or leave --processes out") from error
-    try:
         ended = processes.wait(period=POLL)
     except SignalException as stopped:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal and its shell send one each
-        processes.close(stopped.sigval)
+        if processes is not None:
+            processes.close(stopped.sigval)
         return 128 + int(stopped.sigval)  # the processes have said whether their state is saved
+    except OSError as error:
+        problem = f"{count} processes cannot be started: {error.strerror}"
+        raise UserError(f"{problem}; raise the limit of processes (ulimit -u), or leave --processes out") from error
     assert ended is not None  # it waits without end
     # Of those that fail within a moment, one is the cause, and the others miss it.
     ends = {rank: failure.exitcode for rank, failure in ended.failures.items()}
     if 2 in ends.values():
         return 2
+    if 1 in ends.values():
+        return 1  # that rank has said which other one it lost
     killed = [(rank, status) for rank, status in ends.items() if status < 0]
     for rank, status in killed[:1]:
         name = signal.Signals(-status).name

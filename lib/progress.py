@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+tqdm.monitor_interval = 0  # no thread that watches the bars: it warns where threads are scarce
+
 T = TypeVar("T")
 QUIET = 2.0  # s, before anything is shown
 EVERY = 30.0  # s, between two lines where there is no terminal

@@ -73,6 +73,11 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
     folder = Path(path).resolve().parent.parent
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{path} lies in no session that could go on; --restart takes its weights into a new one")
+    written = load_yaml(folder / "config.yaml")
+    if any(name in written and written[name] != stored["config"].get(name) for name in ("method", "seed")):
+        raise UserError(
+            f"{path} is of another run than the session {folder}; --restart takes its weights into a new one"
+        )
     root = raw.get("session_root")
     if root is not None and root.flag and Path(str(root.value)).resolve() != folder.parent:
         raise UserError(f"--session-root {root.value} is not where the session lies that goes on: {folder.parent}")

@@ -59,7 +59,9 @@ class SessionSettings(Section):
     session_root: str = setting("./sessions", "folder of all sessions", convert=expanded)
     debug: bool = setting(False, "write no file at all", transient=True)
     open: bool = setting(False, "show the report in the browser when the run is done", transient=True)
-    brief: bool = setting(False, "show evaluations and warnings alone on the console")
+    brief: bool = setting(
+        False, "show only evaluations and warnings on the console, and the progress of what takes long before a run"
+    )
     log_file: bool = setting(True, "write log.txt")
     log_tfb: bool = setting(True, "write TensorBoard's curves")
 

@@ -271,3 +271,15 @@ def test_a_machine_without_threads_is_said(capsys: pytest.CaptureFixture[str]) -
 
     assert exit_status(program)([]) == 2
     assert capsys.readouterr().err == "error: no thread can be started; raise the limit of processes (ulimit -u)\n"
+
+
+def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = 'cd gone && rmdir ../gone && exec "$0" "$1" --list'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, str(ROOT / "main.py")], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: No such file or directory; start in a folder that exists, and let TMPDIR name one for temporary files\n"
+    )
