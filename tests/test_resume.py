@@ -45,6 +45,17 @@ def test_resuming_goes_on_in_the_same_session(cli: Cli, tmp_path: Path) -> None:
     assert_same_run(tmp_path / "sessions" / "straight", parts)
 
 
+def test_a_checkpoint_of_another_run_leaves_the_session_alone(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-epochs", 1, "--session", "one")
+    cli(*QUICK, "--seed", 8, "--max-epochs", 1, "--session", "other")
+    latest = tmp_path / "sessions" / "one" / "checkpoint" / "latest.ckpt"
+    shutil.copy(tmp_path / "sessions" / "other" / "checkpoint" / "latest.ckpt", latest)
+    before = (tmp_path / "sessions" / "one" / "metrics.jsonl").read_bytes()
+    status, _, err = cli("--resume", latest, "--max-epochs", 2)
+    assert status == 2 and "is of another run than the session" in err
+    assert (tmp_path / "sessions" / "one" / "metrics.jsonl").read_bytes() == before
+
+
 def test_auto_finds_the_newest_session_of_the_same_settings(cli: Cli, tmp_path: Path) -> None:
     root = tmp_path / "sessions"
     auto = (*QUICK, "--resume", "auto")
