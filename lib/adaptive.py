@@ -37,9 +37,15 @@ def counted(config: Config, pictures: Pictures) -> Config:
 
 
 def batch_size(count: int) -> int:
-    """The largest power of two of which so many pictures make 8, between 16 and 256, and at most all of them."""
+    """The largest power of two of which so many pictures make 8, between 16 and 256, and at most all of them.
+
+    A little more where the last batch would be a single picture, which has no variance.
+    """
     largest = 1 << max(1, count // BATCHES).bit_length() - 1
-    return min(max(SMALLEST, min(LARGEST, largest)), max(2, count))
+    size = min(max(SMALLEST, min(LARGEST, largest)), max(2, count))
+    while count % size == 1 and size < count:
+        size += 1
+    return size
 
 
 def epochs(count: int, size: int, steps: int = STEPS) -> int:

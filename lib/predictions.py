@@ -25,6 +25,7 @@ from lib.progress import progress
 from lib.session import Session
 
 RECORD = "copies.json"  # in a session: the copies that it has made, by their folder
+LONGEST = 255  # bytes of a file's name
 Entry = list[int] | str  # size and modification time, ns; or where a link leads
 Entries = dict[str, Entry]  # by the place below the folder, such as `cluster-3/a.png`
 
@@ -250,4 +251,6 @@ def _places(folder: str, name: str) -> Iterator[str]:
     yield f"{folder}/{name}"
     stem, ending = os.path.splitext(name)
     for i in range(1, 2**31):
-        yield f"{folder}/{stem}-{i}{ending}"
+        tail = f"-{i}{ending}"
+        room = LONGEST - len(os.fsencode(tail))
+        yield f"{folder}/{os.fsdecode(os.fsencode(stem)[:room])}{tail}"

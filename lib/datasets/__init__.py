@@ -238,6 +238,8 @@ def choose_splits(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], Spl
     declared = getattr(get(settings.dataset), "splits", None)
     known = declared(settings.data_root) if declared else Splits({}, ("train",), ("test",))
     train, test = settings.train_splits or known.train, settings.test_splits or known.test
+    if config.of(Command).predict and settings.test_splits is None and known.sizes:
+        test = tuple(dict.fromkeys([*known.test, "+".join(known.sizes)]))  # every image gets a cluster
     for expression in (*train, *test):
         used = parts_of(expression)
         for name in used:

@@ -90,6 +90,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _opened(file: str | os.PathLike[str], max_megapixels: float, use: Callable[[Image.Image], T]) -> T:
+    if os.path.exists(file) and not os.path.isfile(file):  # a pipe would be waited for without end
+        raise ValueError("it is no file")
     try:
         return _used(_open(file, max_megapixels), max_megapixels, use)
     except Image.DecompressionBombError as error:

@@ -42,7 +42,9 @@ def decodable() -> tuple[str, ...]:
 def endings() -> frozenset[str]:
     """The endings of the decodable formats, in lower case, with the dot."""
     formats = decodable()
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
+    known = Image.registered_extensions()
+    # Pillow opens MPO, which is several JPEG images in a file, as JPEG.
+    return frozenset(ending for ending, name in known.items() if name in (*formats, "MPO"))
 
 
 def _is_stub(opener: object) -> bool:

@@ -199,7 +199,7 @@ def _sort_file(tree: Tree, entry: os.DirEntry[str], name: str) -> None:
     if entry.name.startswith("."):
         tree.leave_out(HIDDEN, name)
     elif not is_file(entry):
-        tree.leave_out(BROKEN_LINK if entry.is_symlink() else SPECIAL, name)
+        tree.leave_out(SPECIAL if os.path.exists(tree.root / name) else BROKEN_LINK, name)
     elif is_picture(entry.name):
         tree.files.append(name)
     else:
