@@ -165,3 +165,8 @@ def test_none_in_a_file_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("batch_size: none\nmax_epochs: null\n")
     found = resolve("--cfgs", tmp_path / "a.yaml")
     assert found.undecided() == ["batch_size", "tfm_means", "tfm_stds", "max_epochs"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 17, 33, 129, 257, 513, 2049, 4097])
+def test_no_batch_of_this_choice_is_a_single_picture(count: int) -> None:
+    assert count % adaptive.batch_size(count) != 1

@@ -283,3 +283,9 @@ def test_the_first_of_several_frames_is_the_image(kind: str, words: dict[str, An
     ImageDraw.Draw(first).rectangle((2, 2, 5, 5), fill="lime")
     first.save(tmp_path / "a", kind, save_all=True, append_images=[second], **words)
     assert np.array_equal(files.read(tmp_path / "a").convert("RGB"), first)
+
+
+def test_a_pipe_that_took_the_place_of_an_image_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="it is no file"):
+        decoder.decode(tmp_path / "a.png", 1)
