@@ -166,6 +166,7 @@ def test_without_synchronisation_a_part_needs_two_pictures(
     settings = resolve(*words, "--sync-batchnorm", "false")
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "one_first", nullcontext)
+    monkeypatch.setattr(distributed, "from_first", lambda make: make())
     with nullcontext() if fits else pytest.raises(UserError, match="--sync-batchnorm false: a batch of 3 pictures"):
         main.build(settings)
     distributed.check_parts(1, synchronised=True)

@@ -340,7 +340,7 @@ def test_neighbours_on_disk_are_those_in_memory_and_are_read_once_for_each_group
     views = views_of(task(tmp_path, *words, "--memory-budget", bytes_ / 2**30 + 1e-9))
     reads: list[int] = []
     read = views.prepared()._shelf._read
-    monkeypatch.setattr(views._shelf, "_read", lambda position: [reads.append(position), read(position)][1])
+    monkeypatch.setattr(views._shelf, "_read", lambda positions: [reads.extend(positions), read(positions)][1])
     found = neighbours.nearest(views._shelf, np.arange(60), np.arange(60), 5)
     assert (found == expected).all()
     assert len(reads) == 60 + 60 * groups

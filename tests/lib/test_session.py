@@ -247,11 +247,12 @@ def test_a_signal_while_images_are_read_leaves_no_session(tmp_path: Path, monkey
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     root = tmp_path / "sessions"
     words = ("--cfgs", ROOT / "configs/base.yaml", "--imports", "slow_images", "--dataset", "slow", "--num-clusters", 2,
-             "--network", "convnet", "--tfm-size", 8, "--tfm-resize", 8, "--tfm-means", 0, "--tfm-stds", 1)  # fmt: skip
+             "--network", "convnet", "--tfm-size", 8, "--tfm-resize", 8, "--tfm-means", 0, 0, 0, "--tfm-stds", 1, 1, 1)  # fmt: skip
     process = launch(words, root)
     while process.poll() is None and not list(root.glob("*/log.txt")):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGTERM and err.startswith("stopped by SIGTERM; nothing was saved")
+    assert err.startswith("stopped by SIGTERM; nothing was saved")
+    assert process.returncode == 128 + signal.SIGTERM
     assert not root.exists()
