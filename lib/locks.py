@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from lib import distributed
+from lib.errors import warn
 
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
@@ -58,7 +58,4 @@ def _take(file: BinaryIO, path: Path, kind: int, wait: bool) -> bool:
 def _warn(folder: Path, problem: str) -> None:
     """Once for each folder."""
     if distributed.leads():
-        print(
-            f"warning: files in {folder} cannot be locked ({problem}); let only one process at a time use a session there",
-            file=sys.stderr,
-        )
+        warn(f"files in {folder} cannot be locked ({problem}); let only one process at a time use a session there")

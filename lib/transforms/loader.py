@@ -2,6 +2,7 @@
 
 Pipes are all that connects them. Shared memory, semaphores and sockets may be scarce or forbidden in a
 container, and a process that is killed while it holds a lock leaves the others waiting for ever.
+What is pickled comes from this program's own forks, over pipes that no other process has.
 """
 
 from __future__ import annotations
