@@ -26,7 +26,7 @@ from lib.command import Command
 from lib.errors import UserError
 from lib.registry import Registry, nearest
 from lib.settings import Section
-from lib.yamlfile import load_yaml
+from lib.yamlfile import load_layers
 
 S = TypeVar("S", bound=Section)
 Kind = type[Section]
@@ -147,8 +147,9 @@ def collect(argv: Sequence[str], sections: Sequence[Kind]) -> dict[str, Raw]:
         early.add_argument(f"--{name}", nargs="+", default=[], action="extend")
     first, _ = early.parse_known_args(argv)
     raw: dict[str, Raw] = {}
-    for order, path in enumerate(first.cfgs):
-        raw |= {name: Raw(value, str(path), order) for name, value in load_yaml(path).items()}
+    layers = [layer for path in first.cfgs for layer in load_layers(path)]
+    for order, (path, values) in enumerate(layers):
+        raw |= {name: Raw(value, path, order) for name, value in values.items()}
         for name in ("cfgs", "help", "list", "dry_run"):
             if name in raw:
                 raise UserError(f"{name} in {path} belongs on the command line, not into a file; remove it")
@@ -167,7 +168,7 @@ def collect(argv: Sequence[str], sections: Sequence[Kind]) -> dict[str, Raw]:
             hint = nearest(name, [_flag(known) for known in _known(sections)])
             raise UserError(f"unknown flag {name}{hint}; --help lists the flags")
         raise UserError(f"{word!r} on the command line belongs to no flag; --help lists the flags")
-    return raw | {name: Raw(value, FLAG, len(first.cfgs)) for name, value in vars(flags).items()}
+    return raw | {name: Raw(value, FLAG, len(layers)) for name, value in vars(flags).items()}
 
 
 def resolve(

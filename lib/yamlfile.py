@@ -38,6 +38,39 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in content.items()}
 
 
+def load_layers(path: str | os.PathLike[str], includers: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """The settings of a file, behind those of the files that it includes: each file's path with its mapping.
+
+    `include: FILE`, or a list of files, is relative to the file that says it. What is included is overridden by
+    the file that includes it.
+
+    Args:
+        path: of the file.
+        includers: the files that led to it, each resolved.
+
+    Raises:
+        UserError: as `load_yaml`; files that include each other; or an `include` that names no files.
+    """
+    here = Path(path).resolve()
+    if here in includers:
+        chain = " includes ".join(map(str, [*includers[includers.index(here) :], here]))
+        raise UserError(f"{chain}: files cannot include each other; remove one `include`")
+    try:
+        settings = load_yaml(path)
+    except UserError as error:
+        if not includers:
+            raise
+        raise UserError(f"{error} (`include` in {includers[-1]})") from error
+    included = settings.pop("include", [])
+    files = [included] if isinstance(included, str) else included
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise UserError(f"include in {path} is {included!r}; a file or a list of files is wanted")
+    layers: list[tuple[str, dict[str, Any]]] = []
+    for file in files:
+        layers += load_layers(Path(path).parent / file, (*includers, here))
+    return [*layers, (str(path), settings)]
+
+
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [str(key.value).replace("-", "_") for key, _ in node.value]

@@ -9,10 +9,17 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import main
+from lib import config
+from lib.config import Raw
 from lib.forecast import PEAKS
-from lib.yamlfile import load_yaml
+from lib.yamlfile import load_layers, load_yaml
 
-CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.name != "base.yaml")
+CONFIGS = sorted(
+    path for path in (ROOT / "configs").rglob("*.yaml") if path.name != "base.yaml" and path.parent.name != "data"
+)
+
+METHODS = [{"method": Raw(name, "a test"), "num_clusters": Raw(10, "a test")} for name in ("pica", "imc_swav")]
 
 
 def pica(first: str, second: str, scored: str, steps: str) -> list[str]:
@@ -54,10 +61,9 @@ def base(path: Path) -> Path:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_dry_run(path: Path, cli: Callable[..., tuple[int, str, str]], class_folders: Path) -> None:
-    text = path.read_text()
-    data = class_folders if "dataset: image_folder" in text else class_folders / "nowhere"
-    data = Path("data") if "dataset: digits" in text else data
-    fewer = ("--batch-size", 8) if "image_folder" in path.read_text() else ()
+    (dataset,) = {values["dataset"] for _, values in load_layers(path) if "dataset" in values}
+    data = {"image_folder": class_folders, "digits": Path("data")}.get(dataset, class_folders / "nowhere")
+    fewer = ("--batch-size", 8) if dataset == "image_folder" else ()
     status, out, err = cli("--cfgs", base(path), path, "--data-root", data, *fewer, "--dry-run")
     assert status == 0, err
     assert "pictures" in out and "per epoch" in out and "GFLOP" in out
@@ -100,3 +106,11 @@ def test_published_figures_are_those_of_the_comment(path: Path) -> None:
         percent = 100 if path.parent.name == "imc_swav" else 1
         shown = [f"{figure * percent:.{1 if percent > 1 else 3}f}".lstrip("0") for figure in figures]
         assert all(figure in comment for figure in shown), (name, shown)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/data").glob("*.yaml")), ids=lambda path: path.stem)
+def test_files_of_data_name_no_setting_of_a_method(path: Path) -> None:
+    for method in METHODS:
+        config.resolve(method | config.collect(["--cfgs", str(path)], main.SECTIONS), main.SECTIONS)
+    users = [other for other in CONFIGS if str(path) in [str(Path(name).resolve()) for name, _ in load_layers(other)]]
+    assert users, "no configuration includes it"

@@ -351,3 +351,53 @@ def test_every_setting_has_a_help_text_and_one_owner() -> None:
             assert field.metadata["help"], name
             if registry is None:
                 assert owners.setdefault(name, section) is section
+
+
+def write_all(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+def test_a_file_overrides_what_it_includes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_all(
+        tmp_path,
+        mine="max_epochs: 3\ninclude: [below/first.yaml, below/second.yaml]",
+        below__first="max_epochs: 1\nbatch_size: 7\nseed: 1",
+        below__second="include: third.yaml\nbatch_size: 8",
+        below__third="batch_size: 9\neval_every: 5",
+        last="seed: 2",
+    )
+    monkeypatch.chdir(tmp_path.parent)  # files are relative to the one that names them
+    found = resolve("--cfgs", tmp_path / "mine.yaml", tmp_path / "last.yaml", "--num-clusters", 4).as_dict()
+    assert [found[name] for name in ("max_epochs", "batch_size", "eval_every", "seed")] == [3, 8, 5, 2]
+    assert "include" not in found
+
+
+def test_a_mistake_in_an_included_file_names_that_file(tmp_path: Path) -> None:
+    write_all(tmp_path, mine="include: other.yaml", other="batch_size: many")
+    with pytest.raises(UserError, match=r"batch_size in .*other\.yaml: 'many'"):
+        resolve("--cfgs", tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("include: mine.yaml", r"mine\.yaml includes .*mine\.yaml: files cannot include each other; remove one"),
+        ("include: round.yaml", r"mine\.yaml includes .*round\.yaml includes .*mine\.yaml: files cannot"),
+        ("include: nowhere.yaml", r"cannot read .*nowhere\.yaml: No such file.*\(`include` in .*mine\.yaml\)"),
+        ("include: 3", r"include in .*mine\.yaml is 3; a file or a list of files is wanted"),
+        ("include: [a.yaml, 3]", r"a file or a list of files is wanted"),
+        ("include:", r"a file or a list of files is wanted"),
+    ],
+)
+def test_mistakes_of_include(text: str, problem: str, tmp_path: Path) -> None:
+    write_all(tmp_path, mine=text, round="include: mine.yaml")
+    with pytest.raises(UserError, match=problem):
+        resolve("--cfgs", tmp_path / "mine.yaml")
+
+
+def test_a_file_may_be_included_twice(tmp_path: Path) -> None:
+    write_all(tmp_path, one="include: data.yaml", other="include: data.yaml", data="batch_size: 8")
+    assert resolve("--cfgs", tmp_path / "one.yaml", tmp_path / "other.yaml").as_dict()["batch_size"] == 8
