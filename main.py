@@ -66,7 +66,7 @@ def build(settings: config.Config, folder: Path | None = None) -> method.Task:  
 
 def load(path: str) -> model.Model:
     """A trained clustering, for use from Python."""
-    return model.load(path, DEFAULTS)
+    return model.load(path, DEFAULTS, SECTIONS)
 
 
 def run(settings: config.Config, start: resume.Start) -> None:

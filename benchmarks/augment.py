@@ -16,11 +16,10 @@ from common import arguments, interleaved, photographs, publish, ratio
 from PIL import Image
 
 from lib import runtime
-from lib.method import Request
+from lib.contracts import Recipe, Request
 from lib.transforms.backend import STEP
 from lib.transforms.batched import BatchedViews
 from lib.transforms.parts import Part, Pile, whole
-from lib.transforms.recipe import Recipe
 
 MEANS, STDS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CROPS = {32: (28, 18), 64: (56, 36), 96: (76, 52)}  # IMC-SwAV's, large and small

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.batches import ViewBatch, stream
+from lib.contracts import Recipe, Request, Views
 from lib.errors import UserError
-from lib.method import Request, Views
 from lib.transforms import TransformSettings
-from lib.transforms.recipe import Recipe
 
 
 @dataclass(frozen=True)

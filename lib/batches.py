@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lib import distributed
-from lib.method import Request, Views
+from lib.contracts import Request, Views
 
 
 @dataclass(frozen=True, kw_only=True)

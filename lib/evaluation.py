@@ -16,7 +16,6 @@ from lib import batchnorm, distributed, labelfree, metrics
 from lib.config import Config
 from lib.datasets import DataSettings
 from lib.errors import RunStopped, UserError
-from lib.faults import HUGE
 from lib.inference import Predictions, Watch, evaluating, predict, scored, shares
 from lib.labelfree import Sample
 from lib.method import Method, Task
@@ -26,6 +25,7 @@ from lib.settings import Section, setting
 from lib.transforms import TransformSettings, plain_recipe
 
 Scores = dict[str, dict[str, Any]]  # split → name → value
+HUGE = 65504  # the largest number of float16; no weight of a network that learns comes near it
 
 
 @dataclass(frozen=True)

@@ -2,38 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from lib.config import Config
 from lib.method import MethodSettings
 from lib.runtime import SeedSettings
-
-
-@dataclass(frozen=True)
-class Member:
-    """One run of a family. None: the command gives one for all of them."""
-
-    clusters: int | None
-    seed: str | None
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return "-".join(self._parts("clusters-{}", "seed-{}"))
-
-    def __str__(self) -> str:
-        return ", ".join(self._parts("{} clusters", "seed {}"))
-
-    @property
-    def words(self) -> Sequence[str]:
-        """Its own part of a command line."""
-        flags = " ".join(self._parts("--num-clusters {}", "--seeds none --seed {}"))
-        return flags.split()
-
-    def _parts(self, clusters: str, seed: str) -> list[str]:
-        given = ((clusters, self.clusters), (seed, self.seed))
-        return [text.format(value) for text, value in given if value is not None]
+from lib.summary import Member
 
 
 def asked(config: Config) -> str:

@@ -12,9 +12,9 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from lib.errors import RunStopped
+from lib.evaluation import HUGE
 
 RECENT = 8  # batches whose images are told after a fault
-HUGE = 65504  # the largest number of float16; no weight of a network that learns comes near it
 LAG = 32  # steps after which a fault is noticed at the latest
 GRADIENT = "the gradient"
 WEIGHTS = "a weight"

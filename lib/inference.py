@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lib import distributed
+from lib.contracts import Prepared, Recipe, Request
 from lib.errors import RunStopped, UserError
-from lib.method import Prepared, Request, Split, Task
-from lib.transforms.recipe import Recipe
+from lib.method import Split, Task
 
 Watch = Callable[[Iterable[Prepared]], Iterable[Prepared]]
 

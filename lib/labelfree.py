@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from lib import metrics
+from lib.contracts import Recipe
 from lib.inference import Embedded, Watch, common, embed, scored
 from lib.method import Split, Task
-from lib.transforms.recipe import Recipe
 
 MEMORY = 64  # MiB of distances that the silhouette holds at a time
 TITLES = (("confidence", "confidence"), ("pui", "PUI"), ("silhouette", "silhouette"), ("agreement", "agreement"))

@@ -1,16 +1,12 @@
-"""The contracts between the trainer, the data and a method.
-
-`Views` turn indices into pictures on the device; a `Source` is a method's order of batches; a
-`Method` is the network with its objective. The trainer never opens a batch.
-"""
+"""A method, which is a network with its objective, and the task that it builds from a configuration."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +17,7 @@ from lib import batchnorm, distributed, networks, runtime, tuning
 from lib.backbone import Backbone, Features
 from lib.command import Command
 from lib.config import Config
+from lib.contracts import Recipe, Source, Views
 from lib.datasets import Pictures
 from lib.errors import UserError
 from lib.networks import convolution
@@ -28,7 +25,6 @@ from lib.registry import Registry
 from lib.runtime import DeviceSettings, PrecisionSettings, SeedSettings
 from lib.settings import Section, setting
 from lib.transforms import TransformSettings
-from lib.transforms.recipe import Recipe
 from lib.tuning import TuningSettings
 
 _registry = Registry("method", exclusive=True)
@@ -81,91 +77,6 @@ def number_of_clusters(config: Config) -> int:
     if number is None:
         raise UserError("how many clusters? Give --num-clusters K")
     return number
-
-
-@dataclass(frozen=True)
-class Request:
-    """The pictures of one batch: one view for each recipe.
-
-    A view's random draw depends on (seed, epoch, picture, position among the recipes) alone. A
-    source that visits a picture several times an epoch counts each visit as an epoch of its own.
-    """
-
-    index: Tensor  # (N,) positions among the run's pictures, each once
-    recipes: tuple[Recipe, ...]
-    epoch: int = 0
-    drawn_as: Tensor | None = None  # (N,) numbers that stand for the pictures in the draws; none: their positions
-
-    def numbers(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(n,) what stands in the draws for these of the pictures."""
-        if self.drawn_as is None:
-            return index
-        found = dict(zip(self.index.tolist(), self.drawn_as.tolist(), strict=True))
-        return np.array([found[position] for position in index.tolist()], dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What became of a request."""
-
-    index: Tensor  # (N,) those of the pictures that could be read
-    views: list[Tensor]  # for each recipe (N, C, H, W), or (N, feature_dim) behind a frozen backbone
-
-
-class Views(Protocol):
-    @property
-    def skipped(self) -> dict[int, str]:
-        """Positions of pictures that were left out so far, and why (`on_bad_image skip`)."""
-
-    kind: str
-    """Which back end."""
-
-    def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
-        """The views of each request.
-
-        Raises:
-            UserError: a picture cannot be read; with `on_bad_image skip` it is left out, if need be all of a request.
-        """
-
-    def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
-        """One view, under the test transform, for each (N,) of positions."""
-
-    def prepared(self) -> Self:
-        """Do at once what takes long and is done once, and would otherwise be done when it is first needed.
-
-        Raises:
-            UserError: a picture cannot be read, or what is kept cannot be written.
-        """
-
-    def describe(self) -> str:
-        """What makes the views, in a line."""
-
-    def close(self) -> None:
-        """End whatever prepares pictures in the background."""
-
-
-class Batch(Protocol):
-    @property
-    def index(self) -> Tensor:
-        """(N,) positions of the pictures of all processes, on the CPU."""
-
-    @property
-    def left_out(self) -> int:
-        """Pictures of the batch that could not be read."""
-
-
-class Source(Protocol):
-    def __len__(self) -> int:
-        """Steps per epoch."""
-
-    def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from step `start` on; their order depends on (seed, index) alone."""
-
-    def blank(self, empty: Callable[[Recipe, int], Tensor]) -> Any:
-        """A batch of full size without content, for estimates; `Task.empty` makes its views."""
-
-    def describe(self) -> list[str]:
-        """What an epoch consists of, a line each."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lib.errors import UserError
 from lib.method import Method
 from lib.networks import NetworkSettings
 from lib.runtime import DeviceSettings
-from lib.sections import SECTIONS
+from lib.settings import Section
 from lib.transforms import TransformSettings, normalisation, pil, plain_recipe
 from lib.transforms.draws import draw
 from lib.transforms.reader import prepare
@@ -113,19 +113,20 @@ class Model:
         return probability.argmax(axis=1).astype(np.int64), probability
 
 
-def load(path: str, defaults: Mapping[str, Raw]) -> Model:
+def load(path: str, defaults: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Model:
     """The model of a checkpoint, on the CPU.
 
     Args:
         path: of a checkpoint, or of weights in a form that `--evaluate` takes.
         defaults: settings that the file may not name.
+        sections: the settings that every run has.
 
     Raises:
         UserError: no such file, or it cannot be read.
     """
     stored = checkpoint.load(path)
-    known = config.for_other_pictures(stored["config"], SECTIONS)
-    return Model(config.resolve(defaults, SECTIONS, known), stored)
+    known = config.for_other_pictures(stored["config"], sections)
+    return Model(config.resolve(defaults, sections, known), stored)
 
 
 def _images(images: Sequence[Image.Image] | Tensor) -> Sequence[Image.Image]:

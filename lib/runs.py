@@ -16,9 +16,9 @@ from lib import adaptive, distributed, family, method, report, runtime, summary
 from lib.config import Config
 from lib.datasets import cache, open_pictures
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
-from lib.family import Member
 from lib.runtime import DeviceSettings, Interrupts, SeedSettings
 from lib.session import Session, SessionSettings
+from lib.summary import Member
 from lib.yamlfile import load_yaml
 
 POLL = 0.1  # s, between two looks at the runs

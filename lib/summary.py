@@ -19,7 +19,6 @@ from lib.columns import aligned, spread
 from lib.config import Config
 from lib.datasets import parts_of
 from lib.errors import UserError
-from lib.family import Member
 from lib.metrics import TITLES
 from lib.runtime import SeedSettings
 from lib.session import METRICS, Session
@@ -28,6 +27,32 @@ from lib.yamlfile import load_yaml
 
 Row = Mapping[str, Mapping[str, Any]]  # split → name → value
 Assigned = tuple[NDArray[np.int64], NDArray[np.int64]]  # (N,) which picture, (N,) its cluster
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a family. None: the command gives one for all of them."""
+
+    clusters: int | None
+    seed: str | None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return "-".join(self._parts("clusters-{}", "seed-{}"))
+
+    def __str__(self) -> str:
+        return ", ".join(self._parts("{} clusters", "seed {}"))
+
+    @property
+    def words(self) -> Sequence[str]:
+        """Its own part of a command line."""
+        flags = " ".join(self._parts("--num-clusters {}", "--seeds none --seed {}"))
+        return flags.split()
+
+    def _parts(self, clusters: str, seed: str) -> list[str]:
+        given = ((clusters, self.clusters), (seed, self.seed))
+        return [text.format(value) for text, value in given if value is not None]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.batches import Shares, stream
-from lib.method import Request, Views
+from lib.contracts import Recipe, Request, Views
 from lib.transforms import TransformSettings
-from lib.transforms.recipe import Recipe
 
 
 @dataclass(frozen=True)

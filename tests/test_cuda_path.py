@@ -20,13 +20,13 @@ import imc_swav.method
 import pica.data
 import pica.method
 from lib import runtime
+from lib.contracts import Recipe, Request
 from lib.faults import Guard
-from lib.method import Method, Request
+from lib.method import Method
 from lib.networks.resnet import ResNet18, ResNet34
 from lib.networks.sobel import Sobel
 from lib.transforms.batched import BatchedViews
 from lib.transforms.parts import whole
-from lib.transforms.recipe import Recipe
 
 N, CUDA = 8, torch.device("cuda")
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = (
-    {"errors", "registry", "settings", "yamlfile", "progress", "columns"},
+    {"contracts", "errors", "registry", "settings", "yamlfile", "progress", "columns"},
     {
         "runtime",
         "distributed",

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.backbone import Backbone
+from lib.contracts import Recipe, Request, Views
 from lib.errors import UserError
-from lib.method import Request, Views
 from lib.progress import progress
-from lib.transforms.recipe import Recipe
 
 Rows = NDArray[np.float32]
 

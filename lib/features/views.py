@@ -19,6 +19,7 @@ from lib import runtime
 from lib.backbone import Backbone
 from lib.command import Command
 from lib.config import Config
+from lib.contracts import Prepared, Recipe, Request, Views
 from lib.datasets import DataSettings, Pictures, cache
 from lib.datasets.cache import CacheSettings
 from lib.datasets.files import ADVICE
@@ -27,13 +28,11 @@ from lib.features import FeatureSettings
 from lib.features.extract import Extractor, encoded
 from lib.features.neighbours import nearest
 from lib.features.shelf import Shelf
-from lib.method import Prepared, Request, Views
 from lib.networks import NetworkSettings
 from lib.runtime import DeviceSettings, PrecisionSettings, SeedSettings
 from lib.transforms import LoaderSettings, TransformSettings, ViewSettings, backend, normalisation
 from lib.transforms.draws import uniforms
 from lib.transforms.reader import Reader
-from lib.transforms.recipe import Recipe
 
 VERSION = 1  # of how features are computed; another one computes them again
 Integers = NDArray[np.int64]

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from lib import runtime
 from lib.command import Command
 from lib.config import Config
+from lib.contracts import Recipe, Views
 from lib.datasets import DataSettings, Pictures
 from lib.datasets.files import ADVICE, PictureFiles
 from lib.errors import UserError
-from lib.method import Views
 from lib.networks import NetworkSettings
 from lib.progress import progress
 from lib.runtime import DeviceSettings, SeedSettings
@@ -23,7 +23,6 @@ from lib.transforms.batched import BatchedViews
 from lib.transforms.parts import Part, Pile, whole
 from lib.transforms.pil import PILViews
 from lib.transforms.reader import Reader, open_reader
-from lib.transforms.recipe import Recipe
 
 SPREAD = 64  # pictures, from all over the run, that are looked at before all are decoded,
 SURE = 8  # of which so many may tell that there is no room for all

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lib import runtime
-from lib.method import Prepared, Request
+from lib.contracts import Prepared, Recipe, Request
 from lib.transforms import colour
 from lib.transforms.draws import Draws, Integers, draw, resized
 from lib.transforms.parts import Part
-from lib.transforms.recipe import Recipe
 
 WORK = 2**28  # bytes, which may be at work at a time
 

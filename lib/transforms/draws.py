@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.transforms.recipe import Recipe
+from lib.contracts import Recipe
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from lib import runtime
+from lib.contracts import Request
 from lib.errors import SIGNALS, RunStopped, UserError, end_with_parent
-from lib.method import Request
 
 IN_FLIGHT = 2  # batches of each process: one is ready while the next is prepared
 PIPE_BYTES = 2**20  # of each pipe for results, where the system allows it

@@ -15,13 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from lib import runtime
+from lib.contracts import Prepared, Recipe, Request
 from lib.datasets.files import ADVICE
 from lib.errors import UserError
-from lib.method import Prepared, Request
 from lib.transforms.draws import Draws, draw
 from lib.transforms.loader import ImageBatch, Loader
 from lib.transforms.reader import Reader, to_side
-from lib.transforms.recipe import Recipe
 
 _JITTER = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 

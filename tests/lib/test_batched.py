@@ -19,9 +19,9 @@ from torch import Tensor
 
 from benchmarks.common import photographs
 from lib import datasets, runtime
+from lib.contracts import Recipe, Request, Views
 from lib.datasets.fingerprint import fingerprint
 from lib.errors import UserError
-from lib.method import Request, Views
 from lib.transforms import batched, colour
 from lib.transforms.backend import open_views
 from lib.transforms.batched import BatchedViews
@@ -29,7 +29,6 @@ from lib.transforms.draws import Draws, draw
 from lib.transforms.parts import whole
 from lib.transforms.pil import PILViews
 from lib.transforms.pil import view as pil_view
-from lib.transforms.recipe import Recipe
 
 JITTER = (0.4, 0.4, 0.4, 0.1)
 STRONG = (0.8, 0.8, 0.8, 0.5)

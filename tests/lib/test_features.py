@@ -21,12 +21,12 @@ from runs import IMC
 import main
 from lib import datasets, inference
 from lib.backbone import Backbone
+from lib.contracts import Recipe, Request
 from lib.errors import UserError
 from lib.features import neighbours
 from lib.features.views import FeatureViews, canonical, columns
-from lib.method import Request, Task
+from lib.method import Task
 from lib.transforms import TransformSettings, plain_recipe
-from lib.transforms.recipe import Recipe
 from pica.data import recipes
 
 FROZEN = ("--net-freeze", ".*")

@@ -18,8 +18,8 @@ from conftest import QUICK
 from runs import METHODS, RUN, assert_same_run, finished, launch, loaders, only, processes
 
 from lib import checkpoint
+from lib.contracts import Request
 from lib.errors import Interrupted, UserError
-from lib.method import Request
 from lib.runtime import Interrupts
 from lib.transforms.loader import IN_FLIGHT, ImageBatch, Loader
 

@@ -13,11 +13,10 @@ from conftest import QUICK, resolve
 from PIL import Image
 
 from lib import datasets
-from lib.method import Prepared, Request, Views
+from lib.contracts import Prepared, Recipe, Request, Views
 from lib.transforms import backend, batched
 from lib.transforms.backend import open_views
 from lib.transforms.batched import BatchedViews
-from lib.transforms.recipe import Recipe
 
 SIZES = [(40, 40), (40, 53), (53, 40), (40, 320), (41, 47)]  # height, width
 JITTER = (0.4, 0.4, 0.4, 0.1)

@@ -11,13 +11,12 @@ from PIL import Image
 from scipy import stats
 
 from lib import datasets
+from lib.contracts import Recipe, Request
 from lib.errors import UserError
-from lib.method import Request
 from lib.transforms import TransformSettings, normalisation
 from lib.transforms.draws import draw, uniforms
 from lib.transforms.pil import PILViews, view
 from lib.transforms.reader import Reader, to_channels
-from lib.transforms.recipe import Recipe
 
 JITTER = (0.4, 0.4, 0.4, 0.1)
 

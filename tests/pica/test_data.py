@@ -5,8 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from lib.method import Prepared, Request
-from lib.transforms.recipe import Recipe
+from lib.contracts import Prepared, Recipe, Request
 from pica.data import PICASource
 
 ORIGINAL, PERTURBED = Recipe(4, "random", 5), Recipe(4, "resized", flip=0.5)
