@@ -17,11 +17,18 @@ if __name__ == "__main__":
     check_surroundings()
 
 import imc_swav, pica  # noqa: E401, F401  (they register themselves)
-from lib import adaptive, backbone, config, datasets, distributed, evaluation, family, forecast, launch
-from lib import method, model, predictions, report, resume, runs, runtime, session, trainer
-from lib.command import Command
-from lib.runtime import DeviceSettings, SeedSettings
-from lib.sections import SECTIONS
+from lib import datasets, report, session
+from lib.config import config
+from lib.config.command_flags import Command
+from lib.machine import devices, processes
+from lib.machine.devices import DeviceSettings, SeedSettings
+from lib.methods import method
+from lib.networks import backbone
+from lib.runs import forecast, launcher, resume, run_list, settings_from_images, several_runs
+from lib.runs.all_settings import SECTIONS
+from lib.scoring import evaluation, predictions
+from lib.serving import model
+from lib.training import trainer
 
 DEFAULTS = {"method": config.Raw("pica", config.DEFAULT)}  # the PICA authors' files name none
 
@@ -33,34 +40,34 @@ def main(argv: Sequence[str]) -> int | None:
     early = config.part(raw, (Command, SeedSettings, DeviceSettings, method.MethodSettings))
     command, device = early.of(Command), early.of(DeviceSettings)
     shows = command.help or command.list or command.dry_run or not argv
-    if not shows and not family.asked(early) and (count := launch.processes(device)) > 1:
-        return launch.launch([__file__, *argv], count)
-    with distributed.joined(device):
-        start = distributed.from_first(lambda: resume.start_of(raw, SECTIONS))
+    if not shows and not run_list.asked(early) and (count := launcher.number_of_processes(device)) > 1:
+        return launcher.launch([__file__, *argv], count)
+    with processes.joined(device):
+        start = processes.from_first(lambda: resume.start_of(raw, SECTIONS))
         settings = config.resolve(raw, SECTIONS, start.stored and start.stored["config"], start.folder is not None)
-        if shows and distributed.leads():
+        if shows and processes.leads():
             for note in settings.notes:
                 warn(note)
         if command.help or command.list or not argv:
             print(config.component_list(SECTIONS) if command.list else config.help_text(settings))
-        elif family.asked(settings) and not command.dry_run:
-            runs.run(settings.replace(resume=None), start.folder, __file__)
+        elif run_list.asked(settings) and not command.dry_run:
+            several_runs.run(settings.replace(resume=None), start.folder, __file__)
         else:
-            seed = distributed.from_first(lambda: runtime.seed_of(settings.of(SeedSettings)))
+            seed = processes.from_first(lambda: devices.seed_of(settings.of(SeedSettings)))
             settings = settings.replace(seed=seed, resume=command.resume if command.restart else None)
             if command.dry_run:
-                print("\n\n".join(forecast.forecast(build(one, start.folder)) for one in family.numbered(settings)))
+                print("\n\n".join(forecast.forecast(build(one, start.folder)) for one in run_list.numbered(settings)))
             else:
                 run(settings, start)
 
 
 def build(settings: config.Config, folder: Path | None = None) -> method.Task:  # its weights are drawn from the seed
-    runtime.configure(*(settings.of(section) for section in runtime.SECTIONS))
-    settings = datasets.cache.usable(settings)
-    distributed.from_first(partial(predictions.check, settings, folder))
+    devices.configure(*(settings.of(section) for section in devices.SECTIONS))
+    settings = datasets.disk_cache.usable(settings)
+    processes.from_first(partial(predictions.check, settings, folder))
     pictures = datasets.open_pictures(settings)
     predictions.check_files(settings, pictures)
-    settings = adaptive.counted(settings, pictures)
+    settings = settings_from_images.counted(settings, pictures)
     return method.get(settings.of(method.MethodSettings).method).build(settings, pictures)  # type: ignore[no-any-return]
 
 
@@ -71,7 +78,7 @@ def load(path: str) -> model.Model:
 
 def run(settings: config.Config, start: resume.Start) -> None:
     """Train, score a checkpoint, or predict by it."""
-    with session.Session(settings, start.folder, silent=not distributed.leads()) as log:
+    with session.Session(settings, start.folder, silent=not processes.leads()) as log:
         task = build(settings, start.folder)
         training = trainer.Trainer(task, task.config) if settings.of(Command).trains else None
         if training and start.stored and start.folder:

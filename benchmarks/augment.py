@@ -15,11 +15,11 @@ import torchvision.transforms as T
 from common import arguments, interleaved, photographs, publish, ratio
 from PIL import Image
 
-from lib import runtime
 from lib.contracts import Recipe, Request
-from lib.transforms.backend import STEP
-from lib.transforms.batched import BatchedViews
-from lib.transforms.parts import Part, Pile, whole
+from lib.machine import devices
+from lib.transforms.batched_views import BatchedViews
+from lib.transforms.choose_backend import STEP
+from lib.transforms.images_in_memory import Part, Pile, whole
 
 MEANS, STDS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CROPS = {32: (28, 18), 64: (56, 36), 96: (76, 52)}  # IMC-SwAV's, large and small
@@ -85,7 +85,7 @@ def main() -> None:
     for method in ("imc_swav", "pica"):
         for name, side, parts in sets:
             wanted, test = recipes(method, side), Recipe(side, "center", side)
-            held = BatchedViews(parts, {}, test, MEANS, STDS, seed=0, device=runtime.CPU)
+            held = BatchedViews(parts, {}, test, MEANS, STDS, seed=0, device=devices.CPU)
             request = Request(torch.arange(n), tuple(wanted))
             shown, pipelines = images(parts), [torchvisions(r) for r in wanted]
 

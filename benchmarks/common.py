@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 sys.path.insert(0, str(ROOT))
 
-from lib import runtime  # noqa: E402  (from the folder above)
+from lib.machine import devices  # noqa: E402  (from the folder above)
 
 
 def arguments(about: str | None) -> argparse.ArgumentParser:
@@ -74,7 +74,7 @@ def photographs(n: int, height: int, width: int) -> NDArray[np.uint8]:
 def settings(*words: object) -> Any:
     """The configuration of a command line."""
     import main
-    from lib import config
+    from lib.config import config
 
     return config.resolve(main.DEFAULTS | config.collect([str(word) for word in words], main.SECTIONS), main.SECTIONS)
 
@@ -83,7 +83,7 @@ def publish(
     theme: str, about: str, columns: Sequence[str], rows: Sequence[Sequence[str]], data: Mapping[str, Any]
 ) -> None:
     """Print a table, and leave it as benchmarks/results/<theme>.md, with all numbers in <theme>.json."""
-    machine = f"{runtime.processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+    machine = f"{devices.processor()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
     command = f"python benchmarks/{theme}.py {' '.join(sys.argv[1:])}".strip()
     when = f"{datetime.now(UTC):%Y-%m-%d}"
     lines = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]

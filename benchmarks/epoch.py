@@ -16,7 +16,7 @@ from common import ROOT, arguments, photographs, publish, ratio, settings
 from PIL import Image
 
 import main as program
-from lib.trainer import Trainer
+from lib.training.trainer import Trainer
 
 CONFIGS = {"pica": ROOT / "configs", "imc_swav": ROOT / "configs/imc_swav"}
 

@@ -29,7 +29,7 @@ began, words = float(sys.argv[1]), sys.argv[2:]
 import main
 from lib import config
 from lib.session import Session
-from lib.trainer import Trainer
+from lib.training.trainer import Trainer
 imported = time.time() - began
 settings = config.resolve(main.DEFAULTS | config.collect(words, main.SECTIONS), main.SECTIONS)
 task = main.build(settings)

@@ -17,10 +17,10 @@ from common import ROOT, arguments, photographs, publish, settings
 from PIL import Image
 
 import main as program
-from lib import runtime
 from lib.errors import exit_status
-from lib.forecast import PEAKS, measure
-from lib.trainer import Trainer, TrainerSettings
+from lib.machine import devices
+from lib.runs.forecast import PEAKS, measure
+from lib.training.trainer import Trainer, TrainerSettings
 
 CONFIGS = {"pica": ROOT / "configs", "imc_swav": ROOT / "configs/imc_swav"}
 BF16 = ("--precision", "bf16")
@@ -88,7 +88,7 @@ def main() -> None:
                              "ready": ready})  # fmt: skip
     publish(
         "gpu",
-        f"Training steps of 256 pictures on {runtime.gpu_names()[0]}, at the settings of the CIFAR-10 rows.",
+        f"Training steps of 256 pictures on {devices.gpu_names()[0]}, at the settings of the CIFAR-10 rows.",
         (
             "method",
             "way",
@@ -100,7 +100,7 @@ def main() -> None:
             "until ready",
         ),
         rows,
-        {"gpu": runtime.gpu_names()[0], "rows": data},
+        {"gpu": devices.gpu_names()[0], "rows": data},
     )
 
 

@@ -28,7 +28,7 @@ from imc_swav.losses import sinkhorn
 from lib import datasets
 from lib.datasets import Splits
 from lib.session import Session
-from lib.trainer import Trainer
+from lib.training.trainer import Trainer
 from pica.losses import PUILoss
 
 SIDE, BATCH = 16, 250

@@ -27,10 +27,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import main as program
 from imc_swav.data import Batch as IMCBatch
-from lib import distributed
-from lib.forecast import PEAKS, estimate
-from lib.runtime import DeviceSettings
-from lib.trainer import Trainer
+from lib.machine import processes
+from lib.machine.devices import DeviceSettings
+from lib.runs.forecast import PEAKS, estimate
+from lib.training.trainer import Trainer
 from pica.data import Batch as PICABatch
 
 WAYS = {"one process, two threads": (1, 2), "two processes, one thread each": (2, 1), "two that do not speak": (2, 1)}
@@ -48,13 +48,13 @@ def child(name: str, n: int, steps: int, apart: bool, threads: int) -> None:
     chosen = settings(*words)
     if apart:
         os.environ["WORLD_SIZE"] = "1"
-    with distributed.joined(chosen.of(DeviceSettings)):
+    with processes.joined(chosen.of(DeviceSettings)):
         task = program.build(chosen)
         trainer = Trainer(task, chosen)
         task.method.train()
         n = n // 2 if apart else n
-        counts = tuple(len(part) for part in np.array_split(np.arange(n), distributed.world()))
-        own, seconds = counts[distributed.rank()], []
+        counts = tuple(len(part) for part in np.array_split(np.arange(n), processes.world()))
+        own, seconds = counts[processes.rank()], []
         for _ in range(steps + 1):
             began = time.perf_counter()
             trainer._train_step(batch(name, n, own, counts))

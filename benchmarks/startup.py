@@ -22,7 +22,7 @@ tell("import of PyTorch and torchvision")
 import main
 from lib import config
 from lib.session import Session
-from lib.trainer import Trainer
+from lib.training.trainer import Trainer
 tell("import of the project")
 words = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--debug", "--seed", "0"]
 settings = config.resolve(main.DEFAULTS | config.collect(words, main.SECTIONS), main.SECTIONS)

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from imc_swav.data import Batch as IMCBatch
 from imc_swav.method import IMCSwAV, IMCSwAVSettings
-from lib import networks, runtime
-from lib.forecast import estimate
-from lib.method import Method
-from lib.trainer import build_optimizer
+from lib import networks
+from lib.machine import devices
+from lib.methods.method import Method
+from lib.runs.forecast import estimate
+from lib.training.trainer import build_optimizer
 from pica.data import Batch as PICABatch
 from pica.method import PICA, build_network
 
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
     options = parser.parse_args()
     n, rounds = (16, 3) if options.short else (options.batch, options.rounds)
-    precision = "bf16" if runtime.computes_in_bf16(runtime.CPU) else "fp32"
+    precision = "bf16" if devices.computes_in_bf16(devices.CPU) else "fp32"
     words = ("--precision", precision, "--channels-last", "true", "--group-crops", "true", "--compile", "true")
     product, convolution = best_product(), best_convolution()
     rows, data = [], []

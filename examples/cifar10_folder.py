@@ -15,7 +15,7 @@ from PIL import Image
 
 from lib.datasets.cifar import CIFAR10
 from lib.errors import MissingData, UserError, advice, exit_status
-from lib.progress import progress
+from lib.machine.progress import progress
 
 
 def listed(path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lib import checkpoint
+from lib.checkpoints import checkpoint
 from lib.errors import UserError
 
 NAMES = (

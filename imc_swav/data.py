@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib.batches import ViewBatch, stream
 from lib.contracts import Recipe, Request, Views
 from lib.errors import UserError
+from lib.methods.batches import ViewBatch, stream
 from lib.transforms import TransformSettings
 
 

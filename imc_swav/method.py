@@ -13,17 +13,18 @@ from imc_swav.bank import Bank, Banked
 from imc_swav.data import Batch, IMCSource, recipes
 from imc_swav.heads import Classifier, Layer, Projection, Prototypes
 from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
-from lib import datasets, distributed, networks, runtime
-from lib.backbone import Features
-from lib.command import Command
-from lib.config import Config
+from lib import datasets, networks
+from lib.config.command_flags import Command
+from lib.config.config import Config
+from lib.config.settings import Section, setting
 from lib.features import FeatureSettings
 from lib.features.views import open_views
-from lib.method import Entry, Method, MethodSettings, Task, assemble, number_of_clusters, register
-from lib.runtime import SeedSettings
-from lib.settings import Section, setting
+from lib.machine import devices, processes
+from lib.machine.devices import SeedSettings
+from lib.methods.method import Entry, Method, MethodSettings, Task, assemble, number_of_clusters, register
+from lib.networks.backbone import Features
 from lib.transforms import TransformSettings, plain_recipe
-from lib.transforms.measure import measured
+from lib.transforms.channel_statistics import measured
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class IMCSwAV(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         s = self.settings
         own = self.encode(batch.views)
-        scores = distributed.gather_views([self.prototypes(self.projection(f)) for f in own], batch.counts)
-        features = distributed.gather_views([feature.detach() for feature in own], batch.counts)
+        scores = processes.gather_views([self.prototypes(self.projection(f)) for f in own], batch.counts)
+        features = processes.gather_views([feature.detach() for feature in own], batch.counts)
         swapped = swapped_prediction_loss(scores, s.nmb_crops[0], s.tau, s.eps, s.sinkhorn_iterations)
         learned = self._classified(batch, features, scores)
         if learned is None:
@@ -112,7 +113,7 @@ class IMCSwAV(Method):
         if batch.classified.all() and not len(self.bank):
             return Banked(batch.index, *held)
         chosen = torch.from_numpy(np.flatnonzero(batch.classified))
-        on_device = runtime.send(chosen, held[0].device)
+        on_device = devices.send(chosen, held[0].device)
         return self.bank.add(Banked(batch.index[chosen], *(part[:, on_device] for part in held)))
 
     def classify(self, features: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     source = IMCSource(views, chosen, classified, (first, *crops[1:]), batch_size=data.batch, seed=seed)
     if config.of(Command).trains:
         source.check()
-        distributed.check_parts(data.batch, config.of(MethodSettings).sync_batchnorm)
+        processes.check_parts(data.batch, config.of(MethodSettings).sync_batchnorm)
     return Task(method.place(config), source, views, pictures, crops[0], config, encode)
 
 

@@ -1,7 +1,7 @@
 """What the parts promise each other: recipes and requests of views, what makes them, and a method's order of batches.
 
 `Views` turn indices into images on the device; a `Source` is a method's order of batches. The third contract, the
-`Method`, is in `lib.method`. The trainer never opens a batch.
+`Method`, is in `lib.methods.method`. The trainer never opens a batch.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Source(Protocol):
         """The batches of an epoch from step `start` on; their order depends on (seed, index) alone."""
 
     def blank(self, empty: Callable[[Recipe, int], Tensor]) -> Any:
-        """A batch of full size without content, for estimates; `lib.method.Task.empty` makes its views."""
+        """A batch of full size without content, for estimates; `lib.methods.method.Task.empty` makes its views."""
 
     def describe(self) -> list[str]:
         """What an epoch consists of, a line each."""

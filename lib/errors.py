@@ -115,12 +115,12 @@ def check_surroundings() -> None:
 
 
 def leave_on_signals() -> None:
-    """A word and the exit status, at once, wherever no run waits for a signal (`lib.runtime.Interrupts`).
+    """A word and the exit status, at once, wherever no run waits for a signal (`lib.machine.devices.Interrupts`).
 
     An exception would come out of any line, also of another library's that swallows or wraps it. Of several
     processes one speaks, and none on SIGTERM, by which their launcher ends them where another has failed and spoken.
     """
-    # `lib.distributed.started` knows more, and takes seconds to import.
+    # `lib.machine.processes.started` knows more, and takes seconds to import.
     rank = (os.environ.get("RANK") or None) if os.environ.get("WORLD_SIZE", "") not in ("", "1") else None
     if rank is not None or ENDS_WITH_PARENT in os.environ:
         end_with_parent(signal.SIGTERM)

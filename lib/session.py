@@ -40,11 +40,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib import locks, runtime
-from lib.checkpoint import write_atomically
-from lib.config import Config
+from lib.checkpoints.checkpoint import write_atomically
+from lib.config.config import Config
+from lib.config.settings import Section, expanded, setting
 from lib.errors import Interrupted, UserError, advice, drop, heeded_signals
-from lib.settings import Section, expanded, setting
+from lib.machine import devices, locks
 
 METRICS, TRAINING = "metrics.jsonl", "training.jsonl"
 LOCK = ".lock"  # held by the process that writes the session, and removed at its end
@@ -416,8 +416,8 @@ def provenance() -> dict[str, Any]:
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "processor": runtime.processor(),
-        "gpus": runtime.gpu_names(),
+        "processor": devices.processor(),
+        "gpus": devices.gpu_names(),
         "revision": _revision(),
     }
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib.batches import Shares, stream
 from lib.contracts import Recipe, Request, Views
+from lib.methods.batches import Shares, stream
 from lib.transforms import TransformSettings
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.metrics import partition_uncertainty
+from lib.scoring.metrics import partition_uncertainty
 
 
 def uncertainty_loss(p: Tensor, q: Tensor) -> Tensor:

@@ -10,18 +10,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lib import datasets, distributed, networks
-from lib.backbone import Backbone, Features
-from lib.command import Command
-from lib.config import Config
+from lib import datasets, networks
+from lib.config.command_flags import Command
+from lib.config.config import Config
+from lib.config.settings import Section, setting
 from lib.errors import UserError
 from lib.features.views import open_views
-from lib.method import Entry, Method, MethodSettings, Task, assemble, number_if_given, register
+from lib.machine import processes
+from lib.machine.devices import SeedSettings
+from lib.methods.method import Entry, Method, MethodSettings, Task, assemble, number_if_given, register
+from lib.networks.backbone import Backbone, Features
 from lib.networks.sobel import Sobel
-from lib.runtime import SeedSettings
-from lib.settings import Section, setting
 from lib.transforms import TransformSettings, plain_recipe
-from lib.transforms.measure import measured
+from lib.transforms.channel_statistics import measured
 from pica.data import Batch, PICASource, recipes
 from pica.losses import PUILoss
 
@@ -98,7 +99,7 @@ class PICA(Method):
         # In this order, which is that of BatchNorm's running statistics.
         views, (copies, n) = [batch.original, batch.perturbed.flatten(0, 1)], batch.perturbed.shape[:2]
         p, q = (self._assigned(features, batch.head) for features in self.encode(views))
-        p, *every = distributed.gather_views([p, *q.view(copies, n, self.sizes[batch.head])], batch.counts)
+        p, *every = processes.gather_views([p, *q.view(copies, n, self.sizes[batch.head])], batch.counts)
         p, q = p.repeat(copies, 1), torch.cat(every)
         name, parts = self._name(batch.head), self.objective.parts(p, q)
         return {"loss": parts["loss"], **{f"{name}/{part}": value.detach() for part, value in parts.items()}}
@@ -194,7 +195,7 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
     if trains:
         smallest = min(len(chosen) % data.batch or data.batch for chosen in sets)
-        distributed.check_parts(smallest, config.of(MethodSettings).sync_batchnorm)
+        processes.check_parts(smallest, config.of(MethodSettings).sync_batchnorm)
     if trains and any(len(chosen) % data.batch == 1 or data.batch == 1 for chosen in sets):
         check_single(method.network, (channels, transforms.size, transforms.size) if features is None else (features,))
     config = measured(config, pictures)

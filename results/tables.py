@@ -20,8 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lib.columns import spread  # noqa: E402  (from the folder above)
-from lib.yamlfile import load_yaml  # noqa: E402
+from lib.config.yaml_files import load_yaml  # noqa: E402
+from lib.scoring.text_tables import spread  # noqa: E402  (from the folder above)
 
 SCORES = ("acc", "nmi", "ari")
 # (switch, row and split as shipped, row and split with the switch), of results/ablations

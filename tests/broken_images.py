@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from lib.datasets import Pictures
-from lib.datasets.files import PictureFiles
+from lib.datasets.image_files import PictureFiles
 from lib.errors import UserError
-from lib.transforms.reader import Reader
+from lib.transforms.image_reader import Reader
 
 MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "LAB", "HSV", "I;16", "I;16B", "I", "F")
 PER_FILE = 20  # s

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import main
-from lib import config
-from lib.config import Config
+from lib.config import config
+from lib.config.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"

@@ -19,10 +19,11 @@ import main
 from imc_swav.data import Batch as IMCBatch
 from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
 from imc_swav.method import IMCSwAV, IMCSwAVSettings
-from lib import batchnorm, distributed, runtime
-from lib.means import Means
+from lib.machine import devices, processes
+from lib.networks import batchnorm
 from lib.networks.convnet import ConvNet
-from lib.trainer import Trainer
+from lib.training.running_means import Means
+from lib.training.trainer import Trainer
 from pica.losses import PUILoss
 
 Values = dict[str, Tensor]
@@ -34,14 +35,14 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def own(whole: Tensor, counts: tuple[int, ...]) -> Tensor:
-    start = sum(counts[: distributed.rank()])
-    return whole[start : start + counts[distributed.rank()]].clone()
+    start = sum(counts[: processes.rank()])
+    return whole[start : start + counts[processes.rank()]].clone()
 
 
 def averaged(gradient: Tensor | None, counts: tuple[int, ...]) -> Tensor:
     """This rank's rows of a gradient, as DistributedDataParallel would average it, with the other ranks'."""
     assert gradient is not None
-    return distributed.gather(gradient / distributed.world(), counts)
+    return processes.gather(gradient / processes.world(), counts)
 
 
 def pui(p: Tensor, q: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def losses(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     functions: list[Callable[[Tensor, Tensor], Tensor]] = [pui, swapped, information]
     for function in functions:
         rows = own(noise(8, 2, 6), counts).requires_grad_()
-        loss = function(*distributed.gather_views(list(rows.unbind(1)), counts))
+        loss = function(*processes.gather_views(list(rows.unbind(1)), counts))
         loss.backward()
         yield function.__name__, loss.detach()
         yield f"{function.__name__}'s gradient", averaged(rows.grad, counts)
@@ -69,14 +70,14 @@ def losses(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
 def norms(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     """A BatchNorm of maps that lie far from zero."""
     norm: Any = nn.BatchNorm2d(3).double()
-    if distributed.world() > 1:
-        batchnorm.synchronise(norm, runtime.CPU)
+    if processes.world() > 1:
+        batchnorm.synchronise(norm, devices.CPU)
     images = own(noise(8, 3, 2, 2) + 5, counts).requires_grad_()
-    out = distributed.gather(norm(images), counts)
+    out = processes.gather(norm(images), counts)
     (out * noise(8, 3, 2, 2, seed=1)).sum().backward()
     yield from (("out", out.detach()), ("mean", norm.running_mean), ("variance", norm.running_var))
     yield "images' gradient", averaged(images.grad, counts)
-    yield "weight's gradient", distributed.gather(norm.weight.grad[None], (1,) * distributed.world()).mean(0)
+    yield "weight's gradient", processes.gather(norm.weight.grad[None], (1,) * processes.world()).mean(0)
 
 
 STEPS = {
@@ -123,9 +124,9 @@ def labelled_on_one(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     torch.manual_seed(0)
     made = IMCSwAVSettings(nmb_crops=(2,), prototypes=5, project_dim=3, classifier_dim=8)
     method = IMCSwAV(ConvNet(1, ConvNet.Settings(net_width=4)), 3, 4, made).double().train()
-    if distributed.world() > 1:
-        method.network = batchnorm.synchronise(method.network, runtime.CPU)
-    parallel, optimizer = distributed.together(method, idles=True), torch.optim.Adam(method.parameters(), lr=1e-3)
+    if processes.world() > 1:
+        method.network = batchnorm.synchronise(method.network, devices.CPU)
+    parallel, optimizer = processes.together(method, idles=True), torch.optim.Adam(method.parameters(), lr=1e-3)
     for i in range(5):
         views = [own(noise(8, 1, 16, 16, seed=10 * i + v), counts) for v in range(2)]
         parts = parallel(IMCBatch(torch.arange(8), views, np.arange(8) < 2, counts=counts))
@@ -142,7 +143,7 @@ def everything() -> dict[str, dict[str, Tensor]]:
     """Function → name, with the number of the layout → value."""
     found = {"steps": dict(steps())}
     for function in (losses, norms, labelled_on_one):
-        layouts = enumerate(LAYOUTS[distributed.world()])
+        layouts = enumerate(LAYOUTS[processes.world()])
         found[function.__name__] = {f"{i}/{name}": value for i, counts in layouts for name, value in function(counts)}
     return found
 

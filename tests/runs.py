@@ -13,7 +13,7 @@ import torch
 from conftest import QUICK, ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lib import checkpoint
+from lib.checkpoints import checkpoint
 
 IMC = ("--cfgs", ROOT / "configs/imc_swav/base.yaml", ROOT / "configs/imc_swav/digits.yaml", "--seed", 7,
        "--train-splits", "train+test", "--classifier-splits", "test", "--test-splits", "test", "--net-width", 4,

@@ -15,9 +15,9 @@ import torch
 from conftest import QUICK, ROOT, picture
 
 import main
-from lib import checkpoint
+from lib.checkpoints import checkpoint
 from lib.errors import exit_status, heeded_signals
-from lib.runtime import Interrupts
+from lib.machine.devices import Interrupts
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -10,10 +10,10 @@ import pytest
 from conftest import ROOT
 
 import main
-from lib import config
-from lib.config import Raw
-from lib.forecast import PEAKS
-from lib.yamlfile import load_layers, load_yaml
+from lib.config import config
+from lib.config.config import Raw
+from lib.config.yaml_files import load_layers, load_yaml
+from lib.runs.forecast import PEAKS
 
 CONFIGS = sorted(
     path for path in (ROOT / "configs").rglob("*.yaml") if path.name != "base.yaml" and path.parent.name != "data"

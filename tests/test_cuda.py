@@ -17,9 +17,9 @@ from conftest import QUICK, resolve
 from runs import IMC
 
 import main
-from lib import checkpoint
+from lib.checkpoints import checkpoint
 from lib.errors import RunStopped
-from lib.trainer import Trainer
+from lib.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -19,21 +19,21 @@ import imc_swav.data
 import imc_swav.method
 import pica.data
 import pica.method
-from lib import runtime
 from lib.contracts import Recipe, Request
-from lib.faults import Guard
-from lib.method import Method
+from lib.machine import devices
+from lib.methods.method import Method
 from lib.networks.resnet import ResNet18, ResNet34
 from lib.networks.sobel import Sobel
-from lib.transforms.batched import BatchedViews
-from lib.transforms.parts import whole
+from lib.training.nonfinite_numbers import Guard
+from lib.transforms.batched_views import BatchedViews
+from lib.transforms.images_in_memory import whole
 
 N, CUDA = 8, torch.device("cuda")
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(runtime, "copies_in_background", lambda where: False)  # pinning needs a real GPU
+    monkeypatch.setattr(devices, "copies_in_background", lambda where: False)  # pinning needs a real GPU
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 

@@ -23,11 +23,13 @@ from runs import same
 from torch import nn
 
 import main
-from lib import checkpoint, datasets, method, networks
-from lib.batches import ViewBatch
+from lib import datasets, networks
+from lib.checkpoints import checkpoint
+from lib.config.yaml_files import load_yaml
 from lib.errors import ENDS_WITH_PARENT, SIGNALS
+from lib.methods import method
+from lib.methods.batches import ViewBatch
 from lib.report.__main__ import main as report
-from lib.yamlfile import load_yaml
 from pica.method import PICA, build_network
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,7 +42,7 @@ DRY = {
     r"--dry-run|--list": "as it is written",
     r"configs/(imc_swav/)?(cifar|stl10|imagenet|tiny_)": "the paper's pictures are not there",
     r"--net-weights default|/pretrained\.yaml(?!.*--net-weights none)": "the weights would be downloaded",
-    r"--seeds 0-14|--num-clusters \d+ \d": "many processes; tests/test_family.py has few, and so has README.md",
+    r"--seeds 0-14|--num-clusters \d+ \d": "many processes; tests/lib/runs/test_several_runs.py has few, and so has README.md",
 }  # understood, and no more
 STEPS = ("--max-steps", "2", "--num-workers", "0")
 TINY = {

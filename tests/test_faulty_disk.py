@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, picture
 from faulty_disk import KILL, End, FaultyDisk
 
-from lib import checkpoint
+from lib.checkpoints import checkpoint
 
 WORDS = ("--network", "convnet", "--net-width", 4, "--tfm-size", 8, "--tfm-resize", 10, "--tfm-working-size", 10, "--batch-size", 8,
          "--num-clusters", 3, "--seed", 3, "--num-workers", 0, "--disk-cache", 0, "--baseline", "none", "--eval-sample", 20,

@@ -19,10 +19,11 @@ from runs import IMC, METHODS, RUN, assert_same_run, finished, launch, only
 from test_kills import kill_and_resume
 
 import main
-from lib import checkpoint, trainer
-from lib.backbone import Backbone
+from lib.checkpoints import checkpoint
 from lib.datasets.digits import Digits
+from lib.networks.backbone import Backbone
 from lib.session import Session
+from lib.training import trainer
 
 Cli = Callable[..., tuple[int, str, str]]
 FROZEN = ("--net-freeze", ".*", "--feature-views", 2)

@@ -18,9 +18,10 @@ from broken_images import is_readable
 from conftest import QUICK, ROOT
 
 import main
-from lib import checkpoint, config
+from lib.checkpoints import checkpoint
+from lib.config import config
+from lib.config.yaml_files import load_yaml
 from lib.errors import UserError
-from lib.yamlfile import load_yaml
 
 Cli = Callable[..., tuple[int, str, str]]
 ROUNDS = 1000

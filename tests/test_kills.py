@@ -11,7 +11,7 @@ import pytest
 from conftest import QUICK
 from runs import METHODS, RUN, assert_same_run, finished, launch, loaders, only
 
-from lib import checkpoint
+from lib.checkpoints import checkpoint
 
 
 def kill_and_resume(

@@ -18,7 +18,7 @@ from runs import launch, only
 from safetensors.torch import load_file, save_file
 
 from examples.efficientnet_lite0 import efficientnet_lite0
-from lib import checkpoint
+from lib.checkpoints import checkpoint
 from lib.networks import headless
 
 Cli = Callable[..., tuple[int, str, str]]

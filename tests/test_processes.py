@@ -19,9 +19,9 @@ import torch
 from conftest import QUICK, ROOT, picture
 from runs import METHODS, RUN, assert_same_run, finished, launch, only
 
-from lib import checkpoint
-from lib import launch as launching
+from lib.checkpoints import checkpoint
 from lib.errors import UserError
+from lib.runs import launcher as launching
 
 Cli = Callable[..., tuple[int, str, str]]
 TWO = ("--processes", 2, "--threads", 1)

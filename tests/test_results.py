@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from lib import summary
-from lib.yamlfile import load_yaml
+from lib.config.yaml_files import load_yaml
+from lib.scoring import summary_over_seeds
 from results import tables
 
 KEPT = sorted(path.parent for path in (ROOT / "results").glob("*/*/summary.json"))
@@ -22,7 +22,7 @@ def test_the_page_is_made_from_what_is_kept() -> None:
 @pytest.mark.parametrize("folder", KEPT, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_what_is_kept_is_whole(folder: Path) -> None:
     content = json.loads((folder / "summary.json").read_text())
-    over = summary.over(list(content["seeds"].values()))
+    over = summary_over_seeds.over(list(content["seeds"].values()))
     assert all(content[how] == over[how] for how in ("median", "mean", "deviation"))
     settings, command = load_yaml(folder / "config.yaml"), tables.kept(folder).command
     assert command.startswith("python main.py --cfgs ") and len(content["seeds"]) == len(settings["seeds"])

@@ -19,9 +19,11 @@ from conftest import QUICK, ROOT, picture
 from runs import assert_same_run, launch, only
 from sklearn.metrics import adjusted_rand_score
 
-from lib import runs, runtime, summary
+from lib.machine import devices
+from lib.machine.devices import DeviceSettings
 from lib.report import __main__ as report_of
-from lib.runtime import DeviceSettings
+from lib.runs import several_runs
+from lib.scoring import summary_over_seeds
 
 Cli = Callable[..., tuple[int, str, str]]
 UNSEEDED = tuple(word for i, word in enumerate(QUICK) if "--seed" not in QUICK[i - 1 : i + 1])
@@ -129,13 +131,13 @@ def test_room(
     settings: DeviceSettings, cores: int, at_once: int, threads: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(runtime, "cores", lambda: cores)
+    monkeypatch.setattr(devices, "cores", lambda: cores)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    found = runs.room(settings)
+    found = several_runs.room(settings)
     assert (found.at_once, found.threads) == (at_once, threads)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert runs.room(DeviceSettings()).at_once == cores // 4
+    assert several_runs.room(DeviceSettings()).at_once == cores // 4
 
 
 def test_sessions_are_compared(cli: Cli, tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_what_is_left_to_the_pictures_is_known_before_the_runs_start(
     for number in range(20):
         picture(tmp_path / "pictures" / f"{number}.png", seed=number)
     files = (ROOT / "configs/imc_swav/base.yaml", ROOT / "configs/imc_swav/image_folder.yaml")
-    monkeypatch.setattr(runs, "_train", lambda session, path, members, *rest: list(members))
+    monkeypatch.setattr(several_runs, "_train", lambda session, path, members, *rest: list(members))
     words = ("--cfgs", *files, "--data-root", tmp_path / "pictures", "--network", "convnet", "--seeds", "0-1")
     _, _, err = cli(*words, "--num-clusters", 2)
     assert "of the runs, seed 0; seed 1 ended early" in err
@@ -172,5 +174,5 @@ def test_what_is_left_to_the_pictures_is_known_before_the_runs_start(
 
 
 def test_a_single_run_has_no_deviation() -> None:
-    over = summary.over([{"test": {"acc": 0.5, "nmi": None, "batchnorm": "plain"}}])
+    over = summary_over_seeds.over([{"test": {"acc": 0.5, "nmi": None, "batchnorm": "plain"}}])
     assert over["deviation"] == {"test": {"acc": 0.0, "nmi": None}} and over["mean"]["test"]["acc"] == 0.5

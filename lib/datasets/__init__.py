@@ -29,15 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lib import distributed
-from lib.command import Command
-from lib.config import Config
-from lib.datasets import cache, decoder
-from lib.datasets.files import PictureFiles
+from lib.config.command_flags import Command
+from lib.config.config import Config
+from lib.config.registry import Registry, nearest
+from lib.config.settings import Section, expanded, setting
+from lib.datasets import disk_cache, image_decoder
+from lib.datasets.image_files import PictureFiles
 from lib.errors import MissingData, UserError
+from lib.machine import processes
 from lib.networks import NetworkSettings
-from lib.registry import Registry, nearest
-from lib.settings import Section, expanded, setting
 from lib.transforms import TransformSettings
 
 _registry = Registry("data set")
@@ -73,7 +73,7 @@ class DataSettings(Section):
         "error", "what an unreadable picture means: the end, or that it is left out, counted and listed"
     )
     max_megapixels: float = setting(
-        decoder.MEGAPIXELS, "a file with a larger image is unreadable", unit="million pixels", low=1e-6
+        image_decoder.MEGAPIXELS, "a file with a larger image is unreadable", unit="million pixels", low=1e-6
     )
     batch_size: int | None = setting(
         256,
@@ -100,7 +100,7 @@ class Pictures:
         unused: split → number of images, of those that the run does not use.
     """
 
-    store: cache.Store | None = None
+    store: disk_cache.Store | None = None
     """Those that are kept on disk, decoded."""
 
     decoded: dict[int, NDArray[np.uint8]]
@@ -271,11 +271,15 @@ def open_pictures(config: Config) -> Pictures:
             f"--data-root {settings.data_root}: the data set {settings.dataset} comes with {package}, and reads no folder; "
             "for pictures of your own, --cfgs configs/base.yaml configs/image_folder.yaml"
         )
-    kept = {"keep": cache.folder(config) if cache.writes(config) else None} if getattr(dataset, "keeps", False) else {}
+    kept = (
+        {"keep": disk_cache.folder(config) if disk_cache.writes(config) else None}
+        if getattr(dataset, "keeps", False)
+        else {}
+    )
     indexed = {} if known.index is None else {"index": known.index}
     download, extra = settings.download and not dry, config.extra(dataset)
     try:
-        with distributed.one_first():
+        with processes.one_first():
             parts = {
                 name: dataset(settings.data_root, name, None, download, *extra, **kept, **indexed) for name in used
             }
@@ -299,19 +303,19 @@ def open_pictures(config: Config) -> Pictures:
     return pictures
 
 
-def _store(pictures: Pictures, config: Config) -> cache.Store | None:
+def _store(pictures: Pictures, config: Config) -> disk_cache.Store | None:
     """Where decoded pictures are kept: of files alone, and where a size is set to which they are brought."""
     root, side, place = (
         config.of(DataSettings).data_root,
         config.of(TransformSettings).tfm_working_size,
-        cache.folder(config),
+        disk_cache.folder(config),
     )
     if place is None or side is None or not all(isinstance(part, PictureFiles) for _, part in pictures.parts()):
         return None
     base = str(Path(root).expanduser())
     names = [file.removeprefix(base) for file in pictures.files or ()]
     key = os.path.realpath(base), side
-    return cache.Store(place, key, config.of(NetworkSettings).net_cin, names, pictures.stamps)
+    return disk_cache.Store(place, key, config.of(NetworkSettings).net_cin, names, pictures.stamps)
 
 
 class _Expected:

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
+from lib.config.settings import Section, setting
 from lib.datasets import Splits, register
-from lib.datasets.official import Archive, fetch, find, verify
+from lib.datasets.official_files import Archive, fetch, find, verify
 from lib.errors import UserError
-from lib.settings import Section, setting
 
 
 class CIFAR:

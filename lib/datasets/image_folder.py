@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.datasets import Splits, decoder, register
-from lib.datasets.files import ADVICE, PictureFiles
-from lib.datasets.labels import read_labels
-from lib.datasets.tree import WITHOUT_IMAGES, listed, printable, walk
+from lib.config.settings import Section, expanded, setting
+from lib.datasets import Splits, image_decoder, register
+from lib.datasets.folder_tree import WITHOUT_IMAGES, listed, printable, walk
+from lib.datasets.image_files import ADVICE, PictureFiles
+from lib.datasets.label_files import read_labels
 from lib.errors import UserError
-from lib.settings import Section, expanded, setting
 
 LAYOUTS = (
     "looked for folders train/ and test/ of class folders, for class folders (one folder of pictures per class), "
@@ -112,8 +112,8 @@ class ImageFolder(PictureFiles):
                 pass
 
     def _check_header(self, file: str) -> None:
-        with decoder.unreadable(f"the picture {file}", ADVICE):
-            decoder.check_header(file, self.max_megapixels)
+        with image_decoder.unreadable(f"the picture {file}", ADVICE):
+            image_decoder.check_header(file, self.max_megapixels)
 
 
 class Part(NamedTuple):

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lib.config.settings import Section, expanded, setting
 from lib.datasets import Splits, register
-from lib.datasets.files import Index, PictureFiles
+from lib.datasets.image_files import Index, PictureFiles
 from lib.errors import MissingData, UserError
-from lib.settings import Section, expanded, setting
 
 # Huang et al., 2020, section 4, after Chang et al., Deep Adaptive Image Clustering, ICCV 2017.
 IMAGENET10 = """

@@ -10,7 +10,7 @@ import numpy as np
 from torchvision import datasets as torchvision_datasets
 
 from lib.datasets import Splits, register
-from lib.datasets.official import Archive, fetch, find, verify
+from lib.datasets.official_files import Archive, fetch, find, verify
 from lib.errors import UserError
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from torchvision.datasets.utils import download_and_extract_archive
 
 from lib.datasets import Splits, register
-from lib.datasets.files import PictureFiles, is_picture
-from lib.datasets.official import Archive, fetch, find
+from lib.datasets.image_files import PictureFiles, is_picture
+from lib.datasets.official_files import Archive, fetch, find
 from lib.errors import UserError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"

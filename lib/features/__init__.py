@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lib.settings import Section, setting
+from lib.config.settings import Section, setting
 
 
 @dataclass(frozen=True)

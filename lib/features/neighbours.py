@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib.features.shelf import Shelf
-from lib.progress import progress
+from lib.features.feature_store import Shelf
+from lib.machine.progress import progress
 
 Integers = NDArray[np.int64]
 

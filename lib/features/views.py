@@ -15,24 +15,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lib import runtime
-from lib.backbone import Backbone
-from lib.command import Command
-from lib.config import Config
+from lib.config.command_flags import Command
+from lib.config.config import Config
 from lib.contracts import Prepared, Recipe, Request, Views
-from lib.datasets import DataSettings, Pictures, cache
-from lib.datasets.cache import CacheSettings
-from lib.datasets.files import ADVICE
+from lib.datasets import DataSettings, Pictures, disk_cache
+from lib.datasets.disk_cache import CacheSettings
+from lib.datasets.image_files import ADVICE
 from lib.errors import UserError
 from lib.features import FeatureSettings
-from lib.features.extract import Extractor, encoded
+from lib.features.extraction import Extractor, encoded
+from lib.features.feature_store import Shelf
 from lib.features.neighbours import nearest
-from lib.features.shelf import Shelf
+from lib.machine import devices
+from lib.machine.devices import DeviceSettings, PrecisionSettings, SeedSettings
 from lib.networks import NetworkSettings
-from lib.runtime import DeviceSettings, PrecisionSettings, SeedSettings
-from lib.transforms import LoaderSettings, TransformSettings, ViewSettings, backend, normalisation
-from lib.transforms.draws import uniforms
-from lib.transforms.reader import Reader
+from lib.networks.backbone import Backbone
+from lib.transforms import LoaderSettings, TransformSettings, ViewSettings, choose_backend, normalisation
+from lib.transforms.image_reader import Reader
+from lib.transforms.random_draws import uniforms
 
 VERSION = 1  # of how features are computed; another one computes them again
 Integers = NDArray[np.int64]
@@ -51,7 +51,7 @@ def open_views(
         random: the others that a step asks for, in its order.
 
     Raises:
-        UserError: settings that do not go together, or as `lib.transforms.backend.open_views` does.
+        UserError: settings that do not go together, or as `lib.transforms.choose_backend.open_views` does.
     """
     settings, command = config.of(FeatureSettings), config.of(Command)
     if not isinstance(encode, Backbone):
@@ -60,18 +60,18 @@ def open_views(
                 "views are neighbours, which are looked for among features that stay, so the whole network has to be frozen "
                 "for ever; give --views random, or --net-freeze '.*' without --net-freeze-epochs"
             )
-        return backend.open_views(config, pictures, test)
+        return choose_backend.open_views(config, pictures, test)
     encode.place(config)
     recipes = columns(config, test, random)
     if command.predict:
-        return EncodedViews(backend.open_views(config, pictures, test), encode, recipes)
+        return EncodedViews(choose_backend.open_views(config, pictures, test), encode, recipes)
     if settings.views == "neighbours" and settings.neighbours >= len(_trained(pictures)):
         raise UserError(
             f"--feature-neighbours {settings.neighbours}: there are {len(_trained(pictures))} training pictures, "
             "and none is its own neighbour; give a smaller number"
         )
     if command.dry_run:
-        return EncodedViews(backend.open_views(config, pictures, test), encode, recipes)
+        return EncodedViews(choose_backend.open_views(config, pictures, test), encode, recipes)
     return FeatureViews(config, pictures, encode, recipes)
 
 
@@ -221,14 +221,14 @@ class FeatureViews:
         names = _names(self._config, self._pictures)
         inner = config.replace(seed=self._settings.feature_seed)
         extractor = Extractor(
-            partial(backend.open_views, inner, self._pictures, self._recipes[0]),
+            partial(choose_backend.open_views, inner, self._pictures, self._recipes[0]),
             self._encode,
             self._recipes,
             _numbers(names),
             self._broken,
         )
-        bound = config.of(CacheSettings).disk_cache * cache.GIB if cache.writes(config) else None
-        device = runtime.device(config.of(DeviceSettings))
+        bound = config.of(CacheSettings).disk_cache * disk_cache.GIB if disk_cache.writes(config) else None
+        device = devices.device(config.of(DeviceSettings))
         return Shelf(extractor, self._store(names), bound, loading.memory_budget, device)
 
     def _broken(self, position: int) -> str:
@@ -241,8 +241,8 @@ class FeatureViews:
             return str(error).removesuffix(ADVICE)
         return ""
 
-    def _store(self, names: Sequence[str]) -> cache.Store | None:
-        place, pictures, config = cache.folder(self._config), self._pictures, self._config
+    def _store(self, names: Sequence[str]) -> disk_cache.Store | None:
+        place, pictures, config = disk_cache.folder(self._config), self._pictures, self._config
         if place is None:
             return None
         transforms, precision = config.of(TransformSettings), config.of(PrecisionSettings)
@@ -254,7 +254,7 @@ class FeatureViews:
             self._settings.feature_seed, root,
         )  # fmt: skip
         stamps = np.zeros((len(pictures), 2), dtype=np.int64) if pictures.files is None else pictures.stamps
-        return cache.Store(place, key, 1, names, stamps, "features")
+        return disk_cache.Store(place, key, 1, names, stamps, "features")
 
     @cached_property
     def _neighbours(self) -> Integers:

@@ -13,14 +13,14 @@ from typing import Literal
 
 from torch import nn
 
-from lib import tuning, weights
-from lib.command import Command
-from lib.config import Config
+from lib.config.command_flags import Command
+from lib.config.config import Config
+from lib.config.registry import Registry
+from lib.config.settings import Section, setting
 from lib.errors import UserError
+from lib.networks import freezing, weight_files
+from lib.networks.freezing import TuningSettings
 from lib.networks.headless import shadow_features
-from lib.registry import Registry
-from lib.settings import Section, setting
-from lib.tuning import TuningSettings
 
 _registry = Registry("network")
 register, get, names = _registry.register, _registry.get, _registry.names
@@ -89,7 +89,7 @@ def build(config: Config, in_channels: int) -> nn.Module:
     if settings.net_init == "he" and not trained:
         draw_he_weights(network)
     if settings.net_freeze:
-        tuning.freeze(network, settings.net_freeze, tuned.net_freeze_epochs, settings.network)
+        freezing.freeze(network, settings.net_freeze, tuned.net_freeze_epochs, settings.network)
     elif tuned.net_freeze_epochs is not None:
         raise UserError("net_freeze_epochs is given, and nothing to freeze; say what: --net-freeze '.*' is the whole")
     if tuned.net_weights is not None and not config.weights_given:
@@ -106,10 +106,10 @@ def load_weights(network: nn.Module, config: Config) -> None:
     settings, source = config.of(NetworkSettings), config.of(TuningSettings).net_weights
     component = get(settings.network)
     if source is not None and source != DEFAULT:
-        weights.fit(network, weights.read(source), f"--net-weights {source}")
+        weight_files.fit(network, weight_files.read(source), f"--net-weights {source}")
     elif hasattr(component, "fetch"):
         if not config.of(Command).dry_run:  # which prints, and downloads nothing
-            weights.fit(network, component.fetch(), f"what {settings.network} has as its own weights")
+            weight_files.fit(network, component.fetch(), f"what {settings.network} has as its own weights")
     elif not own(settings.network).trained:
         raise UserError(f"--net-weights default: the network {settings.network} has none of its own; give a file")
 

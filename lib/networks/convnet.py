@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lib.config.settings import Section, setting
 from lib.networks import register
-from lib.settings import Section, setting
 
 
 @register("convnet")

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from lib.config.settings import Section, setting
 from lib.networks import register
-from lib.settings import Section, setting
 
 Stem = Literal["small", "small-pool", "small-pool-padded", "imagenet"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lib import distributed
 from lib.errors import UserError
+from lib.machine import processes
 from lib.networks import Own, register_family
 from lib.networks.headless import finished
 
@@ -39,7 +39,7 @@ class TimmNetwork:
         Raises:
             UserError: they can be had from neither.
         """
-        distributed.from_first(lambda: self._fetch() and None)
+        processes.from_first(lambda: self._fetch() and None)
         return self._fetch()
 
     def _fetch(self) -> dict[str, Tensor]:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from lib import distributed
 from lib.errors import UserError
+from lib.machine import processes
+from lib.machine.devices import CPU
 from lib.networks import Own, register_family
 from lib.networks.headless import CLASSES, behead, finished
-from lib.runtime import CPU
 
 # The auxiliary classifiers help an old optimiser; the weights want their own scale of the pixels.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ class TorchvisionNetwork:
         """
         url = self._weights.url
         file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-        distributed.from_first(lambda: self._download(url, file))
+        processes.from_first(lambda: self._download(url, file))
         return {self.renamed(name): value for name, value in self._load(url, file).items()}
 
     def _download(self, url: str, file: Path) -> None:

@@ -10,17 +10,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from lib import baselines, distributed, evaluation, export, metrics, predictions, summary
-from lib.checkpoint import write_atomically
-from lib.command import Command
-from lib.config import Config
+from lib.checkpoints.checkpoint import write_atomically
+from lib.config.command_flags import Command
+from lib.config.config import Config
 from lib.datasets import DataSettings
 from lib.errors import UserError, outside
-from lib.evaluation import EvaluationSettings, Outcome, Scores
-from lib.inference import Predictions
-from lib.method import MethodSettings, Task
-from lib.report import board, found, gallery, page, several
-from lib.runtime import SeedSettings
+from lib.machine import processes
+from lib.machine.devices import SeedSettings
+from lib.methods.method import MethodSettings, Task
+from lib.report import comparison, page, session_files, tensorboard_images, thumbnails
+from lib.scoring import baselines, evaluation, metrics, predictions, summary_over_seeds
+from lib.scoring.evaluation import EvaluationSettings, Outcome, Scores
+from lib.scoring.inference import Predictions
+from lib.serving import export
 from lib.session import Session, SessionSettings
 
 SHOWN = 20  # unreadable pictures that the console lists
@@ -32,14 +34,14 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
     Raises:
         UserError: the results cannot be written, or what follows them cannot; the results are then there.
     """
-    skipped = distributed.merged(task.views.skipped)
+    skipped = processes.merged(task.views.skipped)
     rows: dict[str, Scores] = {}
-    if distributed.leads():
+    if processes.leads():
         rows = _leave_results(session, task, config, outcome, skipped)
     problems: list[str] = []
     with _noted(problems):
-        gallery.keep(session, task, config, outcome)
-    if not distributed.leads():
+        thumbnails.keep(session, task, config, outcome)
+    if not processes.leads():
         return
     command = config.of(Command)
     exported = False
@@ -58,7 +60,7 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
     if session.path is not None:
         with _noted(problems):
             if (writer := session.board()) is not None:
-                board.show(writer, found.read(session.path))
+                tensorboard_images.show(writer, session_files.read(session.path))
                 writer.flush()
         with _noted(problems):
             show(session, config, make(session.path))
@@ -102,7 +104,7 @@ def _leave_results(
 
 def _show_scores(session: Session, task: Task, outcome: Outcome, rows: Mapping[str, Scores]) -> None:
     if any(values["acc"] is not None for values in outcome.scores.values()):
-        session.evaluation("\n" + summary.table(rows) + _partly_labelled(task, outcome.predictions))
+        session.evaluation("\n" + summary_over_seeds.table(rows) + _partly_labelled(task, outcome.predictions))
     else:
         session.evaluation(
             "\n" + "\n".join(f"{split}: {evaluation.line(values)}" for split, values in outcome.scores.items())
@@ -122,12 +124,12 @@ def make(folder: Path, again: bool = True) -> Path:
     Raises:
         UserError: it is no finished session, or cannot be written.
     """
-    runs = summary.runs_of(folder)
+    runs = summary_over_seeds.runs_of(folder)
     for run in runs:
         if again or not (run / page.FILE).is_file():
-            write_atomically(run / page.FILE, page.page(found.read(run)).encode())
+            write_atomically(run / page.FILE, page.page(session_files.read(run)).encode())
     if runs != [folder]:
-        write_atomically(folder / page.FILE, several.overview(folder, runs).encode())
+        write_atomically(folder / page.FILE, comparison.overview(folder, runs).encode())
     return folder / page.FILE
 
 

@@ -6,15 +6,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib import report, summary
+from lib import report
 from lib.errors import UserError, exit_status, prepare_streams
+from lib.scoring import summary_over_seeds
 
 
 @exit_status
 def main(folders: Sequence[str]) -> None:
     if not folders or folders[0].startswith("-"):
         raise UserError("name the folders of one or more sessions: python -m lib.report sessions/NAME …")
-    compared = summary.compare([Path(folder) for folder in folders])
+    compared = summary_over_seeds.compare([Path(folder) for folder in folders])
     for folder in map(Path, folders):
         print(f"report: {report.make(folder).resolve().as_uri()}")
     print(compared)

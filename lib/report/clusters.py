@@ -10,9 +10,9 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
-from lib import metrics
-from lib.report import charts, gallery
-from lib.report.found import Found, Shown
+from lib.report import charts, thumbnails
+from lib.report.session_files import Found, Shown
+from lib.scoring import metrics
 
 NEIGHBOURS = 8  # of each picture
 BLOCK = 256  # pictures that are compared with all others at a time
@@ -42,7 +42,7 @@ class Gallery:
         self.row = found.shown.row
         self.cluster, self.confidence = found.cluster[self.row], found.confidence[self.row]
         self.number = {int(row): n for n, row in enumerate(self.row)}
-        self.columns = gallery.columns(len(self.row))
+        self.columns = thumbnails.columns(len(self.row))
 
     @property
     def scope(self) -> str:
@@ -179,11 +179,11 @@ def _cluster(shown: Gallery, k: int, own: NDArray[np.int64], found: Found, meani
     heading = f"Cluster {k}: {len(own):,} pictures" + (f"; {meaning}" if meaning else "")
     order = own[np.argsort(-found.confidence[own], kind="stable")]
     content = "<p>Empty.</p>" if not len(own) else ""
-    cut = min(gallery.MOST_CONFIDENT, -(-len(own) * 3 // 5))
+    cut = min(thumbnails.MOST_CONFIDENT, -(-len(own) * 3 // 5))
     # As far as the sample had room for the extremes, without a gap.
     best, worst = (
         [shown.number[row] for row in takewhile(shown.number.__contains__, rows.tolist())]
-        for rows in (order[:cut], order[cut:][::-1][: gallery.LEAST_CERTAIN])
+        for rows in (order[:cut], order[cut:][::-1][: thumbnails.LEAST_CERTAIN])
     )
     for title, chosen in (("Most confident", best), ("Least certain", worst)):
         if chosen:

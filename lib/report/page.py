@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from lib import metrics
-from lib.columns import spread
-from lib.labelfree import TITLES as LABEL_FREE
 from lib.report import charts
 from lib.report.clusters import Gallery, clean, sections
-from lib.report.found import Found
+from lib.report.session_files import Found
+from lib.scoring import metrics
+from lib.scoring.label_free import TITLES as LABEL_FREE
+from lib.scoring.text_tables import spread
 
 FILE = "report.html"
 MEANINGS = {

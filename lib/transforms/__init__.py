@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lib.config.settings import Section, setting
 from lib.contracts import Recipe
 from lib.errors import UserError
-from lib.settings import Section, setting
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ import main
 from imc_swav.authors import our_name
 from imc_swav.data import Batch
 from imc_swav.method import IMCSwAV, IMCSwAVSettings
-from lib import checkpoint, config, evaluation
-from lib.config import Config
+from lib.checkpoints import checkpoint
+from lib.config import config
+from lib.config.config import Config
 from lib.errors import UserError
 from lib.networks.resnet import ResNet18
+from lib.scoring import evaluation
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -20,9 +20,9 @@ from PIL import Image
 from runs import launch
 from torch.utils.tensorboard import SummaryWriter
 
-from lib import locks
-from lib.datasets import files
+from lib.datasets import image_files
 from lib.errors import exit_status
+from lib.machine import locks
 from lib.session import LOCK, STARTED, has_results
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -81,8 +81,8 @@ def test_a_run_decodes_an_image_once_and_those_that_its_report_shows_once_more(
     words: tuple[object, ...], cli: Cli, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     decoded: list[str] = []
-    read = files.read
-    monkeypatch.setattr(files, "read", lambda path, limit: decoded.append(str(path)) or read(path, limit))  # type: ignore[func-returns-value]
+    read = image_files.read
+    monkeypatch.setattr(image_files, "read", lambda path, limit: decoded.append(str(path)) or read(path, limit))  # type: ignore[func-returns-value]
     status, _, err = cli(*FOLDER, "--data-root", images, "--cache", tmp_path / "cache", "--eval-sample", 5, *words)
     assert status == 0, err
     assert len(set(decoded)) == 20 and len(decoded) == 20 + 5
@@ -181,8 +181,8 @@ def test_results_outlive_a_failure_of_what_follows_them(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
 
-    place = {"export": "lib.safetensors.write_atomically", "copies": "shutil.copy2", "report": "lib.report.page.page",
-             "board": "lib.report.board.show"}[part]  # fmt: skip
+    place = {"export": "lib.checkpoints.safetensors.write_atomically", "copies": "shutil.copy2", "report": "lib.report.page.page",
+             "board": "lib.report.tensorboard_images.show"}[part]  # fmt: skip
     monkeypatch.setattr(place, full)
     extra = ("--evaluate", latest, "--export", tmp_path / "model.safetensors", "--data-root", images, "--copy-to",
              tmp_path / "sorted", "--session", "scored")  # fmt: skip

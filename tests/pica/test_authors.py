@@ -15,7 +15,8 @@ import torch
 from conftest import GOLDEN, ROOT, fill
 
 import main
-from lib import checkpoint, config
+from lib.checkpoints import checkpoint
+from lib.config import config
 from lib.errors import UserError
 from pica import legacy
 from pica.authors import convert

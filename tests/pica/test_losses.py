@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import GOLDEN
 
-from lib.metrics import partition_uncertainty
+from lib.scoring.metrics import partition_uncertainty
 from pica.losses import PUILoss, balance_loss, uncertainty_loss
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import GOLDEN, fill
 from torch import nn
 
-from lib import checkpoint
+from lib.checkpoints import checkpoint
 from lib.networks.resnet import ResNet34
 from lib.networks.sobel import Sobel
 from pica.authors import our_name

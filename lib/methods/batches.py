@@ -1,0 +1,42 @@
+"""What a `Source` yields: batches of which each process prepares the views of its share."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lib.contracts import Request, Views
+from lib.machine import processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What every batch knows, beside its `index`: (N,) positions of the pictures of all processes, on the CPU."""
+
+    counts: tuple[int, ...] = ()  # of these, how many each process has the views of, in this order
+    left_out: int = 0  # pictures that could not be read
+
+
+@dataclass(frozen=True)
+class ViewBatch(Shares):
+    """N pictures; the views are of this process's n of them."""
+
+    index: Tensor  # (N,) positions among the run's pictures
+    views: list[Tensor]  # for each recipe (n, C, H, W), or (n, D) features of a frozen backbone
+
+
+def stream(views: Views, requests: Iterable[Request]) -> Iterator[ViewBatch]:
+    """What becomes of each request, of which every process prepares the views of its share alone.
+
+    Raises:
+        UserError: as `Views.stream`.
+    """
+    requests, whole = itertools.tee(requests)
+    own = (replace(r, index=torch.from_numpy(processes.share(r.index.numpy()))) for r in requests)
+    for prepared, request in zip(views.stream(own), whole, strict=True):
+        index, counts = processes.exchange(prepared.index)
+        yield ViewBatch(index, prepared.views, counts=counts, left_out=len(request.index) - len(index))

@@ -1,0 +1,292 @@
+"""A method, which is a network with its objective, and the task that it builds from a configuration."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lib import networks
+from lib.config.command_flags import Command
+from lib.config.config import Config
+from lib.config.registry import Registry
+from lib.config.settings import Section, setting
+from lib.contracts import Recipe, Source, Views
+from lib.datasets import Pictures
+from lib.errors import UserError
+from lib.machine import devices, processes
+from lib.machine.devices import DeviceSettings, PrecisionSettings, SeedSettings
+from lib.networks import batchnorm, convolution, freezing
+from lib.networks.backbone import Backbone, Features
+from lib.networks.freezing import TuningSettings
+from lib.transforms import TransformSettings
+
+_registry = Registry("method", exclusive=True)
+register, get, names = _registry.register, _registry.get, _registry.names
+
+
+def _numbers(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """Each once; one alone is that number."""
+    each = tuple(dict.fromkeys(value)) if isinstance(value, tuple) else (value,)
+    return each if len(each) > 1 else each[0]
+
+
+@dataclass(frozen=True)
+class MethodSettings(Section):
+    title = "method"
+    bound = True
+    method: str = setting("", "which one", component=_registry)
+    num_clusters: int | tuple[int, ...] | None = setting(
+        None,
+        "groups to find; several numbers: a run for each; none: as the method's own settings say",
+        low=2, convert=_numbers,
+    )  # fmt: skip
+    group_crops: bool = setting(
+        False, "pass views of one size through the network together, as one BatchNorm batch; theirs are apart"
+    )
+    sync_batchnorm: bool = setting(
+        True, "of several processes, make one BatchNorm batch; false: each its own, so that their number matters"
+    )
+
+
+def number_if_given(config: Config) -> int | None:
+    """The number of clusters that a method is built with; None: it is left to the method.
+
+    Raises:
+        UserError: there are several (`lib.runs.run_list`).
+    """
+    number = config.of(MethodSettings).num_clusters
+    if isinstance(number, tuple):
+        raise UserError(f"num_clusters {' '.join(map(str, number))}: a method has one number of clusters; give one")
+    return number
+
+
+def number_of_clusters(config: Config) -> int:
+    """The same for a method that has no number of its own.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    number = number_if_given(config)
+    if number is None:
+        raise UserError("how many clusters? Give --num-clusters K")
+    return number
+
+
+@dataclass(frozen=True)
+class Split:
+    """The pictures that one score is about."""
+
+    index: NDArray[np.int64]  # (N,) positions among the run's pictures
+    labels: NDArray[np.int64]  # (N,) −1 where unknown
+
+
+class Method(nn.Module, ABC):
+    """A network with its objective.
+
+    `forward` takes a batch and gives {"loss": …} and its parts; where it assigns pictures to clusters
+    on the way, also `index` and `cluster`, (n,) each.
+    """
+
+    network: nn.Module
+    """Images, or the features of a frozen backbone → (N, feature_dim). Of several processes each passes its own, while
+    their BatchNorm is one; what is computed after `lib.machine.processes.gather` is the same in each."""
+
+    selection: str = "loss"
+    """The part of the loss whose epoch mean, the lower the better, chooses best.ckpt."""
+
+    num_clusters: int
+
+    treatments: tuple[str, ...] = ("plain",)
+    """BatchNorm statistics under which the method is scored (`lib.scoring.evaluation`); the first gives the result."""
+
+    idles: bool = False
+    """Whether a step may leave some of the weights without a gradient, such as those of a head that rests."""
+
+    precision: str = "fp32"
+    """Of the network (`lib.machine.devices.PrecisionSettings`)."""
+
+    group_crops: bool = False
+    """Whether views of one size are one BatchNorm batch."""
+
+    network_rate: float = 1.0
+    """Factor of the learning rate for the network's weights."""
+
+    @abstractmethod
+    def classify(self, features: Tensor) -> Tensor:
+        """(N, feature_dim) → (N, K) cluster probabilities."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, K) cluster probabilities."""
+        return self.classify(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, feature_dim); not below float32, whatever the network computes in."""
+        with devices.lowered(images.device, self.precision):
+            features: Tensor = self.network(images)
+        return features.float() if features.dtype == torch.bfloat16 else features
+
+    def encode(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """The features of each view, each a BatchNorm batch of its own unless `group_crops`."""
+        if not self.group_crops:
+            return [self.features(view) for view in views]
+        found: dict[int, Tensor] = {}
+        for size in dict.fromkeys(view.shape[-1] for view in views):
+            own = [v for v, view in enumerate(views) if view.shape[-1] == size]
+            together = self.features(torch.cat([views[v] for v in own]))
+            parts = torch.split(together, [len(views[v]) for v in own])
+            found |= dict(zip(own, parts, strict=True))
+        return [found[v] for v in range(len(views))]
+
+    def place(self, config: Config) -> Self:
+        """To the device, in the layout and the precision that the settings ask for.
+
+        Raises:
+            UserError: no such device, or `--compile` lacks what it needs.
+        """
+        settings = config.of(DeviceSettings)
+        device = devices.device(settings)
+        self.precision, self.group_crops = config.of(PrecisionSettings).precision, config.of(MethodSettings).group_crops
+        tuned = config.of(TuningSettings)
+        self.network_rate, self.idles = tuned.net_lr_scale, self.idles or tuned.net_freeze_epochs is not None
+        if processes.world() > 1 and config.of(MethodSettings).sync_batchnorm:
+            self.network = batchnorm.synchronise(self.network, device)
+        if devices.channels_last(device, config.of(PrecisionSettings)):
+            self.network.to(memory_format=torch.channels_last)
+        if device == devices.CPU:
+            convolution.adapt(self.network)
+        if settings.compile and not config.of(Command).dry_run:
+            devices.check_compiler(device)
+            self.network.compile()
+        return self.to(device)
+
+    def uninformative(self) -> dict[str, float]:
+        """For parts of the loss: the value at which a part says nothing, such as log K."""
+        return {}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser gets: everything that is not frozen for ever; `lr_scale`: factor of a group's rate."""
+        every = [p for p in self.parameters() if p.requires_grad]
+        scaled = {id(p) for p in self.network.parameters()} if self.network_rate != 1 else set()
+        groups: list[dict[str, Any]] = [{"params": [p for p in every if id(p) not in scaled]}]
+        own = [p for p in every if id(p) in scaled]
+        return [*groups, {"params": own, "lr_scale": self.network_rate}] if own else groups
+
+    def train(self, mode: bool = True) -> Self:
+        """As of every module; a network that is wholly frozen stays in evaluation mode, so that no statistic moves."""
+        super().train(mode)
+        for part in freezing.held(self):
+            part.train(False)
+        return self
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch."""
+
+    def before_forward(self, step: int) -> None:
+        """Called before each training forward, with the number of finished steps."""
+
+    def after_backward(self, step: int) -> None:
+        """Called between the backward pass and the optimiser."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method builds from a configuration."""
+
+    method: Method
+    source: Source
+    views: Views
+    pictures: Pictures
+    perturbed: Recipe  # a random view, as the training takes it
+    config: Config  # all settings, with those that were left to the pictures
+    encode: nn.Module = field(default_factory=nn.Identity)  # a frozen backbone, which the views have passed
+
+    @cached_property
+    def splits(self) -> Mapping[str, Split]:
+        """What is scored."""
+        return {name: self._split(name) for name in self.pictures.scored}
+
+    @property
+    def trained_name(self) -> str:
+        """The split that is trained on; of several heads, the last one's."""
+        return self.pictures.train[-1]
+
+    @cached_property
+    def trained(self) -> Split:
+        """The pictures of that split."""
+        return self._split(self.trained_name)
+
+    def empty(self, recipe: Recipe, count: int) -> Tensor:
+        """A view of so many pictures, as the method gets it, that has a shape and no content."""
+        channels = self.config.of(networks.NetworkSettings).net_cin
+        behind = isinstance(self.encode, Backbone)
+        shape = (self.encode.feature_dim,) if behind else (channels, recipe.size, recipe.size)
+        return torch.empty(count, *shape, device="meta")
+
+    @cached_property
+    def _labels(self) -> NDArray[np.int64]:
+        return self.pictures.labels()
+
+    def _split(self, name: str) -> Split:
+        index = self.pictures.index(name)
+        return Split(index, self._labels[index])
+
+
+def plain_network(config: Config) -> nn.Module:
+    """The network that the settings name, on the pictures as they are."""
+    return networks.build(config, config.of(networks.NetworkSettings).net_cin)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a method registers: how to build its task; of the method alone the two parts, not yet placed; its settings."""
+
+    build: Callable[[Config, Pictures], Task]
+    model: Callable[[Config, nn.Module], Method]  # on the network, or on `lib.networks.backbone.Features`
+    Settings: type[Section]
+    title: str = ""  # for --list
+    network: Callable[[Config], nn.Module] = plain_network  # images → (N, feature_dim)
+
+
+def assemble(config: Config, pictures: Pictures | None = None) -> tuple[Method, nn.Module]:
+    """The method, and what stands before it: a backbone that is frozen as a whole, or nothing; neither is placed.
+
+    Args:
+        config: all settings.
+        pictures: of the run, where there is one; it is seen to that method and pictures fit each other.
+
+    Raises:
+        UserError: settings that do not go together.
+    """
+    method, encode = _parts(config)
+    if pictures is not None:
+        networks.check_sizes(nn.Sequential(encode, method.network), config, config.of(TransformSettings).size)
+        if config.of(Command).trains:
+            pictures.check_clusters(method.num_clusters)
+    return method, encode
+
+
+def _parts(config: Config) -> tuple[Method, nn.Module]:
+    entry: Entry = get(config.of(MethodSettings).method)
+    settings = config.of(networks.NetworkSettings)
+    if settings.net_freeze is not None:
+        # What a checkpoint does not hold is drawn again, whatever was drawn before.
+        torch.default_generator.manual_seed(config.of(SeedSettings).seed or 0)
+    network = entry.network(config)
+    if not networks.is_frozen(settings, network):
+        return entry.model(config, network), nn.Identity()
+    tuned = config.of(TuningSettings)
+    if tuned.net_lr_scale != 1:
+        raise UserError("--net-lr-scale: the network is frozen as a whole, and learns at no rate; leave it out")
+    fetches = config.weights_given and tuned.net_weights is not None
+    fetch = partial(networks.load_weights, network, config) if fetches else None
+    drawn = tuned.net_weights is None and not networks.own(settings.network).trained
+    backbone = Backbone(network, settings.network, drawn, fetch)
+    return entry.model(config, Features(backbone.feature_dim)), backbone

@@ -1,0 +1,213 @@
+"""Predict a whole set of pictures, then score it. Evaluation leaves the model as it found it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lib.config.config import Config
+from lib.config.settings import Section, setting
+from lib.datasets import DataSettings
+from lib.errors import RunStopped, UserError
+from lib.machine import processes
+from lib.machine.devices import SeedSettings
+from lib.methods.method import Method, Task
+from lib.networks import batchnorm
+from lib.scoring import label_free, metrics
+from lib.scoring.inference import Predictions, Watch, evaluating, predict, scored, shares
+from lib.scoring.label_free import Sample
+from lib.session import Session
+from lib.transforms import TransformSettings, plain_recipe
+
+Scores = dict[str, dict[str, Any]]  # split → name → value
+HUGE = 65504  # the largest number of float16; no weight of a network that learns comes near it
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(Section):
+    title = "evaluation"
+    eval_batch_size: int = setting(512, "pictures per batch when nothing is trained", low=1)
+    top_k: int | None = setting(
+        None, "also score whether the class is among this many of the most probable clusters", low=2
+    )
+    eval_sample: int = setting(
+        2000,
+        "pictures, evenly spread, by which PUI, silhouette and agreement are taken, and of which the report shows up to "
+        "5,000; 0: none",
+        low=0,
+        high=100_000,  # the silhouette compares each with each
+    )
+    baseline: tuple[Literal["kmeans", "pca_kmeans"], ...] | None = setting(
+        None,
+        "also score k-means on the same pictures: on their pixels, or a frozen backbone's features; pca_kmeans: on 50 "
+        "principal components of these",
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation found."""
+
+    predictions: Predictions
+    scores: Scores
+    statistics: dict[str, Tensor]  # the buffers of the method, under which the predictions were made
+
+
+def score(task: Task, predictions: Predictions, top_k: int | None = None, sample: Sample | None = None) -> Scores:
+    """For each scored split: ACC, NMI, ARI, AMI (None without labels), balance, confidence; `top<k>` if asked for.
+
+    With a sample, also `pui`, `silhouette` and `agreement` (`lib.scoring.label_free`).
+    """
+    found: Scores = {}
+    for name, split in task.splits.items():
+        rows, labels = predictions.of(split)
+        if not len(rows):
+            raise UserError(f"none of the pictures of the split {name} can be read; mend or remove them")
+        clusters, probability = predictions.cluster[rows], predictions.probability[rows]
+        found[name] = {
+            **_judged(labels, clusters),
+            **metrics.balance(clusters, task.method.num_clusters),
+            "confidence": float(probability.max(axis=1).mean()),
+            **(sample.scores(split) if sample else {}),
+        }
+        if top_k is not None:
+            found[name][f"top{top_k}"] = metrics.top_k(labels, probability, top_k)
+    return found
+
+
+def _judged(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> dict[str, Any]:
+    """The scores by labels; where there are labels and yet no scores, `unscored` says why."""
+    why = metrics.unscored(labels) if (labels >= 0).any() else ""
+    return {**metrics.scores(labels, clusters), **({"unscored": why} if why else {})}
+
+
+def online(task: Task, assigned: NDArray[np.int64]) -> Scores:
+    """The training split by the clusters that its pictures were assigned to while training.
+
+    Args:
+        assigned: (all pictures,) the cluster of each, −1 where there was none.
+    """
+    rows = task.trained.index[assigned[task.trained.index] >= 0]
+    if not len(rows):
+        return {}
+    labels = task.trained.labels[np.isin(task.trained.index, rows)]
+    clusters = assigned[rows]
+    own = {**_judged(labels, clusters), **metrics.balance(clusters, task.method.num_clusters)}
+    return {f"{task.trained_name}:online": own}
+
+
+def evaluate(task: Task, config: Config, watch: Watch = iter) -> Outcome:
+    """Predict and score under each of the method's treatments of BatchNorm; the first gives the predictions.
+
+    `plain` is as trained. `train_bn` re-estimates the statistics on training pictures under the test
+    transform, from scratch. `test_bn` goes on from the trained ones with the scored pictures, as the
+    IMC-SwAV authors do; its figures are comparable with theirs alone. Everything is put back.
+
+    Raises:
+        UserError: no picture of a split can be read.
+        RunStopped: the run diverged: weights are huge, or a statistic, feature or probability is not finite.
+    """
+    settings, plain = config.of(EvaluationSettings), plain_recipe(config.of(TransformSettings))
+    first: Predictions | None = None
+    found: Scores = {}
+    statistics: dict[str, Tensor] = {}
+    processes.follow_first(task.method)
+    _check_weights(task.method)
+    for treatment in task.method.treatments:
+        with batchnorm.restored(task.method):
+            _treat(task, config, treatment, watch)
+            if not batchnorm.finite(task.method):
+                raise RunStopped(
+                    f"the run diverged: BatchNorm statistics ({treatment}) are not finite; a lower --base-lr may help"
+                )
+            predictions = predict(task, settings.eval_batch_size, watch)
+            statistics = statistics or {name: value.detach().clone() for name, value in task.method.named_buffers()}
+            size, count = settings.eval_batch_size, 0 if first else settings.eval_sample
+            sample = label_free.sample(task, plain, count, size, watch)
+        scores = processes.from_first(partial(score, task, predictions, settings.top_k, sample))
+        for name, values in scores.items():
+            # The result goes by the split's own name, the others by what they are.
+            key = name if first is None else f"{name}:{treatment}"
+            found[key] = values if len(task.method.treatments) == 1 else {**values, "batchnorm": treatment}
+        first = first or predictions
+    assert first is not None
+    return Outcome(first, found, statistics)
+
+
+def _check_weights(method: Method) -> None:
+    """Raises RunStopped where weights have grown beyond all measure: what is predicted by them is no result."""
+    weights = (weight.detach() for weight in method.parameters() if weight.numel())
+    largest = max((float(weight.abs().max()) for weight in weights), default=0.0)
+    if largest > HUGE:
+        raise RunStopped(f"the run diverged: weights are as large as {largest:.2g}; a lower --base-lr may help")
+
+
+def adopt(method: Method, stored: Mapping[str, Any]) -> str:
+    """Predict under the BatchNorm statistics of the run's own predictions; the pictures at hand change nothing.
+
+    Returns:
+        what to know of the predictions, or nothing
+
+    Raises:
+        UserError: those in the checkpoint are of another network.
+    """
+    statistics, first = stored.get("statistics") or {}, method.treatments[0]
+    method.treatments = ("plain",)
+    if not statistics:
+        return (
+            "" if first == "plain" else f"the checkpoint has no {first} statistics; those of the training steps serve"
+        )
+    try:
+        for name, buffer in method.named_buffers():
+            buffer.copy_(statistics[name])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the checkpoint's BatchNorm statistics do not fit its network: {error!r}") from error
+    return ""
+
+
+def _treat(task: Task, config: Config, treatment: str, watch: Watch) -> None:
+    if treatment == "plain":
+        return
+    own, size = treatment == "train_bn", config.of(DataSettings).batch
+    index = task.trained.index if own else scored(task)
+    # Full batches alone, where there is one: each has the same weight.
+    count = min(batchnorm.BATCHES, max(1, len(index) // size)) * size
+    drawn = np.random.default_rng(config.of(SeedSettings).seed or 0).permutation(index)[:count]
+    seen = 0
+
+    def run() -> Iterator[Tensor]:
+        nonlocal seen
+        for prepared in watch(task.views.plain(shares(drawn, size))):
+            whole, counts = processes.exchange(prepared.index)
+            if len(whole) > 1:  # a single picture has no variance
+                seen += 1
+                yield task.method.classify(processes.gather(task.method.features(prepared.views[0]), counts))
+
+    with evaluating(task.method):
+        batchnorm.reestimate(task.method, run(), afresh=own)
+    if not seen:
+        raise UserError(f"{treatment} needs batches of two pictures or more; give a larger --batch-size")
+
+
+def line(scores: Mapping[str, Any]) -> str:
+    """One split's scores in a line."""
+    known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in metrics.TITLES if scores[key] is not None)
+    shares = f"shares {scores['smallest']:.1%} to {scores['largest']:.1%}"
+    judged = "".join(f", {title} {scores[key]:.3f}" for key, title in label_free.TITLES if scores.get(key) is not None)
+    return f"{known or scores.get('unscored', 'no labels')}; {shares}{judged}"
+
+
+def warn_of_collapse(session: Session, scores: Mapping[str, Any], k: int) -> None:
+    """A word where most of the pictures share few clusters."""
+    if metrics.collapsed(scores["entropy"], k):
+        session.warn(
+            f"the clusters collapse: the largest holds {scores['largest']:.1%} of the pictures, and the entropy of "
+            f"the sizes is {scores['entropy']:.2f} of {math.log(k):.2f}"
+        )

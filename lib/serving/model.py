@@ -1,0 +1,150 @@
+"""A trained clustering, for use from Python: pictures in, clusters out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from lib.checkpoints import checkpoint
+from lib.config import config
+from lib.config.config import Config, Raw
+from lib.config.settings import Section
+from lib.datasets import image_decoder
+from lib.errors import UserError
+from lib.machine import devices
+from lib.machine.devices import DeviceSettings
+from lib.methods import method
+from lib.methods.method import Method
+from lib.networks import NetworkSettings, backbone
+from lib.networks.backbone import Backbone
+from lib.scoring import evaluation
+from lib.transforms import TransformSettings, normalisation, pillow_views, plain_recipe
+from lib.transforms.image_reader import prepare
+from lib.transforms.random_draws import draw
+
+
+class Model:
+    """The method of a checkpoint, with what is done to a picture before it.
+
+    Args:
+        settings: those of the checkpoint.
+        stored: the checkpoint.
+
+    Raises:
+        UserError: the weights do not fit the settings, or there is no such device.
+    """
+
+    def __init__(self, settings: Config, stored: Mapping[str, Any]) -> None:
+        transforms = settings.of(TransformSettings)
+        self._channels, self._working_size = settings.of(NetworkSettings).net_cin, transforms.tfm_working_size
+        self._recipe, self._device = plain_recipe(transforms), devices.device(settings.of(DeviceSettings))
+        self._normalisation = [
+            torch.tensor(values, device=self._device)[:, None, None]
+            for values in normalisation(transforms, self._channels)
+        ]
+        with torch.random.fork_rng(devices=[]):
+            built, encode = method.assemble(settings)
+        backbone.load(built, encode, stored)
+        self.method: Method = built.place(settings).train(False)
+        self.encode: nn.Module = encode.place(settings) if isinstance(encode, Backbone) else encode
+        self.warning = evaluation.adopt(self.method, stored)
+        """What to know of its predictions; empty: nothing."""
+
+    def prepare(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
+        """(N, C, H, W), as the network takes them, on its device.
+
+        Args:
+            images: Pillow images of any size and mode (turned upright by their EXIF tag), or an (N, C, H, W) 8-bit
+                tensor of 1 or 3 channels.
+
+        Raises:
+            UserError: an image cannot be read; its number is named.
+            ValueError: a tensor of another type or shape.
+            TypeError: neither images nor a tensor.
+        """
+        return self._prepare(images, 0)
+
+    def _prepare(self, images: Sequence[Image.Image] | Tensor, first: int) -> Tensor:
+        """As `prepare` does; `first` is the number of the first image, for messages."""
+        shown = []
+        for number, image in enumerate(_images(images), first):
+            with image_decoder.unreadable(f"image {number}"):
+                shown.append(prepare(image_decoder.upright(image), self._channels, self._working_size))
+        sizes = np.array([(image.height, image.width) for image in shown], dtype=np.int64).reshape(-1, 2)
+        draws = draw(self._recipe, sizes, 0, 0, np.arange(len(shown)), 0)  # the middle: nothing in it is random
+        side, views = (
+            self._recipe.size,
+            [pillow_views.view(image, self._recipe, draws, n) for n, image in enumerate(shown)],
+        )
+        stack = (
+            np.stack([np.asarray(view).reshape(side, side, -1) for view in views])
+            if views
+            else np.empty((0, side, side, self._channels))
+        )
+        means, stds = self._normalisation
+        bytes_ = torch.from_numpy(stack).to(self._device).permute(0, 3, 1, 2)
+        return (bytes_.float() / 255 - means) / stds
+
+    def predict(
+        self, images: Sequence[Image.Image] | Tensor, batch_size: int = 512
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Clusters and their probabilities.
+
+        Args:
+            images: as for `prepare`.
+            batch_size: pictures at a time.
+
+        Returns:
+            (N,) clusters and (N, K) probabilities
+
+        Raises:
+            UserError, ValueError, TypeError: as by `prepare`.
+            UserError: the weights are of a run that diverged.
+        """
+        found = [np.empty((0, self.method.num_clusters), dtype=np.float32)]
+        with torch.inference_mode():
+            for start in range(0, len(images), batch_size):
+                prepared = self._prepare(images[start : start + batch_size], start)
+                found.append(self.method.predict(self.encode(prepared)).float().cpu().numpy())
+        probability = np.concatenate(found)
+        if not np.isfinite(probability).all():
+            raise UserError(
+                "the model gives numbers that are not finite: its training diverged; take an earlier checkpoint"
+            )
+        return probability.argmax(axis=1).astype(np.int64), probability
+
+
+def load(path: str, defaults: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Model:
+    """The model of a checkpoint, on the CPU.
+
+    Args:
+        path: of a checkpoint, or of weights in a form that `--evaluate` takes.
+        defaults: settings that the file may not name.
+        sections: the settings that every run has.
+
+    Raises:
+        UserError: no such file, or it cannot be read.
+    """
+    stored = checkpoint.load(path)
+    known = config.for_other_pictures(stored["config"], sections)
+    return Model(config.resolve(defaults, sections, known), stored)
+
+
+def _images(images: Sequence[Image.Image] | Tensor) -> Sequence[Image.Image]:
+    if not isinstance(images, Tensor):
+        for image in images:
+            if not isinstance(image, Image.Image):
+                raise TypeError(f"Pillow images or an 8-bit (N, C, H, W) tensor are wanted, not {type(image).__name__}")
+        return images
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"(N, C, H, W) of bytes with 1 or 3 channels is wanted, not {tuple(images.shape)} {images.dtype}"
+        )
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(array[..., 0] if array.shape[2] == 1 else array) for array in arrays]

@@ -1,0 +1,147 @@
+"""A model to hand on as an .onnx file: 8-bit pictures in, clusters and probabilities out, without PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.checkpoints.checkpoint import load_weights, write_atomically
+from lib.config.config import Config
+from lib.errors import UserError
+from lib.methods import method
+from lib.methods.method import Method, MethodSettings
+from lib.networks import NetworkSettings, backbone
+from lib.networks.backbone import Backbone
+from lib.transforms import TransformSettings, image_reader, normalisation, plain_recipe
+
+NEEDED = ("onnx", "onnxscript")
+
+
+class _Graph(nn.Module):
+    """(N, C, S, S) of bytes → (N,) clusters and (N, K) probabilities."""
+
+    means: Tensor
+    stds: Tensor
+
+    def __init__(self, method: Method, encode: nn.Module, transforms: TransformSettings, channels: int) -> None:
+        super().__init__()
+        self.method, self.encode = method, encode
+        means, stds = (torch.tensor(values)[:, None, None] for values in normalisation(transforms, channels))
+        self.register_buffer("means", means)
+        self.register_buffer("stds", stds)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        probability = self.method.predict(self.encode((images.float() / 255 - self.means) / self.stds))
+        return probability.argmax(dim=1), probability
+
+
+def check_installed(path: str) -> None:
+    """Raises UserError where a package is missing that `export` needs."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--export {path} needs packages that are not installed; pip install {' '.join(missing)}")
+
+
+def export(
+    path: Path, config: Config, state: Mapping[str, Any], statistics: Mapping[str, Tensor], encode: nn.Module
+) -> None:
+    """Write the method as a graph in float32, under the BatchNorm statistics of the run's predictions.
+
+    `images`: (N, C, S, S) uint8, any N → `cluster`: (N,) int64, `probability`: (N, K) float32. What is to be done to a
+    picture before is among the metadata: `preprocessing` for people, `preprocessing_json` for programs.
+
+    Args:
+        path: of the file.
+        config: of the run.
+        state: dict of the method.
+        statistics: its buffers, as the predictions were made with.
+        encode: what stands before it; the graph begins with it.
+
+    Raises:
+        UserError: the exporter cannot express this network, or the file cannot be written; nothing is left of it.
+    """
+    transforms, channels = config.of(TransformSettings), config.of(NetworkSettings).net_cin
+    # Built anew: neither compiled nor synchronised nor lowered to bfloat16, and on the CPU.
+    with torch.random.fork_rng(devices=[]):
+        built, before = method.assemble(config)
+    if isinstance(encode, Backbone):
+        backbone.adopt(before, {"backbone": encode.stored(whole=True)})
+    load_weights(built, {name: statistics.get(name, value) for name, value in state.items()}, "the run")
+    side = transforms.size
+    example = torch.zeros(2, channels, side, side, dtype=torch.uint8)  # of one picture would be taken for a constant
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                _Graph(built, before, transforms, channels).train(False), (example,), dynamo=True, verbose=False,
+                input_names=["images"], output_names=["cluster", "probability"],
+                dynamic_shapes={"images": {0: torch.export.Dim("N")}},
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise UserError(
+            f"--export {path}: this network cannot be written as ONNX ({reason}); take .safetensors"
+        ) from error
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # names of source files
+    steps = _steps(transforms, channels)
+    program.model.metadata_props.update(
+        {
+            "preprocessing": _sentence(steps),
+            "preprocessing_json": json.dumps(steps),
+            "method": config.of(MethodSettings).method,
+        }
+    )
+    write_atomically(path, program.model_proto.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter logs and prints whole programs where it fails."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _steps(transforms: TransformSettings, channels: int) -> dict[str, Any]:
+    """What `lib.transforms.pillow_views` does to a picture for the test view, in this order."""
+    recipe = plain_recipe(transforms)
+    return {
+        "orientation": "exif",
+        "oblong": image_reader.OBLONG,
+        "deep": "value / 65535 * 255",
+        "background": list(image_reader.BACKGROUND),
+        "channels": channels,
+        "working_size": transforms.tfm_working_size,
+        "resize": recipe.resize,
+        "filter": "bilinear",
+        "crop": recipe.size,
+    }
+
+
+def _sentence(steps: Mapping[str, Any]) -> str:
+    sides = [f"{side} px" for side in (steps["working_size"], steps["resize"]) if side is not None]
+    crop, background = steps["crop"], tuple(steps["background"])
+    return (
+        f"Turn the picture upright by its EXIF tag. If it is more than {steps['oblong']} times as long as wide (or as wide "
+        f"as long), cut it to its middle of that shape. Scale 16-bit values by 255 / 65535 and round. Lay transparency on "
+        f"{background}. Convert to {'8-bit grey' if steps['channels'] == 1 else '8-bit RGB'}. Resize so that the shorter "
+        f"side is {', and then again so that it is '.join(sides)} (other side rounded down; Pillow's {steps['filter']} "
+        f"filter, which smooths when it shrinks). Cut out the middle {crop}×{crop} px. The bytes, "
+        f"({steps['channels']}, {crop}, {crop}), are the input; the graph normalises them."
+    )

@@ -1,0 +1,86 @@
+"""Registered optimisers, with the settings that the PICA authors' program gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from lib.config import registry
+from lib.config.settings import Section, setting
+from lib.machine import devices
+
+_registry = registry.Registry("optimizer")
+register, get, names = _registry.register, _registry.get, _registry.names
+
+
+@dataclass(frozen=True)
+class OptimizerSettings(Section):
+    title = "optimizer"
+    optimizer: str = setting("sgd", "which one", component=_registry, fixed=True)
+    optim_weight_decay: float = setting(5e-4, "L2 penalty added to the gradient", low=0)
+
+
+@register("adam")
+class Adam:
+    """Adam (Kingma and Ba, 2015), the decay added to the gradient (not AdamW)."""
+
+    @dataclass(frozen=True)
+    class Settings(Section):
+        title = "optimizer adam"
+        optim_beta: tuple[float, float] = setting((0.9, 0.999), "decay of the two moments", low=0, high=1)
+        optim_eps: float = setting(1e-8, "added to the denominator", low=0)
+        optim_amsgrad: bool = setting(False, "keep the largest second moment")
+
+    @staticmethod
+    def build(groups: Iterable[Any], lr: float, weight_decay: float, s: Adam.Settings) -> Optimizer:
+        groups = list(groups)
+        return torch.optim.Adam(
+            groups, lr=lr, betas=s.optim_beta, eps=s.optim_eps, weight_decay=weight_decay, amsgrad=s.optim_amsgrad,
+            fused=devices.fuses(groups),
+        )  # fmt: skip
+
+
+@register("sgd")
+class SGD:
+    """Stochastic gradient descent.
+
+    Not fused: PyTorch's fused step fails on weights whose first gradient comes later, such as a second head's.
+    """
+
+    @dataclass(frozen=True)
+    class Settings(Section):
+        title = "optimizer sgd"
+        optim_momentum: float = setting(0.9, "share of the last update that is kept", low=0)
+        optim_dampening: float = setting(0.0, "of the momentum", low=0)
+        optim_nesterov: bool = setting(False, "look ahead by the momentum")
+
+    @staticmethod
+    def build(groups: Iterable[Any], lr: float, weight_decay: float, s: SGD.Settings) -> Optimizer:
+        return torch.optim.SGD(
+            groups, lr=lr, momentum=s.optim_momentum, dampening=s.optim_dampening,
+            weight_decay=weight_decay, nesterov=s.optim_nesterov,
+        )  # fmt: skip
+
+
+@register("rmsprop")
+class RMSprop:
+    """RMSprop."""
+
+    @dataclass(frozen=True)
+    class Settings(Section):
+        title = "optimizer rmsprop"
+        optim_alpha: float = setting(0.99, "decay of the second moment", low=0, high=1)
+        optim_eps: float = setting(1e-8, "added to the denominator", low=0)
+        optim_momentum: float = setting(0.0, "share of the last update that is kept", low=0)
+        optim_centered: bool = setting(False, "normalise by the variance")
+
+    @staticmethod
+    def build(groups: Iterable[Any], lr: float, weight_decay: float, s: RMSprop.Settings) -> Optimizer:
+        return torch.optim.RMSprop(
+            groups, lr=lr, alpha=s.optim_alpha, eps=s.optim_eps, weight_decay=weight_decay,
+            momentum=s.optim_momentum, centered=s.optim_centered,
+        )  # fmt: skip

@@ -1,0 +1,428 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from lib.checkpoints import checkpoint
+from lib.config.config import Config
+from lib.config.settings import Section, setting
+from lib.datasets import DataSettings
+from lib.datasets.fingerprint import Fingerprint, fingerprint
+from lib.errors import Interrupted, RunStopped, UserError
+from lib.machine import devices, processes
+from lib.machine.devices import DeviceSettings, Interrupts
+from lib.methods.method import Method, Task
+from lib.networks import backbone, freezing
+from lib.scoring import evaluation, metrics
+from lib.scoring.evaluation import Outcome
+from lib.session import METRICS, TRAINING, Session
+from lib.training import optimizers, schedules
+from lib.training.nonfinite_numbers import Fault, Guard
+from lib.training.optimizers import OptimizerSettings
+from lib.training.running_means import Means
+from lib.training.schedules import ScheduleSettings
+
+
+@dataclass(frozen=True)
+class TrainerSettings(Section):
+    title = "training"
+    max_epochs: int | None = setting(
+        200,
+        "to train; none: what makes about 5,000 steps on the (main head's) training pictures, from 20 to 500",
+        unit="epochs",
+        low=0,
+        adaptive=True,
+    )
+    max_steps: int | None = setting(None, "to train at most; none: no bound", unit="steps", low=0)
+    display_freq: int = setting(80, "between two lines of progress", unit="steps", low=1)
+    save_every_steps: int | None = setting(
+        None, "between two checkpoints within an epoch; none: at its end alone", unit="steps", low=1
+    )
+    keep: int = setting(0, "finished epochs whose checkpoints stay beside latest.ckpt", unit="epochs", low=0)
+    eval_every: int = setting(1, "between two evaluations; 0: at the end alone", unit="epochs", low=0)
+    best_by: Literal["loss", "acc"] = setting(
+        "loss",
+        "what chooses best.ckpt: the training loss, or the accuracy by labels, which is an oracle's choice, among the "
+        "evaluated epochs (eval_every) and the run's end",
+    )
+
+    @property
+    def epochs(self) -> int:
+        """The epochs to train, once they are known."""
+        assert self.max_epochs is not None
+        return self.max_epochs
+
+
+class Trainer:
+    """Trains a task's method, and leaves what it learns in the session.
+
+    Args:
+        task: what is trained, on what.
+        config: all settings of the run.
+
+    Raises:
+        UserError: the optimiser or the schedule refuses its settings, or labels are needed and missing.
+    """
+
+    session: Session
+
+    def __init__(self, task: Task, config: Config) -> None:
+        self.task, self.method, self.config = task, task.method, config
+        self.settings = config.of(TrainerSettings)
+        self._parallel = processes.together(task.method, task.method.idles)
+        self.optimizer = build_optimizer(task.method, config)
+        self.schedule = build_schedule(config)
+        self._rate: float | None = None  # of the epoch, before the warm-up
+        self.epoch = 0  # finished epochs
+        self.position = 0  # finished steps of the epoch that has begun
+        self.step = 0  # finished steps in all
+        self.best = math.inf
+        self._scored_step = -1  # at which scores were last recorded
+        device = devices.device(config.of(DeviceSettings))
+        self._guard = Guard(self.optimizer, devices.defers(device))
+        self._warmup = config.of(ScheduleSettings).warmup_steps
+        self._loss: float | None = None  # of the last finished epoch, the part that `selection` names
+        # For every picture, the cluster that it was last assigned to in training; −1: to none in this epoch.
+        self._assigned = torch.full((len(task.pictures),), -1)
+        self._notes = devices.remarks(device, task.method.precision)
+        self._resumed: dict[str, int] | None = None
+        self._fingerprint = fingerprint(task.pictures, config.of(DataSettings).data_root)
+        self._means = Means()
+        self._interrupts = Interrupts(agree=processes.largest, alone=processes.world() == 1)
+        self._clock = 0.0
+        self._latest: tuple[int, Outcome] | None = None
+        self._statistics: dict[str, Tensor] = {}  # under which the present weights were scored, if they were
+        self._scored = next(iter(task.splits))
+        if self.settings.best_by == "acc":
+            self._check_choice()
+
+    def _check_choice(self) -> None:
+        """Raises UserError where no accuracy can choose best.ckpt."""
+        if why := metrics.unscored(self.task.splits[self._scored].labels):
+            raise UserError(
+                f"--best-by acc needs labels of two classes or more, and the split {self._scored} has none: {why}; "
+                "take --best-by loss"
+            )
+        every, epochs = self.settings.eval_every, self.settings.epochs
+        if epochs and not 0 < every <= epochs:
+            raise UserError(
+                f"--best-by acc chooses among evaluated epochs, and with --eval-every {every} none of {epochs} is one; "
+                f"give --eval-every 1 to {epochs}, or take --best-by loss"
+            )
+
+    def run(self, session: Session) -> Outcome:
+        """Train to the end, and evaluate; everything is left in the session.
+
+        Raises:
+            Interrupted: a signal came; latest.ckpt has the state of that very step.
+            RunStopped: the run diverged; where a step did it, fault.ckpt has the state before that step.
+            UserError: a picture cannot be read, or the disk is full.
+        """
+        self.session = session
+        if self._resumed is not None:
+            # First, so that latest.ckpt never counts lines that are gone.
+            self._save("latest", mark=self._resumed)
+            session.rewind(self._resumed)
+            session.info(f"goes on after step {self.step:,}, with {self.epoch} epochs finished")
+        session.info(f"views: {self.task.views.describe()}")
+        for note in self._notes:
+            session.warn(note)
+        with self._interrupts:
+            try:
+                self._train()
+            except Fault as fault:
+                raise self._record_fault(fault) from None
+        assert self._latest is not None
+        return self._latest[1]
+
+    def _train(self) -> None:
+        try:
+            while self._begin_epoch():
+                self._train_epoch()
+            self._guard.check()
+            if self._latest is None or self._latest[0] != self.step:
+                self._predict()
+            if self._scored_step != self.step:
+                self._record_scores(self.epoch)
+            self._interrupts.check()
+            self._save("latest", *(["best"] if self._ends_best() else []))
+        except Interrupted as interrupted:
+            if interrupted.midway:
+                raise
+            self._guard.check()
+            self._save("latest")
+            processes.largest(0)  # no rank goes before the state is saved
+            raise Interrupted(interrupted.number, saved=True) from None
+
+    def _begin_epoch(self) -> bool:
+        """Fix the rate of the next epoch; False where there is none."""
+        s = self.settings
+        if self.epoch >= s.epochs or (s.max_steps is not None and self.step >= s.max_steps):
+            return False
+        # Once an epoch: a schedule in a file may change, and all ranks take the same rate.
+        self._rate = processes.from_first(lambda: self.schedule(self.epoch))
+        return self._rate is not None
+
+    def _train_epoch(self) -> None:
+        freezing.begin(self.method, self.epoch)
+        self.method.train()
+        self._statistics = {}
+        if self.position == 0:
+            self.method.start_epoch(self.epoch)
+            self._assigned.fill_(-1)
+        self._clock = time.perf_counter()
+        for batch in self._progress(self.task.source.epoch(self.epoch, self.position)):
+            if len(batch.index) > 1 or not batch.left_out:
+                self._train_step(batch)
+            else:  # what remains is no batch
+                self.position += 1
+            if self.step == self.settings.max_steps:
+                break
+            every = self.settings.save_every_steps
+            if every and self.step % every == 0 and self.position < len(self.task.source):
+                self._guard.check()
+                self._save("latest")
+        if self.position == len(self.task.source):
+            self._finish_epoch()
+
+    def _train_step(self, batch: Any) -> None:
+        self._guard.keep(self.method, (self.step, self.position, self._means.copy()))
+        set_rate(self.optimizer, self._rate, self.step, self._warmup)
+        self.method.before_forward(self.step)
+        parts = self._parallel(batch)
+        assigned = (parts.pop("index"), parts.pop("cluster")) if "index" in parts else None
+        self.optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        self.method.after_backward(self.step)
+        self._guard.step(parts, batch.index)
+        if assigned is not None:
+            self._note(*assigned)
+        self.step += 1
+        self.position += 1
+        began, self._clock = self._clock, time.perf_counter()
+        self._means.add(parts, len(batch.index), self._clock - began)
+        if self.step % self.settings.display_freq == 0:
+            self._display()
+
+    def _note(self, index: Tensor, cluster: Tensor) -> None:
+        self._assigned = self._assigned.to(cluster.device)  # where it stays, so that nothing waits
+        index = devices.send(index, cluster.device)
+        self._assigned[index] = torch.where(self._guard.faulty, self._assigned[index], cluster)
+
+    def _finish_epoch(self) -> None:
+        self._guard.check()
+        means = self._means.values()
+        self._means.wait(time.perf_counter() - self._clock)
+        if self.method.selection not in means:
+            raise UserError(
+                "no batch of this epoch had two pictures that can be read; mend them, or take a larger --batch-size"
+            )
+        self._loss = means[self.method.selection]
+        every = self.settings.eval_every
+        evaluated = every > 0 and (self.epoch + 1) % every == 0
+        # Predicting takes long and may be interrupted; what follows is short, and is not.
+        if evaluated:
+            self._predict()
+        self._record_epoch(means)
+        if evaluated:
+            self._record_scores(self.epoch + 1)
+        better = self._criterion(means) < self.best
+        self.best = min(self.best, self._criterion(means))
+        self.epoch, self.position, self._means = self.epoch + 1, 0, Means()
+        self._save("latest", *(["best"] if better else []))
+        self.session.keep(self.epoch, self.settings.keep)
+
+    def _criterion(self, means: dict[str, float]) -> float:
+        """The lower the better."""
+        if self.settings.best_by == "loss":
+            return means[self.method.selection]
+        current = self._latest[1].scores if self._latest and self._latest[0] == self.step else None
+        accuracy = None if current is None else current[self._scored]["acc"]
+        return math.inf if accuracy is None else -accuracy
+
+    def _ends_best(self) -> bool:
+        """Whether the end of the run, which may lie within an epoch or after one that was not evaluated, is its best state."""
+        if self.settings.best_by == "loss":
+            return self.epoch == 0 and self.step > 0  # no epoch was finished, so there is no other
+        criterion = self._criterion({})
+        is_better = self.step > 0 and criterion < self.best
+        self.best = min(self.best, criterion)
+        return is_better
+
+    def _display(self) -> None:
+        self._guard.check()
+        means = self._means.values()
+        steps = f"step {self.position}/{len(self.task.source)}"
+        loss = f"loss {means['loss']:.4f}, {self._means.rate():,.0f} pictures/s"
+        self.session.progress(f"epoch {self.epoch + 1}/{self.settings.epochs}, {steps}: {loss}")
+
+    def _record_fault(self, fault: Fault) -> RunStopped:
+        """Leave what is needed to look into a fault: the state before it, and the pictures of the last batches."""
+        self.step, self.position, self._means = fault.place
+        path, recent = self.task.pictures.path, [index.tolist() for index in fault.recent]
+        files = [str(path(position)) for position in recent[-1] if path(position) is not None]
+        self.session.write_json(
+            "fault.json",
+            {"fault": str(fault), "step": self.step, "epoch": self.epoch, "recent": recent, "last_files": files},
+        )
+        self._save("fault")
+        told = "fault.json and checkpoint/fault.ckpt tell more; " if self.session.path else ""
+        return RunStopped(f"the run diverged: {fault} in step {self.step + 1}; {told}a lower --base-lr may help")
+
+    def _record_epoch(self, means: dict[str, float]) -> None:
+        rate = self.optimizer.param_groups[0]["lr"]
+        points = {f"Train/Loss/{name}": value for name, value in means.items()}
+        self.session.scalars(
+            {**points, "Train/Learning_Rate": rate, "Train/Pictures_per_second": self._means.rate()}, self.step
+        )
+        shown = [name for name in means if name.endswith("/loss") or ("/" not in name and name != "loss")]
+        parts = f" ({', '.join(f'{name} {means[name]:.3f}' for name in shown)})" if shown else ""
+        done = {"epoch": self.epoch + 1, "step": self.step, "rate": rate}
+        speed = {"seconds": self._means.seconds(), "pictures_per_second": self._means.rate()}
+        self.session.append(TRAINING, {**done, **speed, **means})
+        self.session.info(
+            f"epoch {self.epoch + 1}/{self.settings.epochs}: loss {means['loss']:.4f}{parts}, "
+            f"rate {rate:g}, {self._means.rate():,.0f} pictures/s"
+        )
+        for name, nothing in self.method.uninformative().items():
+            if means.get(name, 0.0) >= 0.995 * nothing:
+                self.session.warn(
+                    f"{name} is {means[name]:.4f}; about {nothing:.4f} is its value where nothing is learnt, "
+                    "every picture being in all clusters alike"
+                )
+
+    def _predict(self) -> None:
+        outcome = evaluation.evaluate(self.task, self.config, self._interrupts.watch)
+        online = partial(evaluation.online, self.task, self._assigned.cpu().numpy())
+        scores = outcome.scores | processes.from_first(online)
+        self._latest, self._statistics = (self.step, dataclasses.replace(outcome, scores=scores)), outcome.statistics
+
+    def _record_scores(self, epoch: int) -> None:
+        assert self._latest is not None
+        step, scores = self._latest[0], self._latest[1].scores
+        for split, values in scores.items():
+            self.session.append(METRICS, {"split": split, "epoch": epoch, "step": step, **values, "loss": self._loss})
+            curves = {n: v for n, v in values.items() if isinstance(v, int | float)}
+            self.session.scalars({f"Evaluate/{split}/{n}": v for n, v in curves.items()}, step)
+            self.session.evaluation(f"  {split}: {evaluation.line(values)}")
+        self._scored_step = step
+        evaluation.warn_of_collapse(self.session, scores[self._scored], self.method.num_clusters)
+
+    def _progress(self, batches: Iterable[Any]) -> Iterator[Any]:
+        bar = tqdm(
+            self._interrupts.watch(batches), total=len(self.task.source), initial=self.position, disable=not self.session.bar,
+            desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", unit="step", leave=False,
+        )  # fmt: skip
+        yield from bar
+
+    def _save(self, *names: str, mark: dict[str, int] | None = None) -> None:
+        paths = [path for path in map(self.session.checkpoint, names) if path is not None]
+        if paths:
+            here = {"mark": mark or self.session.mark(), "provenance": self.session.provenance}
+            checkpoint.save({**self.state_dict(), **here}, *paths)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, as tensors and plain values."""
+        return {
+            "config": self.config.as_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "position": self.position,
+            "step": self.step,
+            "best": self.best,
+            "means": self._means.state_dict(),
+            "scored_step": self._scored_step,
+            "loss": self._loss,
+            "pictures": self._fingerprint.pictures,
+            "stamps": self._fingerprint.stamps,
+            "assigned": self._assigned.cpu(),
+            "views": self.task.views.kind,
+            "random": devices.random_state(),
+            "statistics": self._statistics,
+            **backbone.stored(self.task.encode, self.config),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            UserError: the weights are of another network, or the pictures are others.
+        """
+        try:
+            changed = self._fingerprint.changed(Fingerprint(state["pictures"], state["stamps"]))
+            backbone.adopt(self.task.encode, state)
+            checkpoint.load_weights(self.method, state["method"], "the checkpoint")
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.epoch, self.position, self.step = (int(state[name]) for name in ("epoch", "position", "step"))
+            self._scored_step, self._assigned = int(state["scored_step"]), state["assigned"]
+            self._means.load_state_dict(state["means"])
+            self._loss, self._statistics = state["loss"], state["statistics"]
+            devices.set_random_state(state["random"])
+            self._resumed = dict(state.get("mark", {}))
+            self._notes += self.config.changes(state["config"])
+            before, now = state.get("views", "pil"), self.task.views.kind
+            if before != now:
+                self._notes.append(
+                    f"views: {before} before, {now} now; they differ by rounding (--tfm-backend {before})"
+                )
+            # Another criterion has another scale.
+            self.best = state["best"] if state["config"]["best_by"] == self.settings.best_by else math.inf
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            raise UserError(f"no run can go on from the checkpoint: {error!r}; --restart takes its weights") from error
+        if not 0 <= self.position <= len(self.task.source) or self._assigned.shape != (len(self.task.pictures),):
+            raise UserError("the checkpoint's place within its epoch is none; --restart takes its weights")
+        if len(changed):
+            first = self.task.pictures.path(int(changed[0]))
+            self._notes.append(f"{len(changed)} pictures were written since the run began, such as {first}")
+
+
+def build_optimizer(method: Method, config: Config) -> Optimizer:
+    settings = config.of(OptimizerSettings)
+    component = optimizers.get(settings.optimizer)
+    rate = config.of(ScheduleSettings).base_lr
+    try:
+        optimizer: Optimizer = component.build(
+            method.parameter_groups(), rate, settings.optim_weight_decay, *config.extra(component)
+        )
+    except ValueError as error:  # such as Nesterov without momentum
+        raise UserError(f"the optimizer {settings.optimizer} refuses its settings: {error}") from error
+    return optimizer
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take the state of every weight, and keep the settings and the layout that the optimiser was built with."""
+    built = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, built, strict=True):
+        group.update(own)
+    for weight, held in optimizer.state.items():
+        for name, value in held.items():
+            if torch.is_tensor(value) and value.shape == weight.shape:
+                # A fused step walks through memory: what belongs together must lie alike.
+                held[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
+def build_schedule(config: Config) -> schedules.Schedule:
+    settings = config.of(ScheduleSettings)
+    component = schedules.get(settings.lr_policy)
+    schedule: schedules.Schedule = component(settings.base_lr, *config.extra(component))
+    return schedule
+
+
+def set_rate(optimizer: Optimizer, rate: float | None, step: int, warmup: int) -> None:
+    if rate is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = schedules.warmed_up(rate, step, warmup) * group.get("lr_scale", 1)
