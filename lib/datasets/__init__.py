@@ -1,4 +1,4 @@
-"""Data sets by name, and the pictures of a run.
+"""Data sets by name, the images of a run, and the cache of decoded ones; not what is done to an image after that.
 
 A data set is a class that takes `(root, split, transform=None, download=False)` and yields
 `(Pillow image, label)`, the label −1 where there is none. It may offer:

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone in the place of pictures: computed once, kept on disk, and trained on."""
+"""Features of a frozen backbone in the place of images, computed once and kept on disk; not the backbone itself."""
 
 from __future__ import annotations
 

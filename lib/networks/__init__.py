@@ -1,4 +1,4 @@
-"""Networks by name: (N, C, H, W) → (N, feature_dim).
+"""Networks by name, (N, C, H, W) → (N, feature_dim), their weights and what is frozen; not the heads behind them.
 
 A network is a class that takes `(in_channels)`, or `(in_channels, settings)` if it declares a
 `Settings` dataclass, and has `feature_dim`. It may have `own`, an `Own`, and `fetch()`, which gives the

@@ -1,4 +1,4 @@
-"""What a person gets of a finished run: its files of scores and predictions, its table, and report.html.
+"""What a person gets of a finished run: its files of scores, its table and report.html; not the scores themselves.
 
 `python -m lib.report SESSION …` makes the reports of finished sessions again, and compares them.
 """

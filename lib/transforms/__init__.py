@@ -1,4 +1,4 @@
-"""What is done to a picture before a network sees it: settings here, back ends in the files beside."""
+"""What is done to an image before a network sees it, by two back ends; not which views a method asks for."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Declared settings, YAML files and flags, which become one frozen `Config`; each setting itself is declared beside its code."""

@@ -1,0 +1,1 @@
+"""Former names of modules, one line each; `lib/__init__.py` makes them importable."""

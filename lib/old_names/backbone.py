@@ -1,0 +1,3 @@
+"""`lib.networks.backbone`."""
+
+from lib.networks.backbone import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""`lib.methods.batches`."""
+
+from lib.methods.batches import *  # noqa: F403

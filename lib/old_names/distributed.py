@@ -1,0 +1,3 @@
+"""`lib.machine.processes`."""
+
+from lib.machine.processes import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""`lib.scoring.metrics`."""
+
+from lib.scoring.metrics import *  # noqa: F403

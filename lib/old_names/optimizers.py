@@ -1,0 +1,3 @@
+"""`lib.training.optimizers`."""
+
+from lib.training.optimizers import *  # noqa: F403

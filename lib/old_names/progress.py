@@ -1,0 +1,3 @@
+"""`lib.machine.progress`."""
+
+from lib.machine.progress import *  # noqa: F403

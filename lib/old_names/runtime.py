@@ -1,0 +1,3 @@
+"""`lib.machine.devices`."""
+
+from lib.machine.devices import *  # noqa: F403

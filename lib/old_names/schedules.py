@@ -1,0 +1,3 @@
+"""`lib.training.schedules`."""
+
+from lib.training.schedules import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""`lib.config.settings`."""
+
+from lib.config.settings import *  # noqa: F403

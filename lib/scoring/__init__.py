@@ -1,0 +1,1 @@
+"""Predictions, scores, baselines and the comparison of several runs as numbers; not the pages that show them."""
