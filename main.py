@@ -38,7 +38,8 @@ def main(argv: Sequence[str]) -> int | None:
     """Run one command line, in one process or several."""
     raw = DEFAULTS | config.collect(argv, SECTIONS)
     early = config.part(raw, (Command, SeedSettings, DeviceSettings, method.MethodSettings))
-    command, device = early.of(Command), early.of(DeviceSettings)
+    command = early.of(Command)
+    device = early.of(DeviceSettings)
     shows = command.help or command.list or command.dry_run or not argv
     if not shows and not run_list.asked(early) and (count := launcher.number_of_processes(device)) > 1:
         return launcher.launch([__file__, *argv], count)

@@ -21,7 +21,8 @@ from lib.transforms.batched_views import BatchedViews
 from lib.transforms.choose_backend import STEP
 from lib.transforms.images_in_memory import Part, Pile, whole
 
-MEANS, STDS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+MEANS = (0.4914, 0.4822, 0.4465)
+STDS = (0.2023, 0.1994, 0.2010)
 CROPS = {32: (28, 18), 64: (56, 36), 96: (76, 52)}  # IMC-SwAV's, large and small
 RESIZE = {32: 40, 64: 80, 96: 112}  # PICA's
 # Heights and widths for one working size: square, 4:3, 3:2 and 16:9, upright too.
@@ -81,13 +82,16 @@ def main() -> None:
     n, rounds = (64, 3) if options.short else (256, 7)
     sets = [(f"{side} px", side, one_size(n, side)) for side in CROPS]
     sets.append((f"40 px, {len(SHAPES)} sizes", 32, mixed_sizes(n)))
-    rows, data = [], []
+    rows = []
+    data = []
     for method in ("imc_swav", "pica"):
         for name, side, parts in sets:
-            wanted, test = recipes(method, side), Recipe(side, "center", side)
+            wanted = recipes(method, side)
+            test = Recipe(side, "center", side)
             held = BatchedViews(parts, {}, test, MEANS, STDS, seed=0, device=devices.CPU)
             request = Request(torch.arange(n), tuple(wanted))
-            shown, pipelines = images(parts), [torchvisions(r) for r in wanted]
+            shown = images(parts)
+            pipelines = [torchvisions(r) for r in wanted]
 
             def pil(shown: Any = shown, pipelines: Any = pipelines) -> object:
                 return [torch.stack([pipeline(image) for image in shown]) for pipeline in pipelines]

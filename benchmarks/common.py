@@ -60,12 +60,14 @@ def photographs(n: int, height: int, width: int) -> NDArray[np.uint8]:
     """(n, height, width, 3) pieces of scikit-learn's two photographs."""
     from sklearn.datasets import load_sample_images
 
-    wholes, random = load_sample_images().images, np.random.default_rng(0)
+    wholes = load_sample_images().images
+    random = np.random.default_rng(0)
     found = np.empty((n, height, width, 3), dtype=np.uint8)
     for i in range(n):
         whole = wholes[i % 2]
         size = random.integers(2 * max(height, width), min(whole.shape[:2]) + 1)
-        top, left = random.integers(0, whole.shape[0] - size + 1), random.integers(0, whole.shape[1] - size + 1)
+        top = random.integers(0, whole.shape[0] - size + 1)
+        left = random.integers(0, whole.shape[1] - size + 1)
         part = Image.fromarray(whole[top : top + size, left : left + size])
         found[i] = np.asarray(part.resize((width, height), Image.Resampling.BOX))
     return found

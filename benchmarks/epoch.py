@@ -44,7 +44,8 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, help="a folder of pictures; none: pieces of photographs")
     options = parser.parse_args()
     n, steps, rounds = (1024, 4, 1) if options.short else (4096, 12, 5)
-    rows, data = [], []
+    rows = []
+    data = []
     with tempfile.TemporaryDirectory() as made:
         folder = options.data_root or Path(made)
         if options.data_root is None:

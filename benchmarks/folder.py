@@ -19,7 +19,9 @@ import numpy as np
 from common import ROOT, arguments, photographs, publish
 from PIL import Image
 
-DISTINCT, WIDTH, HEIGHT = 500, 1024, 768
+DISTINCT = 500
+WIDTH = 1024
+HEIGHT = 768
 FOLDER = 500  # pictures in each
 WORDS = ["--cfgs", "configs/base.yaml", "configs/image_folder.yaml", "--network", "convnet", "--net-width", "8",
          "--num-clusters", "10", "--max-steps", "1", "--seed", "0"]  # fmt: skip
@@ -46,10 +48,13 @@ print(json.dumps({"seconds": told, "imports": imported, "bytes": peak, "views": 
 
 def make(root: Path, count: int) -> int:
     """Write so many pictures; returns the bytes of one."""
-    originals, sizes, random = root / "originals", [], np.random.default_rng(0)
+    originals = root / "originals"
+    sizes = []
+    random = np.random.default_rng(0)
     originals.mkdir()
     for i, piece in enumerate(photographs(DISTINCT, HEIGHT // 5, WIDTH // 5)):
-        content, large = io.BytesIO(), np.asarray(Image.fromarray(piece).resize((WIDTH, HEIGHT)))
+        content = io.BytesIO()
+        large = np.asarray(Image.fromarray(piece).resize((WIDTH, HEIGHT)))
         grain = random.normal(0, 4, large.shape)  # without it an enlarged piece is a small file
         Image.fromarray((large + grain).clip(0, 255).astype(np.uint8)).save(content, "JPEG", quality=85)
         (originals / f"{i}.jpg").write_bytes(content.getvalue())
@@ -78,7 +83,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         each = make(root, count)
-        first, second = start(root), start(root)
+        first = start(root)
+        second = start(root)
         kept = sum(path.stat().st_size for path in root.glob("cache/*/*"))
     times = first["seconds"] / second["seconds"]
     rows = [

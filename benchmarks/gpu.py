@@ -70,7 +70,9 @@ def seconds_per_step(method: str, folder: Path, count: int, warm: int, *words: s
 def main() -> None:
     options = arguments(__doc__).parse_args()
     count, warm = (5, 6) if options.short else (40, 20)
-    rows, data, (peak, _) = [], [], PEAKS["an H100 SXM"]
+    rows = []
+    data = []
+    peak, _ = PEAKS["an H100 SXM"]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "train"
         folder.mkdir()
@@ -80,7 +82,8 @@ def main() -> None:
             operations, total = work(method)
             for way, words in WAYS.items():
                 seconds, ready = seconds_per_step(method, Path(made), count, warm, *words)
-                rate, hours = operations / seconds, total * seconds / 3600
+                rate = operations / seconds
+                hours = total * seconds / 3600
                 rows.append([method, way, f"{seconds * 1e3:.1f} ms", f"{256 / seconds:,.0f}", f"{rate / 1e12:.0f}",
                              f"{rate / peak:.0%}", f"{hours:.1f}", f"{ready:.0f} s"])  # fmt: skip
                 print(*rows[-1], sep=", ", flush=True)

@@ -31,7 +31,8 @@ from lib.session import Session
 from lib.training.trainer import Trainer
 from pica.losses import PUILoss
 
-SIDE, BATCH = 16, 250
+SIDE = 16
+BATCH = 250
 
 
 class Pieces:
@@ -89,7 +90,8 @@ def main() -> None:
     if options.child:
         train(options.child)
         return
-    rows, data = [], {}
+    rows = []
+    data = {}
     counts = [1_000, 4_000, 16_000] if options.short else [1_000, 3_000, 10_000, 30_000, 100_000]
     found = [child(count) for count in counts]
     for count, one in zip(counts, found, strict=True):

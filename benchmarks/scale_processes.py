@@ -54,7 +54,8 @@ def child(name: str, n: int, steps: int, apart: bool, threads: int) -> None:
         task.method.train()
         n = n // 2 if apart else n
         counts = tuple(len(part) for part in np.array_split(np.arange(n), processes.world()))
-        own, seconds = counts[processes.rank()], []
+        own = counts[processes.rank()]
+        seconds = []
         for _ in range(steps + 1):
             began = time.perf_counter()
             trainer._train_step(batch(name, n, own, counts))
@@ -126,7 +127,8 @@ def main() -> None:
         child(name, n, steps, bool(apart), threads)
         return
     n, steps, rounds = (16, 2, 1) if options.short else (32, 4, 3)
-    rows, data = [], {}
+    rows = []
+    data = {}
     for name in METHODS:
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(rounds):

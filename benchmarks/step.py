@@ -127,8 +127,10 @@ def main() -> None:
     n, rounds = (16, 3) if options.short else (options.batch, options.rounds)
     precision = "bf16" if devices.computes_in_bf16(devices.CPU) else "fp32"
     words = ("--precision", precision, "--channels-last", "true", "--group-crops", "true", "--compile", "true")
-    product, convolution = best_product(), best_convolution()
-    rows, data = [], []
+    product = best_product()
+    convolution = best_convolution()
+    rows = []
+    data = []
     for name, (build, _, goal) in METHODS.items():
         method, batch = build(n, chosen_for(name), "meta")
         operations, _ = estimate(method.to("meta").train(), batch)

@@ -45,7 +45,8 @@ class Bank(nn.Module):
         self._held = []
 
     def _take(self) -> Banked:
-        held, self._held = self._held, []
+        held = self._held
+        self._held = []
         device = held[-1].features.device  # a resumed bank lies on the CPU
         return Banked(
             torch.cat([part.index for part in held]),

@@ -79,8 +79,12 @@ class IMCSource:
         batch_size: int,
         seed: int,
     ) -> None:
-        self._views, self._chosen, self._classified = views, chosen, classified
-        self._recipes, self._batch_size, self._seed = recipes, batch_size, seed
+        self._views = views
+        self._chosen = chosen
+        self._classified = classified
+        self._recipes = recipes
+        self._batch_size = batch_size
+        self._seed = seed
 
     def check(self) -> None:
         """See that there is something to train on.
@@ -88,7 +92,8 @@ class IMCSource:
         Raises:
             UserError: there is no full batch, or none for the classifier, or a batch is a single picture.
         """
-        size, learned = self._batch_size, int(self._classified[self._chosen].sum())
+        size = self._batch_size
+        learned = int(self._classified[self._chosen].sum())
         if size < 2:
             raise UserError(
                 "a batch of one picture leaves BatchNorm nothing to normalise by; give a larger --batch-size"

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ENTROPY_WEIGHT = 4.0  # of H(Y) against H(Y|U)
-LOGIT_BOUND, LOGIT_WEIGHT = 5.0, 0.01  # beyond the bound a logit is held back
+LOGIT_BOUND = 5.0
+LOGIT_WEIGHT = 0.01  # beyond the bound a logit is held back
 
 
 @torch.no_grad()
@@ -73,7 +74,8 @@ def mutual_information_loss(class_logits: Tensor, prototype_logits: Tensor) -> t
     Returns:
         H(Y|U) − 4 H(Y), and .01 times the mean over images of Σ relu(|y| − 5).
     """
-    p_y, p_u = class_logits.softmax(dim=1), prototype_logits.detach().softmax(dim=1)
+    p_y = class_logits.softmax(dim=1)
+    p_u = prototype_logits.detach().softmax(dim=1)
     joint = p_y.T @ p_u  # (K, P)
     joint = joint / joint.sum()
     conditional = -(joint * (_log(joint) - _log(joint.sum(dim=0)))).sum()

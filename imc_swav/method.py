@@ -84,7 +84,8 @@ class IMCSwAV(Method):
         self.prototypes = Prototypes(settings.project_dim, settings.prototypes)
         self.classifier = Classifier(feature_dim, settings.classifier_dim, num_clusters)
         self.bank = Bank(batch_size)
-        self.settings, self.num_clusters = settings, num_clusters
+        self.settings = settings
+        self.num_clusters = num_clusters
         self.treatments = settings.batchnorm_scores
         self._classifier_trained = False
 
@@ -143,7 +144,8 @@ class IMCSwAV(Method):
 
 
 def build_method(config: Config, network: nn.Module) -> IMCSwAV:
-    clusters, settings = number_of_clusters(config), config.of(IMCSwAVSettings)
+    clusters = number_of_clusters(config)
+    settings = config.of(IMCSwAVSettings)
     if isinstance(network, Features):
         network = Layer(network.feature_dim, settings.feature_layer)
     return IMCSwAV(network, clusters, config.of(datasets.DataSettings).batch, settings)
@@ -155,18 +157,21 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     Raises:
         UserError: from the data set, or settings that do not go together.
     """
-    settings, data = config.of(IMCSwAVSettings), config.of(datasets.DataSettings)
+    settings = config.of(IMCSwAVSettings)
+    data = config.of(datasets.DataSettings)
     transforms = config.of(TransformSettings)
     sizes = settings.size_crops or (transforms.size,) * len(settings.nmb_crops)
     crops = recipes(transforms, settings.nmb_crops, sizes, settings.min_scale_crops, settings.max_scale_crops)
-    chosen, classified = pictures.index(pictures.train[-1]), np.ones(len(pictures), dtype=np.bool_)
+    chosen = pictures.index(pictures.train[-1])
+    classified = np.ones(len(pictures), dtype=np.bool_)
     if settings.classifier_splits is not None:
         classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
     method, encode = assemble(config, pictures)
     networks.check_sizes(nn.Sequential(encode, method.network), config, *sizes)
     method.idles = not classified[chosen].all()
     config = measured(config, pictures)
-    plain, seed = plain_recipe(transforms), config.of(SeedSettings).seed or 0
+    plain = plain_recipe(transforms)
+    seed = config.of(SeedSettings).seed or 0
     views = open_views(config, pictures, encode, plain, crops)
     first = plain if config.of(FeatureSettings).views == "neighbours" else crops[0]  # beside them the picture itself
     source = IMCSource(views, chosen, classified, (first, *crops[1:]), batch_size=data.batch, seed=seed)

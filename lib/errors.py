@@ -61,7 +61,9 @@ class Interrupted(BaseException):
             None: "",
         }
         super().__init__(f"stopped by {signal.Signals(number).name}{state[saved]}")
-        self.number, self.midway, self.status = number, midway, 128 + number
+        self.number = number
+        self.midway = midway
+        self.status = 128 + number
 
 
 class Echo(Exception):
@@ -126,7 +128,8 @@ def leave_on_signals() -> None:
         end_with_parent(signal.SIGTERM)
 
     def leave(number: int, frame: object) -> None:
-        error, silent = Interrupted(number), rank is not None and (rank != "0" or number == signal.SIGTERM)
+        error = Interrupted(number)
+        silent = rank is not None and (rank != "0" or number == signal.SIGTERM)
         os._exit(error.status if silent else say(str(error), error.status))
 
     for number in heeded_signals():

@@ -46,7 +46,8 @@ from lib.config.settings import Section, expanded, setting
 from lib.errors import Interrupted, UserError, advice, drop, heeded_signals
 from lib.machine import devices, locks
 
-METRICS, TRAINING = "metrics.jsonl", "training.jsonl"
+METRICS = "metrics.jsonl"
+TRAINING = "training.jsonl"
 LOCK = ".lock"  # held by the process that writes the session, and removed at its end
 STARTED = (LOCK, "config.yaml", "provenance.jsonl", "log.txt")  # what there is before there is any result
 
@@ -87,7 +88,8 @@ class Session:
 
     def __init__(self, config: Config, goes_on: Path | None = None, silent: bool = False) -> None:
         self.path: Path | None = None
-        self._settings, self._earlier = config.of(SessionSettings), goes_on
+        self._settings = config.of(SessionSettings)
+        self._earlier = goes_on
         self._writes = not (silent or self._settings.debug)
         self._lock: BinaryIO | None = None
         self._made: list[Path] = []  # the session's folder and those around it, if they were made now

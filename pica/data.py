@@ -60,7 +60,9 @@ class PICASource:
         batch_size: int,
         seed: int,
     ) -> None:
-        self._views, self._sets, self._seed = views, sets, seed
+        self._views = views
+        self._sets = sets
+        self._seed = seed
         self._recipes = (original,) + (perturbed,) * repeat
         self._batch_size = batch_size
 
@@ -74,7 +76,9 @@ class PICASource:
         plan = [(head, step) for head in range(len(self._sets)) for step in range(self._steps(head))][start:]
         for (head, _), batch in zip(plan, stream(self._views, self._requests(index, plan)), strict=True):
             original, *perturbed = batch.views
-            copies, counts, left_out = torch.stack(perturbed), batch.counts, batch.left_out
+            copies = torch.stack(perturbed)
+            counts = batch.counts
+            left_out = batch.left_out
             yield Batch(head, batch.index, original, copies, counts=counts, left_out=left_out)
 
     def _requests(self, epoch: int, plan: Sequence[tuple[int, int]]) -> Iterator[Request]:

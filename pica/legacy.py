@@ -150,7 +150,8 @@ def load(content: bytes) -> dict[str, Any]:
         if not _Unpickler(file).load()["little_endian"]:
             raise Refused("it is from a machine of another byte order")
         reader = _Unpickler(file)
-        found, keys = reader.load(), _Unpickler(file).load()
+        found = reader.load()
+        keys = _Unpickler(file).load()
         numbers = {str(key): _numbers(file, reader.storages[str(key)]) for key in keys}
         return {name: _filled(value, numbers) for name, value in found.items()}
     except _ERRORS as error:

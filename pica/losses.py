@@ -58,5 +58,6 @@ class PUILoss(nn.Module):
 
     def parts(self, p: Tensor, q: Tensor) -> dict[str, Tensor]:
         """The same as `loss`, beside its two terms, `uncertainty` and `balance`."""
-        uncertainty, balance = uncertainty_loss(p, q), balance_loss(p)
+        uncertainty = uncertainty_loss(p, q)
+        balance = balance_loss(p)
         return {"loss": uncertainty + self.lamda * balance, "uncertainty": uncertainty, "balance": balance}

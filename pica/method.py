@@ -79,8 +79,10 @@ class PICA(Method):
         feature_dim: Any = network.feature_dim
         self.heads = nn.ModuleList(nn.Linear(feature_dim, size) for size in heads)
         self.objective = PUILoss(lamda)
-        self.sizes, self.idle_heads = heads, idle_heads
-        self.num_clusters, self.idles = heads[-1], len(heads) > 1
+        self.sizes = heads
+        self.idle_heads = idle_heads
+        self.num_clusters = heads[-1]
+        self.idles = len(heads) > 1
         self.selection = f"{self._name(len(heads) - 1)}/loss"
         self._trained = [False] * len(heads)
 
@@ -97,11 +99,14 @@ class PICA(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         # In this order, which is that of BatchNorm's running statistics.
-        views, (copies, n) = [batch.original, batch.perturbed.flatten(0, 1)], batch.perturbed.shape[:2]
+        views = [batch.original, batch.perturbed.flatten(0, 1)]
+        copies, n = batch.perturbed.shape[:2]
         p, q = (self._assigned(features, batch.head) for features in self.encode(views))
         p, *every = processes.gather_views([p, *q.view(copies, n, self.sizes[batch.head])], batch.counts)
-        p, q = p.repeat(copies, 1), torch.cat(every)
-        name, parts = self._name(batch.head), self.objective.parts(p, q)
+        p = p.repeat(copies, 1)
+        q = torch.cat(every)
+        name = self._name(batch.head)
+        parts = self.objective.parts(p, q)
         return {"loss": parts["loss"], **{f"{name}/{part}": value.detach() for part, value in parts.items()}}
 
     def classify(self, features: Tensor) -> Tensor:
@@ -180,8 +185,10 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
     Raises:
         UserError: from the data set, or settings that do not go together.
     """
-    settings, data = config.of(PICASettings), config.of(datasets.DataSettings)
-    transforms, channels = config.of(TransformSettings), config.of(networks.NetworkSettings).net_cin
+    settings = config.of(PICASettings)
+    data = config.of(datasets.DataSettings)
+    transforms = config.of(TransformSettings)
+    channels = config.of(networks.NetworkSettings).net_cin
     heads = _heads(config)
     original, perturbed = recipes(transforms)
     train = pictures.train

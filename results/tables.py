@@ -55,7 +55,8 @@ class Kept:
     @property
     def origin(self) -> str:
         """When, and on what."""
-        started, torch = self.provenance["started"][:10], self.provenance["torch"].partition("+")[0]
+        started = self.provenance["started"][:10]
+        torch = self.provenance["torch"].partition("+")[0]
         machine = (
             ", ".join(self.provenance["gpus"]) or f"{self.provenance['processor']}, {self.provenance['cpus']} cores"
         )
@@ -73,17 +74,21 @@ def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def papers(folder: Path, title: str, prefix: str) -> str:
     """The rows of a paper: published mean and best beside ours."""
-    rows, commands = [], []
+    rows = []
+    commands = []
     for path in sorted(folder.glob("*.yaml")):
-        settings, text = load_yaml(path), path.read_text(encoding="utf-8")
+        settings = load_yaml(path)
+        text = path.read_text(encoding="utf-8")
         if "published" not in settings:
             continue
         published = {name: values for name, *values in settings["published"]}
-        ours, place = "not run: it needs a GPU", ROOT / "results/rows" / f"{prefix}-{path.stem}"
+        ours = "not run: it needs a GPU"
+        place = ROOT / "results/rows" / f"{prefix}-{path.stem}"
         if hours := re.search(r"about\s(?:#\s)?([\d.,]+)\s(?:#\s)?hours on an H100", text):
             ours += f" for about {hours[1]} hours (an H100)"
         if place.is_dir():
-            held, split = kept(place), settings["published_split"]
+            held = kept(place)
+            split = settings["published_split"]
             scores = ("acc", settings.get("published_nmi", "nmi"), "ari")
             ours = " / ".join(_spread(held.summary, split, score) for score in scores)
             ours += f" ({len(held.summary['seeds'])} seeds)"
@@ -108,11 +113,15 @@ def _spread(summary: Mapping[str, Any], split: str, score: str) -> str:
 def study(folder: Path) -> str:
     """The sessions of a folder beside each other, and the baselines that they have scored; some have nothing else."""
     about = (folder / "about.md").read_text(encoding="utf-8")
-    rows, commands, accuracies, floor = [], [], dict[str, list[float]](), None
+    rows = []
+    commands = []
+    accuracies = dict[str, list[float]]()
+    floor = None
     baselines: list[tuple[str, ...]] = []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         held = kept(place)
-        seeds, trained = len(held.summary["seeds"]), load_yaml(place / "config.yaml")["max_epochs"] != 0
+        seeds = len(held.summary["seeds"])
+        trained = load_yaml(place / "config.yaml")["max_epochs"] != 0
         if trained:
             rows += _cells(place.name, held.summary, seeds)
             accuracies[place.name] = _accuracies(held.summary, "test")

@@ -36,7 +36,8 @@ class FaultyDisk:
     """
 
     def __init__(self, folder: Path, watched: Path) -> None:
-        self.folder, self.watched = folder, watched
+        self.folder = folder
+        self.watched = watched
         library = folder / "faulty_disk.so"
         source = Path(__file__).with_suffix(".c")
         compiler = shutil.which("cc") or "cc"

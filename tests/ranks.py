@@ -126,7 +126,8 @@ def labelled_on_one(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     method = IMCSwAV(ConvNet(1, ConvNet.Settings(net_width=4)), 3, 4, made).double().train()
     if processes.world() > 1:
         method.network = batchnorm.synchronise(method.network, devices.CPU)
-    parallel, optimizer = processes.together(method, idles=True), torch.optim.Adam(method.parameters(), lr=1e-3)
+    parallel = processes.together(method, idles=True)
+    optimizer = torch.optim.Adam(method.parameters(), lr=1e-3)
     for i in range(5):
         views = [own(noise(8, 1, 16, 16, seed=10 * i + v), counts) for v in range(2)]
         parts = parallel(IMCBatch(torch.arange(8), views, np.arange(8) < 2, counts=counts))

@@ -69,7 +69,8 @@ def test_dry_run(path: Path, cli: Callable[..., tuple[int, str, str]], class_fol
     assert "pictures" in out and "per epoch" in out and "GFLOP" in out
     if "# Cost, by --dry-run" in path.read_text():
         stated = " ".join(line[2:] for line in path.read_text().splitlines() if line.startswith("# "))
-        steps, work = re.search(r"([\d,]+) per epoch, ([\d,]+) in", out), re.search(r"([\d,.]+) GFLOP per step", out)
+        steps = re.search(r"([\d,]+) per epoch, ([\d,]+) in", out)
+        work = re.search(r"([\d,.]+) GFLOP per step", out)
         assert steps and work
         assert f"{steps[1]} steps per epoch, {steps[2]} in all, of {work[1]} GFLOP each" in stated
         hours = re.findall(r"(about [\d,.]+ hours on an (?:A100|H100 SXM))", out)

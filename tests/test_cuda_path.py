@@ -28,7 +28,8 @@ from lib.training.nonfinite_numbers import Guard
 from lib.transforms.batched_views import BatchedViews
 from lib.transforms.images_in_memory import whole
 
-N, CUDA = 8, torch.device("cuda")
+N = 8
+CUDA = torch.device("cuda")
 
 
 @pytest.fixture

@@ -86,7 +86,8 @@ class Workplace:
     """A folder with what the documents speak of."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder, self._capsys = folder, capsys
+        self.folder = folder
+        self._capsys = capsys
         for name in ("configs", "examples", "pretrained"):
             (folder / name).symlink_to(ROOT / name)
         for i in range(24):
@@ -162,7 +163,8 @@ def theirs(path: Path) -> None:
 
 def fashion_mnist(root: Path) -> None:
     """40 and 20 pictures of noise in the official layout, whose presence makes a download needless."""
-    raw, random = root / "FashionMNIST" / "raw", np.random.default_rng(0)
+    raw = root / "FashionMNIST" / "raw"
+    random = np.random.default_rng(0)
     raw.mkdir(parents=True)
     for name, size in (("train", 40), ("t10k", 20)):
         images = random.integers(0, 256, (size, 28, 28), dtype=np.uint8)
@@ -182,7 +184,8 @@ def workplace(
     monkeypatch.setattr(sys, "path", [*sys.path])
     for known in (datasets._registry, networks._registry, method._registry):
         monkeypatch.setattr(known, "_components", dict(known._components))
-    before, handlers = set(sys.modules), {number: signal.getsignal(number) for number in SIGNALS}
+    before = set(sys.modules)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield Workplace(tmp_path, capsys)
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -242,14 +245,16 @@ def test_the_objective_of_extend_mds_method_is_the_mutual_information(workplace:
     def loss(*views: torch.Tensor) -> float:
         return float(known(ViewBatch(torch.arange(len(views[0])), list(views), counts=(len(views[0]),)))["loss"])
 
-    sure, unsure = torch.eye(4).repeat(3, 1), torch.full((12, 4), 0.25)
+    sure = torch.eye(4).repeat(3, 1)
+    unsure = torch.full((12, 4), 0.25)
     assert loss(sure, sure) == pytest.approx(-math.log(4), abs=1e-5)
     assert loss(sure, sure.roll(1, dims=1), sure.roll(1, dims=1)) == pytest.approx(
         -math.log(2), abs=1e-5
     )  # symmetrised
     assert loss(sure, unsure) == pytest.approx(0, abs=1e-5)
     # Of two binary variables that agree with probability 3/4: log 2 − H(1/4).
-    one, other = torch.eye(2)[[0, 0, 0, 0, 1, 1, 1, 1]], torch.eye(2)[[0, 0, 0, 1, 1, 1, 1, 0]]
+    one = torch.eye(2)[[0, 0, 0, 0, 1, 1, 1, 1]]
+    other = torch.eye(2)[[0, 0, 0, 1, 1, 1, 1, 0]]
     assert loss(one, other) == pytest.approx(-(math.log(2) + 0.25 * math.log(0.25) + 0.75 * math.log(0.75)), abs=1e-5)
 
 

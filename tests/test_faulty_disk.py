@@ -64,7 +64,8 @@ class Places:
     """
 
     def __init__(self, disk: FaultyDisk, words: tuple[object, ...], before: Callable[[], None]) -> None:
-        self.disk, self.work = disk, disk.watched
+        self.disk = disk
+        self.work = disk.watched
         self.words = (*words, "--data-root", disk.folder / "images", "--session-root", self.work / "sessions")
         self._empty()
         before()
@@ -74,7 +75,8 @@ class Places:
         self.before = tree(self.work)
         straight = disk.run(self.words)
         assert straight.status == 0, straight.err
-        self.calls, self.after = straight.calls, tree(self.work)
+        self.calls = straight.calls
+        self.after = tree(self.work)
 
     def _empty(self) -> None:
         shutil.rmtree(self.work)

@@ -75,7 +75,8 @@ def test_the_loss_falls_on_features(method: str, views: tuple[object, ...], cli:
 def test_a_frozen_run_is_scored_predicted_exported_and_loaded(method: str, cli: Cli, tmp_path: Path) -> None:
     pil = ("--tfm-backend", "pil", "--num-workers", 0)  # as a loaded model prepares pictures, to the bit
     assert cli(*WORDS[method], *pil, "--session", "a", "--baseline", "kmeans")[0] == 0
-    path, found = newest(tmp_path, "a"), np.load(tmp_path / "sessions/a/predictions.npz")
+    path = newest(tmp_path, "a")
+    found = np.load(tmp_path / "sessions/a/predictions.npz")
     stored = checkpoint.load(path)
     assert stored["backbone"].keys() == {"network", "digest"} and stored["backbone"]["network"] == "convnet"
     assert not any(name.startswith("network.layers") for name in stored["method"])

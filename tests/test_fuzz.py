@@ -31,7 +31,8 @@ def mutations(content: bytes, rounds: int, seed: int) -> Iterator[bytes]:
     """Flipped bits, cuts, and pieces moved, doubled or overwritten."""
     chance = random.Random(seed)
     for _ in range(rounds):
-        data, place = bytearray(content), chance.randrange(len(content))
+        data = bytearray(content)
+        place = chance.randrange(len(content))
         kind = chance.randrange(4)
         if kind == 0:
             data[place] ^= 1 << chance.randrange(8)
@@ -77,7 +78,8 @@ def test_a_damaged_checkpoint_is_always_refused(trained: Path, cli: Cli, tmp_pat
 
 def test_a_damaged_export_is_always_refused(trained: Path, tmp_path: Path) -> None:
     content = (trained / "a.safetensors").read_bytes()
-    bad, whole = tmp_path / "bad.safetensors", checkpoint.load(trained / "a.safetensors")
+    bad = tmp_path / "bad.safetensors"
+    whole = checkpoint.load(trained / "a.safetensors")
     for data in mutations(content, ROUNDS, 1):
         bad.write_bytes(data)
         try:
@@ -91,7 +93,8 @@ def test_a_damaged_export_is_always_refused(trained: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_checkpoint_that_was_altered_and_sealed_again(trained: Path, cli: Cli, tmp_path: Path) -> None:
     content = (trained / "a/checkpoint/latest.ckpt").read_bytes()
-    body, bad = content[: -len(checkpoint.MAGIC) - 32], tmp_path / "bad.ckpt"
+    body = content[: -len(checkpoint.MAGIC) - 32]
+    bad = tmp_path / "bad.ckpt"
     for data in mutations(body, ROUNDS // 5, 2):
         bad.write_bytes(data + checkpoint.MAGIC + hashlib.sha256(data).digest())
         for use in (("--evaluate", bad), ("--resume", bad, "--restart")):
@@ -111,7 +114,9 @@ def test_damaged_files_of_pytorchs_old_kind(tmp_path: Path) -> None:
 
 
 def test_an_edited_yaml_file(tmp_path: Path) -> None:
-    content, bad, resolved = (ROOT / "configs/digits.yaml").read_bytes(), tmp_path / "bad.yaml", 0
+    content = (ROOT / "configs/digits.yaml").read_bytes()
+    bad = tmp_path / "bad.yaml"
+    resolved = 0
     base = main.DEFAULTS | config.collect(["--cfgs", str(ROOT / "configs/base.yaml")], main.SECTIONS)
     for data in mutations(content, ROUNDS, 4):
         bad.write_bytes(data)
@@ -133,7 +138,8 @@ class Payload:
 
 
 def test_a_hostile_file_under_every_option_that_takes_one(cli: Cli, tmp_path: Path) -> None:
-    mark, bad = tmp_path / "executed", tmp_path / "bad.ckpt"
+    mark = tmp_path / "executed"
+    bad = tmp_path / "bad.ckpt"
     files = [pickle.dumps(Payload(mark), protocol=2)]
     for modern in (False, True):
         buffer = io.BytesIO()
@@ -161,7 +167,9 @@ def test_damaged_images_are_read_or_refused_in_one_line(tmp_path: Path, capfd: p
 @pytest.mark.timeout(3600)
 def test_20_000_damaged_images(tmp_path: Path) -> None:
     """In processes of their own, where a decoder may hang or crash, with little memory."""
-    first, stop, failures = 300, 20_300, []
+    first = 300
+    stop = 20_300
+    failures = []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     while first < stop and len(failures) < 20:
         words = [sys.executable, ROOT / "tests/broken_images.py", str(first), str(stop), tmp_path]

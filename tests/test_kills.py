@@ -24,7 +24,8 @@ def kill_and_resume(
 
     done = 0
     while done < kills:
-        before, process = logged(), launch((*words, "--resume", "auto"), root, threads)
+        before = logged()
+        process = launch((*words, "--resume", "auto"), root, threads)
         while process.poll() is None and logged() == before:
             time.sleep(0.02)
         time.sleep(chance.uniform(0, longest))
@@ -61,7 +62,8 @@ def test_killed_fifty_times_and_resumed(method: str, threads: int, workers: int,
     words = (*METHODS[method], *RUN, *loaders(workers), "--max-epochs", 150, "--save-every-steps", 2)
     straight = launch(words, tmp_path / "straight", threads)
     assert straight.wait() == 0
-    chance, kills = random.Random(threads + 10 * workers), 0
+    chance = random.Random(threads + 10 * workers)
+    kills = 0
     kills = kill_and_resume(words, tmp_path / "killed", 50, chance, threads)
     assert kills == 50, f"the run was over after {kills} kills"
     assert_same_run(only(tmp_path / "straight"), finished(tmp_path / "killed"))

@@ -71,7 +71,8 @@ def test_several_seeds_share_what_is_left_open(tmp_path: Path) -> None:
 
 def test_a_checkpoint_fetches_the_weights_of_its_frozen_backbone(cli: Cli, tmp_path: Path) -> None:
     """They are in a file that the checkpoint names by its digest; with a copy in it the file is needed no more."""
-    folder, file = folder_of(tmp_path / "pictures", 20), tmp_path / "weights.safetensors"
+    folder = folder_of(tmp_path / "pictures", 20)
+    file = tmp_path / "weights.safetensors"
     torch.manual_seed(1)
     network = efficientnet_lite0(3)
     for weight in network.parameters():
@@ -93,7 +94,8 @@ def test_a_checkpoint_fetches_the_weights_of_its_frozen_backbone(cli: Cli, tmp_p
         return np.load(tmp_path / f"sessions/{session}/predictions.npz")["probability"]
 
     np.testing.assert_array_equal(again("a", "c"), trained)
-    moved, other = file.rename(tmp_path / "moved.safetensors"), tmp_path / "other.safetensors"
+    moved = file.rename(tmp_path / "moved.safetensors")
+    other = tmp_path / "other.safetensors"
     np.testing.assert_array_equal(again("b", "d"), trained)
     status, _, err = cli("--evaluate", paths["a"], *scored, "--session", "e")
     assert status == 2 and len(err.splitlines()) == 1 and "weights.safetensors: there is no such file" in err

@@ -50,7 +50,8 @@ METHODS: dict[str, tuple[Any, ...]] = {
 def zoo(root: Path) -> tuple[set[str], set[str]]:
     """Pictures of every kind that Pillow writes, below `root`; (names of whole ones, names of broken ones)."""
     root.mkdir(parents=True)
-    whole, random = set[str](), np.random.default_rng(0)
+    whole = set[str]()
+    random = np.random.default_rng(0)
     for mode in MODES:
         for ending in ENDINGS:
             for width, height in SIZES:
@@ -128,7 +129,8 @@ def test_every_file_of_a_zoo_is_accounted_for(method: str, cli: Cli, tmp_path: P
 
 
 def test_other_pictures_are_labelled_by_an_exported_file(cli: Cli, tmp_path: Path) -> None:
-    folder, other = tmp_path / "pictures", tmp_path / "others"
+    folder = tmp_path / "pictures"
+    other = tmp_path / "others"
     for i in range(40):
         picture(folder / f"{i:02}.png", size=(10, 10), seed=i)
     for i in range(3):  # fewer than clusters, and one of another size
@@ -200,7 +202,8 @@ def test_the_example_in_python_gives_the_clusters_of_the_run(method: str, cli: C
 
 
 def test_labels_from_a_table_score_the_result(cli: Cli, tmp_path: Path) -> None:
-    folder, labels = tmp_path / "pictures", tmp_path / "labels.csv"
+    folder = tmp_path / "pictures"
+    labels = tmp_path / "labels.csv"
     for i in range(40):
         picture(folder / f"{i:02}.png", seed=i)
     lines = ["file,class", *(f"{i:02}.png,{'odd' if i % 2 else 'even'}" for i in range(30))]
@@ -279,7 +282,8 @@ def test_copies_of_a_resumed_run_replace_nothing_else(cli: Cli, tmp_path: Path) 
     copies = tmp_path / "sorted"
     words = (*METHODS["pica"], "--data-root", folder_of(tmp_path), "--copy-to", copies)
     assert cli(*words)[0] == 0
-    session, other = only(tmp_path / "sessions"), tmp_path / "other"
+    session = only(tmp_path / "sessions")
+    other = tmp_path / "other"
     words = (*words, "--resume", session / "checkpoint" / "latest.ckpt")
     cluster = next(copies.iterdir())
     (cluster / "mine.txt").write_text("mine")

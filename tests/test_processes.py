@@ -179,7 +179,8 @@ def kill_ranks(
     command: str, words: tuple[object, ...], root: Path, kills: int, chance: random.Random, longest: float
 ) -> None:
     """Kill a rank at random moments after the first score; torchrun, or the same command, goes on to the end."""
-    done, process = 0, start(command, words, root)
+    done = 0
+    process = start(command, words, root)
     while done < kills:
         ranks = ranks_under(root)
         if len(ranks) < 2 or not list(root.glob("*/metrics.jsonl")):
@@ -189,7 +190,8 @@ def kill_ranks(
         time.sleep(chance.uniform(0, longest))
         victim = chance.choice(sorted(ranks))
         os.kill(ranks[victim], signal.SIGKILL)
-        began, done = time.monotonic(), done + 1
+        began = time.monotonic()
+        done = done + 1
         while set(ranks_under(root).values()) & set(ranks.values()):
             assert time.monotonic() - began < 60, "the other rank goes on"
             time.sleep(0.05)

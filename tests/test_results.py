@@ -24,7 +24,8 @@ def test_what_is_kept_is_whole(folder: Path) -> None:
     content = json.loads((folder / "summary.json").read_text())
     over = summary_over_seeds.over(list(content["seeds"].values()))
     assert all(content[how] == over[how] for how in ("median", "mean", "deviation"))
-    settings, command = load_yaml(folder / "config.yaml"), tables.kept(folder).command
+    settings = load_yaml(folder / "config.yaml")
+    command = tables.kept(folder).command
     assert command.startswith("python main.py --cfgs ") and len(content["seeds"]) == len(settings["seeds"])
 
 

@@ -38,7 +38,8 @@ def scores(path: Path, seed: int) -> dict[str, float]:
 def test_several_seeds_get_a_summary_and_more_can_join(tmp_path: Path) -> None:
     rows = "published: [[mean, .5, .4, .3], [best, .6, .5, .4]]"
     (tmp_path / "row.yaml").write_text(f"{rows}\npublished_split: test\npublished_nmi: nmi_geometric\n")
-    words, root = (*SHORT, "--jobs", 2, "--cfgs", tmp_path / "row.yaml"), tmp_path / "sessions"
+    words = (*SHORT, "--jobs", 2, "--cfgs", tmp_path / "row.yaml")
+    root = tmp_path / "sessions"
     process = launch((*words, "--seeds", "3-4"), root)
     out, err = process.communicate()
     assert process.returncode == 0, err
@@ -76,7 +77,8 @@ def test_several_seeds_get_a_summary_and_more_can_join(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_stopped_command_goes_on_and_ends_alike(tmp_path: Path, cli: Cli) -> None:
-    words, root = (*UNSEEDED, "--max-epochs", 6, "--eval-every", 0), tmp_path / "several"
+    words = (*UNSEEDED, "--max-epochs", 6, "--eval-every", 0)
+    root = tmp_path / "several"
     process = launch((*words, "--seeds", "0-1", "--jobs", 1), root)
     while not list(root.glob("*/runs/seed-0/checkpoint/latest.ckpt")):
         assert process.poll() is None

@@ -43,7 +43,9 @@ class Format(Protocol):
 
 
 _registry = Registry("checkpoint format")
-register, get, names = _registry.register, _registry.get, _registry.names
+register = _registry.register
+get = _registry.get
+names = _registry.names
 
 
 def check_writable(path: Path) -> None:
@@ -116,7 +118,9 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from error
-    body, magic, digest = content[: -len(MAGIC) - 32], content[-len(MAGIC) - 32 : -32], content[-32:]
+    body = content[: -len(MAGIC) - 32]
+    magic = content[-len(MAGIC) - 32 : -32]
+    digest = content[-32:]
     if magic != MAGIC:
         for kind in map(get, names()):
             found = kind.read(content, str(path))
@@ -179,7 +183,8 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], origin: str) -> No
     """
     own = module.state_dict()
     state = {**{name: value for name, value in own.items() if name.endswith("_extra_state")}, **state}
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
     shapes = [
         f"{name} is {tuple(getattr(state[name], 'shape', ()))} there and {tuple(own[name].shape)} here"
         for name in own.keys() & state.keys()

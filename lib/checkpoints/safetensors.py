@@ -16,7 +16,8 @@ from lib.checkpoints.checkpoint import register, write_atomically
 from lib.errors import UserError
 from lib.machine.devices import CPU
 
-STATISTICS, BACKBONE = "statistics/", "backbone/"  # begin the names of these
+STATISTICS = "statistics/"
+BACKBONE = "backbone/"  # begin the names of these
 PROGRAM = "deep-image-clustering 1"
 
 

@@ -58,7 +58,8 @@ class Config:
         self, sections: Mapping[Kind, Section], notes: Sequence[str] = (), weights_given: bool = False
     ) -> None:
         self._sections = dict(sections)
-        self.notes, self.weights_given = tuple(notes), weights_given
+        self.notes = tuple(notes)
+        self.weights_given = weights_given
 
     def of(self, section: type[S]) -> S:
         """The settings that `section` declares."""
@@ -189,9 +190,11 @@ def resolve(
         UserError: an unknown name, a value of another type, a setting of a method that is not in
             use, or a flag that contradicts the checkpoint.
     """
-    origin, known = "the checkpoint", stored or {}
+    origin = "the checkpoint"
+    known = stored or {}
     merged = {name: Raw(value, origin) for name, value in known.items()} | dict(raw)
-    queue, found = list(sections), {}
+    queue = list(sections)
+    found = {}
     registries: dict[Registry, int] = {}  # with the order of the file that chose
     notes: list[str] = []
     while queue:
@@ -202,7 +205,8 @@ def resolve(
                 merged.pop(name, None)
             given = raw.get(name)
             if name in known and given and field.metadata["adaptive"] and _read(given, name, field, section) is None:
-                given, merged[name] = None, Raw(known[name], origin)
+                given = None
+                merged[name] = Raw(known[name], origin)
             if name in known and (section.bound or (goes_on and field.metadata["fixed"])):
                 notes += _check_bound(name, field, section, given, known[name])
                 merged[name] = Raw(known[name], origin)

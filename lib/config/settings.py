@@ -158,7 +158,8 @@ def _side(raw: Any) -> Any:
 
 
 def _typed(raw: Any, hint: Any) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         kinds = [kind for kind in arguments if kind is not type(None)]
         if len(kinds) < len(arguments) and _is_none(raw, kinds):

@@ -41,7 +41,9 @@ from lib.networks import NetworkSettings
 from lib.transforms import TransformSettings
 
 _registry = Registry("data set")
-register, get, names = _registry.register, _registry.get, _registry.names
+register = _registry.register
+get = _registry.get
+names = _registry.names
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,11 @@ class Pictures:
         expected: bool = False,
         unused: Mapping[str, int] | None = None,
     ) -> None:
-        self._parts, self.decoded = dict(parts), {}
-        self.train, self.scored, self.expected = tuple(train), tuple(scored), expected
+        self._parts = dict(parts)
+        self.decoded = {}
+        self.train = tuple(train)
+        self.scored = tuple(scored)
+        self.expected = expected
         self._unused = [
             f"{size:,} images of the split {name} are not used; --train-splits or --test-splits can name it"
             for name, size in (unused or {}).items()
@@ -237,7 +242,8 @@ def choose_splits(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], Spl
     settings = config.of(DataSettings)
     declared = getattr(get(settings.dataset), "splits", None)
     known = declared(settings.data_root) if declared else Splits({}, ("train",), ("test",))
-    train, test = settings.train_splits or known.train, settings.test_splits or known.test
+    train = settings.train_splits or known.train
+    test = settings.test_splits or known.test
     if config.of(Command).predict and settings.test_splits is None and known.sizes:
         test = tuple(dict.fromkeys([*known.test, "+".join(known.sizes)]))  # every image gets a cluster
     for expression in (*train, *test):
@@ -261,7 +267,8 @@ def open_pictures(config: Config) -> Pictures:
     Raises:
         UserError: from the data set, when its files are missing or of another layout.
     """
-    settings, dry = config.of(DataSettings), config.of(Command).dry_run
+    settings = config.of(DataSettings)
+    dry = config.of(Command).dry_run
     train, test, known = choose_splits(config)
     used = dict.fromkeys(name for expression in (*train, *test) for name in parts_of(expression))
     dataset = get(settings.dataset)
@@ -277,7 +284,8 @@ def open_pictures(config: Config) -> Pictures:
         else {}
     )
     indexed = {} if known.index is None else {"index": known.index}
-    download, extra = settings.download and not dry, config.extra(dataset)
+    download = settings.download and not dry
+    extra = config.extra(dataset)
     try:
         with processes.one_first():
             parts = {
@@ -305,11 +313,9 @@ def open_pictures(config: Config) -> Pictures:
 
 def _store(pictures: Pictures, config: Config) -> disk_cache.Store | None:
     """Where decoded pictures are kept: of files alone, and where a size is set to which they are brought."""
-    root, side, place = (
-        config.of(DataSettings).data_root,
-        config.of(TransformSettings).tfm_working_size,
-        disk_cache.folder(config),
-    )
+    root = config.of(DataSettings).data_root
+    side = config.of(TransformSettings).tfm_working_size
+    place = disk_cache.folder(config)
     if place is None or side is None or not all(isinstance(part, PictureFiles) for _, part in pictures.parts()):
         return None
     base = str(Path(root).expanduser())

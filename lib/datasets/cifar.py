@@ -88,7 +88,8 @@ class CIFAR100(CIFAR):
         download: bool = False,
         settings: CIFAR100.Settings = Settings(),
     ) -> None:
-        self.labels, self.names = f"{settings.label_level}_labels", f"{settings.label_level}_label_names"
+        self.labels = f"{settings.label_level}_labels"
+        self.names = f"{settings.label_level}_label_names"
         super().__init__(root, split, transform, download)
 
 

@@ -35,7 +35,9 @@ class Digits:
             raise UserError(f"the data set digits has no split {split!r}: it has train, test")
         array, targets = _read()
         start = 0 if split == "train" else 1
-        self.array, self.targets, self._transform = array[start::2, ..., None], targets[start::2], transform
+        self.array = array[start::2, ..., None]
+        self.targets = targets[start::2]
+        self._transform = transform
 
     def __len__(self) -> int:
         return len(self.array)

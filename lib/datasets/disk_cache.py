@@ -153,7 +153,8 @@ class Store:
         whole = "\0".join(map(str, (*key, channels, VERSION, PIL.__version__)))
         self.folder = root / f"{kind}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]}"
         self._what = "decoded pictures" if kind == "pictures" else kind
-        self._channels, self._stamps = channels, stamps
+        self._channels = channels
+        self._stamps = stamps
         self._names = [hashlib.blake2b(os.fsencode(name), digest_size=16).digest() for name in names]
         self._file: BinaryIO | None = None  # data.bin, of the same moment as the records
         self._use: BinaryIO | None = None
@@ -192,7 +193,8 @@ class Store:
 
     def _forget(self, row: int) -> None:
         """Let the next run decode a damaged picture again."""
-        place, known = row * RECORD.itemsize, self._records[row].tobytes()
+        place = row * RECORD.itemsize
+        known = self._records[row].tobytes()
         if self._use is not None:
             with suppress(OSError), open(self.folder / "index.bin", "r+b", buffering=0) as index:
                 if os.pread(index.fileno(), RECORD.itemsize, place) == known:  # no other process has begun afresh
@@ -232,7 +234,8 @@ class Store:
             self._append(decode, bound)
 
     def _append(self, decode: Decode, bound: float) -> None:
-        allowed, counted = self._allowance(self._size(), bound), self._size()
+        allowed = self._allowance(self._size(), bound)
+        counted = self._size()
         full = False
         if self._is_waste(allowed):
             for name in ("index.bin", "data.bin"):  # in this order: data without an index is nothing
@@ -240,7 +243,8 @@ class Store:
             self._look()
         self._file = data = _opened(self.folder / "data.bin", "a+b")
         with _opened(self.folder / "index.bin", "a+b") as index:
-            end, begun = int(self._ends.max(initial=0)), len(self._records) * RECORD.itemsize
+            end = int(self._ends.max(initial=0))
+            begun = len(self._records) * RECORD.itemsize
             data.truncate(end)
             index.truncate(begun)
             wanted = self.missing.tolist()
@@ -250,7 +254,8 @@ class Store:
                 content = picture.tobytes()
                 taken = end + len(content) + begun + RECORD.itemsize
                 if taken > allowed or taken > counted + RECOUNT:
-                    allowed, counted = self._allowance(taken, bound), taken
+                    allowed = self._allowance(taken, bound)
+                    counted = taken
                 full = taken > allowed
                 if full:
                     break
@@ -258,13 +263,16 @@ class Store:
                 place = (end, picture.shape[0], picture.shape[1], zlib.crc32(content))
                 record = np.array((self._names[position], *self._stamps[position].tolist(), *place), dtype=RECORD)
                 _write(index, record.tobytes())
-                end, begun = end + len(content), begun + RECORD.itemsize
+                end = end + len(content)
+                begun = begun + RECORD.itemsize
             self._note(os.pread(index.fileno(), begun, 0), end)
         self.unfit = len(self.missing) if full else 0
 
     def _look(self) -> None:
         """Find out what is kept of the pictures."""
-        index, size, self._file = b"", 0, None
+        index = b""
+        size = 0
+        self._file = None
         with suppress(OSError):
             index = (self.folder / "index.bin").read_bytes()
             self._file = _opened(self.folder / "data.bin", "rb")
@@ -279,7 +287,8 @@ class Store:
         whole = (records["height"] > 0) & (records["width"] > 0) & (records["offset"] >= 0)
         whole &= records["offset"] + lengths <= size
         count = int(np.flatnonzero(whole)[-1]) + 1 if whole.any() else 0
-        self._records, whole = records[:count], whole[:count]
+        self._records = records[:count]
+        whole = whole[:count]
         self._lengths = np.where(whole, lengths[:count], 0).astype(np.int64)
         self._ends = np.where(whole, self._records["offset"] + self._lengths, 0)
         self._last = {name: row for row, name in enumerate(self._records["name"].tolist()) if whole[row]}
@@ -295,7 +304,8 @@ class Store:
         ours = self._rows[self._rows >= 0]
         stale = [self._last[self._names[i]] for i in self.missing.tolist() if self._names[i] in self._last]
         live = int(self._lengths[list(self._last.values())].sum() - self._lengths[stale].sum())
-        size, own = int(self._ends.max(initial=0)), int(self._lengths[ours].sum())
+        size = int(self._ends.max(initial=0))
+        own = int(self._lengths[ours].sum())
         wanted = own / max(1, len(ours)) * len(self.missing)
         return size > 2 * live or (size > own and self._size() + wanted > allowed) or self._size() > allowed
 

@@ -42,7 +42,8 @@ class Fingerprint:
 
 def fingerprint(pictures: Pictures, root: str) -> Fingerprint:
     """Of the pictures in the folder `root`, which may lie elsewhere the next time."""
-    whole, stamps = hashlib.sha256(pictures.labels().tobytes()), np.zeros(0, dtype=np.int64)
+    whole = hashlib.sha256(pictures.labels().tobytes())
+    stamps = np.zeros(0, dtype=np.int64)
     if pictures.files is not None:
         base = str(Path(root).expanduser())
         whole.update(os.fsencode("\n".join(file.removeprefix(base) for file in pictures.files)))

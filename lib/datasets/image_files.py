@@ -50,7 +50,8 @@ class PictureFiles:
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
         self.files = [os.fspath(file) for file in files]  # a Path is slow to make, and large
-        self.targets, self._transform = targets, transform
+        self.targets = targets
+        self._transform = transform
 
     def __len__(self) -> int:
         return len(self.files)

@@ -27,7 +27,12 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
 _EXIF = b"Exif\0\0"
 _AVIF_EXIF = re.compile(rb"(infe.{8,10})Exif", re.DOTALL)  # the entry of the EXIF block among the items of the file
-_APP0, _APP1, _APP14, _APP15, _COMMENT, _START_OF_SCAN = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE, 0xDA
+_APP0 = 0xE0
+_APP1 = 0xE1
+_APP14 = 0xEE
+_APP15 = 0xEF
+_COMMENT = 0xFE
+_START_OF_SCAN = 0xDA
 
 
 def open_without(file: str | os.PathLike[str], open_image: Callable[[Source], Image.Image]) -> Image.Image:

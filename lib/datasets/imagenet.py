@@ -99,14 +99,16 @@ class Subset(PictureFiles):
 class ImageNet10(Subset):
     """ImageNet-10: 13,000 training pictures of 10 classes of ImageNet."""
 
-    listed, size = IMAGENET10, 13_000
+    listed = IMAGENET10
+    size = 13_000
 
 
 @register("imagenet_dogs")
 class ImageNetDogs(Subset):
     """ImageNet-Dogs: 19,500 training pictures of 15 breeds."""
 
-    listed, size = IMAGENET_DOGS, 19_500
+    listed = IMAGENET_DOGS
+    size = 19_500
 
 
 @register("imagenet")

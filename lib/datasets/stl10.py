@@ -35,7 +35,8 @@ class STL10:
     ) -> None:
         if split not in ("train", "unlabeled", "test"):
             raise UserError(f"STL-10 has no split {split!r}: it has train, unlabeled, test")
-        source, parent = torchvision_datasets.STL10, Path(root).expanduser()
+        source = torchvision_datasets.STL10
+        parent = Path(root).expanduser()
         if download:
             fetch(lambda: source(parent, split="test", download=True), source.url)
         folder = find(root, Archive(source.filename, source.tgz_md5, source.base_folder))

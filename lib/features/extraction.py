@@ -40,7 +40,10 @@ class Extractor:
         broken: Callable[[int], str],
     ) -> None:
         self._broken = broken
-        self._open, self._encode, self._recipes, self._numbers = open_views, encode, recipes, numbers
+        self._open = open_views
+        self._encode = encode
+        self._recipes = recipes
+        self._numbers = numbers
         self.skipped: dict[int, str] = {}
         self.computed = 0  # pictures
 

@@ -36,8 +36,13 @@ class Shelf:
     def __init__(
         self, extractor: Extractor, store: Store | None, bound: float | None, budget: float, device: torch.device
     ) -> None:
-        self._extractor, self._store, self._bound, self._device = extractor, store, bound, device
-        self._budget, self._held, began = budget, None, time.monotonic()
+        self._extractor = extractor
+        self._store = store
+        self._bound = bound
+        self._device = device
+        self._budget = budget
+        self._held = None
+        began = time.monotonic()
         self._fill()
         if 4 * np.prod(extractor.shape) <= budget * GIB:
             self._held = self._load()
@@ -80,7 +85,8 @@ class Shelf:
 
     def describe(self) -> str:
         count, views, dimension = self._extractor.shape
-        computed, size = self._extractor.computed, 4 * np.prod(self._extractor.shape) / GIB
+        computed = self._extractor.computed
+        size = 4 * np.prod(self._extractor.shape) / GIB
         made = f"{computed:,} computed in {self._seconds:,.1f} s" if computed else "none to compute"
         place = "in memory" if self._held is not None else "read from disk by batches, because of --memory-budget"
         unkept = len(self._unkept())

@@ -53,7 +53,8 @@ class _Search:
     """
 
     def __init__(self, shelf: Shelf, queries: Integers, count: int) -> None:
-        self._own, self._count = _units(shelf, queries), count
+        self._own = _units(shelf, queries)
+        self._count = count
         self._asked = torch.from_numpy(queries).to(self._own.device)
         self._best = self._own.new_empty(len(queries), 0)
         self.place = torch.empty(len(queries), 0, dtype=torch.int64, device=self._own.device)

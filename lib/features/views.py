@@ -53,7 +53,8 @@ def open_views(
     Raises:
         UserError: settings that do not go together, or as `lib.transforms.choose_backend.open_views` does.
     """
-    settings, command = config.of(FeatureSettings), config.of(Command)
+    settings = config.of(FeatureSettings)
+    command = config.of(Command)
     if not isinstance(encode, Backbone):
         if settings.views == "neighbours":
             raise UserError(
@@ -118,7 +119,9 @@ class EncodedViews:
     kind = "encoded"
 
     def __init__(self, views: Views, encode: Backbone, recipes: tuple[Recipe, ...]) -> None:
-        self._views, self._encode, self.recipes = views, encode, recipes
+        self._views = views
+        self._encode = encode
+        self.recipes = recipes
         self.skipped = views.skipped
 
     def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
@@ -156,8 +159,12 @@ class FeatureViews:
     kind = "features"
 
     def __init__(self, config: Config, pictures: Pictures, encode: Backbone, recipes: tuple[Recipe, ...]) -> None:
-        self._config, self._pictures, self._encode, self._recipes = config, pictures, encode, recipes
-        self._seed, self._settings = config.of(SeedSettings).seed or 0, config.of(FeatureSettings)
+        self._config = config
+        self._pictures = pictures
+        self._encode = encode
+        self._recipes = recipes
+        self._seed = config.of(SeedSettings).seed or 0
+        self._settings = config.of(FeatureSettings)
         self._groups = {recipe: _places(recipes, recipe) for recipe in recipes[1:]}
 
     @property
@@ -191,18 +198,22 @@ class FeatureViews:
     def _chosen(self, index: Integers, request: Request) -> tuple[Integers, Integers]:
         """(n, r) pictures, and which of their computed views, one for each recipe."""
         used: Counter[Recipe | None] = Counter()
-        rows, places = [], []
+        rows = []
+        places = []
         for recipe in map(canonical, request.recipes):
             if recipe == self._recipes[0]:
-                row, place = index, np.zeros_like(index)
+                row = index
+                place = np.zeros_like(index)
             elif self._settings.views == "neighbours":
                 row = self._drawn(self._neighbours[index], index, request.epoch, 0, used[None])
                 place = np.zeros_like(index)
                 used[None] += 1
             else:
-                own, kind = self._groups[recipe], list(self._groups).index(recipe)
+                own = self._groups[recipe]
+                kind = list(self._groups).index(recipe)
                 candidates = np.broadcast_to(own, (len(index), len(own)))
-                row, place = index, self._drawn(candidates, index, request.epoch, kind, used[recipe])
+                row = index
+                place = self._drawn(candidates, index, request.epoch, kind, used[recipe])
                 used[recipe] += 1
             rows.append(row)
             places.append(place)
@@ -217,7 +228,8 @@ class FeatureViews:
 
     @cached_property
     def _shelf(self) -> Shelf:
-        config, loading = self._config, self._config.of(LoaderSettings)
+        config = self._config
+        loading = self._config.of(LoaderSettings)
         names = _names(self._config, self._pictures)
         inner = config.replace(seed=self._settings.feature_seed)
         extractor = Extractor(
@@ -234,7 +246,8 @@ class FeatureViews:
     def _broken(self, position: int) -> str:
         if self._config.of(DataSettings).on_bad_image == "error":
             return ""
-        channels, size = self._config.of(NetworkSettings).net_cin, self._config.of(TransformSettings).tfm_working_size
+        channels = self._config.of(NetworkSettings).net_cin
+        size = self._config.of(TransformSettings).tfm_working_size
         try:
             Reader(self._pictures, channels, size).decode(position)
         except UserError as error:
@@ -242,10 +255,13 @@ class FeatureViews:
         return ""
 
     def _store(self, names: Sequence[str]) -> disk_cache.Store | None:
-        place, pictures, config = disk_cache.folder(self._config), self._pictures, self._config
+        place = disk_cache.folder(self._config)
+        pictures = self._pictures
+        config = self._config
         if place is None:
             return None
-        transforms, precision = config.of(TransformSettings), config.of(PrecisionSettings)
+        transforms = config.of(TransformSettings)
+        precision = config.of(PrecisionSettings)
         channels = config.of(NetworkSettings).net_cin
         root = "" if pictures.files is None else os.path.realpath(_base(config))
         key = (
@@ -292,13 +308,16 @@ def _names(config: Config, pictures: Pictures) -> list[str]:
         array = getattr(part, "array", None)
         for number in range(len(positions)):
             if array is not None:
-                content, kind = array[number].tobytes(), str(array.shape[1:])
+                content = array[number].tobytes()
+                kind = str(array.shape[1:])
             else:
                 try:
                     image = part[number][0]
-                    content, kind = image.tobytes(), f"{image.mode} {image.size}"
+                    content = image.tobytes()
+                    kind = f"{image.mode} {image.size}"
                 except Exception:  # the image is unreadable, and whoever needs it says so
-                    content, kind = b"", f"unreadable {positions[number]}"
+                    content = b""
+                    kind = f"unreadable {positions[number]}"
             found.append(hashlib.blake2b(content + kind.encode(), digest_size=16).hexdigest())
     return found
 

@@ -125,7 +125,9 @@ def _of_this_start(store: Store, own: int, size: int) -> Store:
         name = store.get(word).decode()  # waits for it
         store.set(f"{name}/{own}", "heard")
     else:
-        name, silent, end = uuid4().hex, set(range(1, size)), time.monotonic() + PATIENCE.total_seconds()
+        name = uuid4().hex
+        silent = set(range(1, size))
+        end = time.monotonic() + PATIENCE.total_seconds()
         while silent:
             if time.monotonic() > end:
                 raise dist.DistStoreError(f"no word of {sorted(silent)} in {PATIENCE}")

@@ -29,7 +29,9 @@ from lib.networks.freezing import TuningSettings
 from lib.transforms import TransformSettings
 
 _registry = Registry("method", exclusive=True)
-register, get, names = _registry.register, _registry.get, _registry.names
+register = _registry.register
+get = _registry.get
+names = _registry.names
 
 
 def _numbers(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
@@ -153,9 +155,11 @@ class Method(nn.Module, ABC):
         """
         settings = config.of(DeviceSettings)
         device = devices.device(settings)
-        self.precision, self.group_crops = config.of(PrecisionSettings).precision, config.of(MethodSettings).group_crops
+        self.precision = config.of(PrecisionSettings).precision
+        self.group_crops = config.of(MethodSettings).group_crops
         tuned = config.of(TuningSettings)
-        self.network_rate, self.idles = tuned.net_lr_scale, self.idles or tuned.net_freeze_epochs is not None
+        self.network_rate = tuned.net_lr_scale
+        self.idles = self.idles or tuned.net_freeze_epochs is not None
         if processes.world() > 1 and config.of(MethodSettings).sync_batchnorm:
             self.network = batchnorm.synchronise(self.network, device)
         if devices.channels_last(device, config.of(PrecisionSettings)):

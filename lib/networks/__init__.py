@@ -23,7 +23,9 @@ from lib.networks.freezing import TuningSettings
 from lib.networks.headless import shadow_features
 
 _registry = Registry("network")
-register, get, names = _registry.register, _registry.get, _registry.names
+register = _registry.register
+get = _registry.get
+names = _registry.names
 register_family = _registry.register_family
 
 
@@ -80,7 +82,8 @@ def build(config: Config, in_channels: int) -> nn.Module:
     Raises:
         UserError: a pattern of `net_freeze` matches no weight, or the weights of `net_weights` do not fit.
     """
-    settings, tuned = config.of(NetworkSettings), config.of(TuningSettings)
+    settings = config.of(NetworkSettings)
+    tuned = config.of(TuningSettings)
     component = get(settings.network)
     network: nn.Module = component(in_channels, *config.extra(component))
     trained = own(settings.network).trained
@@ -103,7 +106,8 @@ def load_weights(network: nn.Module, config: Config) -> None:
     Raises:
         UserError: there is no such file, it does not fit, or the network's own cannot be had.
     """
-    settings, source = config.of(NetworkSettings), config.of(TuningSettings).net_weights
+    settings = config.of(NetworkSettings)
+    source = config.of(TuningSettings).net_weights
     component = get(settings.network)
     if source is not None and source != DEFAULT:
         weight_files.fit(network, weight_files.read(source), f"--net-weights {source}")

@@ -53,8 +53,11 @@ class Backbone(nn.Module):
         self, network: nn.Module, name: str, drawn: bool = False, fetch: Callable[[], None] | None = None
     ) -> None:
         super().__init__()
-        self.network, self.name, self.precision = network.requires_grad_(False), name, "fp32"
-        self.title, self._fetch = f"{name} with random weights, which know no pictures" if drawn else name, fetch
+        self.network = network.requires_grad_(False)
+        self.name = name
+        self.precision = "fp32"
+        self.title = f"{name} with random weights, which know no pictures" if drawn else name
+        self._fetch = fetch
         dimension: Any = network.feature_dim
         self.feature_dim: int = dimension
         self._digest: str | None = None
@@ -74,8 +77,10 @@ class Backbone(nn.Module):
         Raises:
             UserError: no such device, or `--compile` lacks what it needs.
         """
-        settings, precision = config.of(DeviceSettings), config.of(PrecisionSettings)
-        device, self.precision = devices.device(settings), precision.precision
+        settings = config.of(DeviceSettings)
+        precision = config.of(PrecisionSettings)
+        device = devices.device(settings)
+        self.precision = precision.precision
         if devices.channels_last(device, precision):
             self.network.to(memory_format=torch.channels_last)
         if settings.compile and not config.of(Command).dry_run:

@@ -76,7 +76,8 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        axes, shape = [0, *range(2, input.dim())], [1, -1] + [1] * (input.dim() - 2)
+        axes = [0, *range(2, input.dim())]
+        shape = [1, -1] + [1] * (input.dim() - 2)
         values = input if input.dtype == torch.float64 else input.float()
         count = values.numel() // self.num_features
         # The sum of nothing is zero, and stays in the graph: the backward pass meets the other ranks too.

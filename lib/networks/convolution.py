@@ -11,7 +11,8 @@ from torch.nn.grad import conv2d_input
 
 from lib.machine import devices
 
-SMALL, WIDE = 16, 256  # cells of a map at most, and channels at least, where our way is the faster (benchmarks/step.py)
+SMALL = 16
+WIDE = 256  # cells of a map at most, and channels at least, where our way is the faster (benchmarks/step.py)
 
 
 class _Convolve(torch.autograd.Function):

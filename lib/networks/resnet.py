@@ -42,7 +42,8 @@ class ResNet(nn.Module):
         self.feature_dim = 512 * self.block.expansion
         self._pool = settings.net_avgpool_size
         self.stem = _stem(in_channels, settings.net_stem)
-        stages, width = [], 64
+        stages = []
+        width = 64
         for i, depth in enumerate(self.depths):
             stages.append(self._stage(width, 64 * 2**i, depth, stride=1 if i == 0 else 2))
             width = 64 * 2**i * self.block.expansion

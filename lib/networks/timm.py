@@ -18,7 +18,9 @@ class TimmNetwork:
     """One of them, by timm's name, with or without a tag: `resnet50`, `resnet50.a1_in1k`."""
 
     def __init__(self, package: Any, name: str) -> None:
-        self._timm, self.name, self.title = package, name, f"timm:{name}"
+        self._timm = package
+        self.name = name
+        self.title = f"timm:{name}"
         self._seen: dict[str, Any] = package.get_pretrained_cfg(name).to_dict()
 
     @property

@@ -27,7 +27,8 @@ class TorchvisionNetwork:
     """One of them, by torchvision's name."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.title = name, f"torchvision:{name}"
+        self.name = name
+        self.title = f"torchvision:{name}"
         self._weights = models.get_model_weights(name).DEFAULT
 
     @property

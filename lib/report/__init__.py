@@ -84,7 +84,8 @@ def _leave_results(
     session: Session, task: Task, config: Config, outcome: Outcome, skipped: Mapping[int, str]
 ) -> dict[str, Scores]:
     """Write the predictions and scores.json; returns the scores of the method and of the baselines, by their titles."""
-    settings, predicted = config.of(EvaluationSettings), outcome.predictions
+    settings = config.of(EvaluationSettings)
+    predicted = outcome.predictions
     if session.path is not None:
         root = Path(config.of(DataSettings).data_root).expanduser()
         session.write_bytes("predictions.csv", predictions.table(task.pictures, predicted, root))

@@ -10,8 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Points = Sequence[tuple[float, float]]
-WIDTH, HEIGHT = 640, 260  # px of the drawing; the page scales it
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 10, 30
+WIDTH = 640
+HEIGHT = 260  # px of the drawing; the page scales it
+_LEFT = 48
+_RIGHT = 12
+_TOP = 10
+_BOTTOM = 30
 COLOURS = 8  # of lines, in the style sheet
 NAMED = 40  # classes or clusters at most whose names stand beside a table
 FIGURES = 20  # classes or clusters at most whose counts stand in a table
@@ -38,14 +42,20 @@ def lines(title: str, series: Mapping[str, Points], across: str) -> str:
     if not series:
         return ""
     xs, ys = ([point[axis] for points in series.values() for point in points] for axis in (0, 1))
-    marks, across_marks = ticks(min(ys), max(ys)), ticks(min(xs), max(xs), 6)
+    marks = ticks(min(ys), max(ys))
+    across_marks = ticks(min(xs), max(xs), 6)
     if all(x == int(x) for x in xs):  # what is counted has no halves
         across_marks = [x for x in across_marks if abs(x - round(x)) < 1e-9]
-    low, high, left, right = min(marks), max(marks), min(xs), max(xs)
+    low = min(marks)
+    high = max(marks)
+    left = min(xs)
+    right = max(xs)
 
     def at(x: float, y: float) -> tuple[float, float]:
-        width, height = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
-        across_, up = (x - left) / ((right - left) or 1), (y - low) / ((high - low) or 1)
+        width = WIDTH - _LEFT - _RIGHT
+        height = HEIGHT - _TOP - _BOTTOM
+        across_ = (x - left) / ((right - left) or 1)
+        up = (y - low) / ((high - low) or 1)
         return round(_LEFT + across_ * width, 1), round(_TOP + (1 - up) * height, 1)
 
     grid = [
@@ -58,7 +68,8 @@ def lines(title: str, series: Mapping[str, Points], across: str) -> str:
         for x in across_marks
         if left <= x <= right
     ]
-    drawn, legend = [], []
+    drawn = []
+    legend = []
     for number, (name, points) in enumerate(series.items()):
         colour = f"s{number % COLOURS}"
         path = " ".join(f"{x},{y}" for x, y in (at(*point) for point in points))
@@ -92,11 +103,14 @@ def confusion(table: NDArray[np.int64], rows: Sequence[str], columns: Sequence[s
     side = max(6, min(34, 760 // max(count, wide)))
     named = max(count, wide) <= NAMED
     left, top = (130, 26) if named else (4, 4)
-    width, height = left + wide * side + 4, top + count * side + 4
+    width = left + wide * side + 4
+    height = top + count * side + 4
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     cells = []
     for i, j in zip(*np.nonzero(table), strict=True):
-        x, y, part = left + j * side, top + i * side, share[i, j]
+        x = left + j * side
+        y = top + i * side
+        part = share[i, j]
         cells.append(
             f'<rect x="{x}" y="{y}" width="{side - 1}" height="{side - 1}" style="--share:{part:.3f}">'
             f"<title>{escape(rows[i])} in {escape(columns[j])}: {table[i, j]:,} ({part:.1%})</title></rect>"

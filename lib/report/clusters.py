@@ -38,9 +38,11 @@ class Gallery:
 
     def __init__(self, found: Found) -> None:
         assert found.shown is not None
-        self._found, self._shown = found, found.shown
+        self._found = found
+        self._shown = found.shown
         self.row = found.shown.row
-        self.cluster, self.confidence = found.cluster[self.row], found.confidence[self.row]
+        self.cluster = found.cluster[self.row]
+        self.confidence = found.confidence[self.row]
         self.number = {int(row): n for n, row in enumerate(self.row)}
         self.columns = thumbnails.columns(len(self.row))
 
@@ -104,7 +106,8 @@ class Gallery:
     @property
     def data(self) -> str:
         """What the script needs, as JSON that can stand in a page: no `<`, no letter beyond ASCII."""
-        found, rows = self._found, self.row.tolist()
+        found = self._found
+        rows = self.row.tolist()
         second = np.argsort(-found.probability[self.row], axis=1, kind="stable")[:, 1]
         content = {
             "columns": self.columns,
@@ -138,7 +141,8 @@ def sections(found: Found, shown: Gallery | None) -> str:
     sizes = np.bincount(found.cluster, minlength=found.k)
     near = near_clusters(found, found.shown) if found.shown is not None and len(found.shown.row) else {}
     matched = {} if metrics.unscored(found.label) else metrics.matching(found.label, found.cluster)
-    rows, parts = [], []
+    rows = []
+    parts = []
     for k in range(found.k):
         own = np.flatnonzero(found.cluster == k)
         share = len(own) / max(len(found.cluster), 1)

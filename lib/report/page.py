@@ -48,7 +48,8 @@ def page(found: Found) -> str:
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{content}</section>'
         for key, title, content in parts
     )
-    name, settings = clean(found.path.resolve().name), found.settings
+    name = clean(found.path.resolve().name)
+    settings = found.settings
     kind = f"{settings.get('method')}, {found.k} clusters"
     about = clean(f"{kind}, {len(found.cluster):,} pictures: {settings.get('dataset')} in {settings.get('data_root')}")
     header = f"<header><h1>{escape(name)}</h1><p>{escape(about)}</p>{_nav(parts)}</header>"

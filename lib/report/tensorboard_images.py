@@ -34,7 +34,9 @@ def show(writer: Any, found: Found) -> None:
     writer.add_hparams(plain, finals, run_name=".")
     if found.shown is None:
         return
-    looks, cluster, confidence = cut_out(found.shown), found.cluster[found.shown.row], found.confidence
+    looks = cut_out(found.shown)
+    cluster = found.cluster[found.shown.row]
+    confidence = found.confidence
     told = [
         [_line(found.names[row]), str(k), f"{confidence[row]:.3f}", _label(found, row)]
         for row, k in zip(found.shown.row.tolist(), cluster.tolist(), strict=True)
@@ -53,14 +55,18 @@ def show(writer: Any, found: Found) -> None:
 
 def cut_out(shown: Shown) -> NDArray[np.uint8]:
     """(n, side, side, 3), cut from the sheet."""
-    sheet, side, count = np.asarray(Image.open(io.BytesIO(shown.sprite))), shown.cell, len(shown.row)
+    sheet = np.asarray(Image.open(io.BytesIO(shown.sprite)))
+    side = shown.cell
+    count = len(shown.row)
     cells = sheet.reshape(sheet.shape[0] // side, side, -1, side, 3).swapaxes(1, 2)
     return cells.reshape(-1, side, side, 3)[:count]
 
 
 def _sheet(looks: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    count, side = len(looks), looks.shape[1]
-    wide, high = min(ACROSS, count), -(-count // ACROSS)
+    count = len(looks)
+    side = looks.shape[1]
+    wide = min(ACROSS, count)
+    high = -(-count // ACROSS)
     sheet = np.zeros((high, side, wide, side, 3), dtype=np.uint8)
     for n, look in enumerate(looks):
         sheet[n // ACROSS, :, n % ACROSS] = look

@@ -25,7 +25,8 @@ from lib.transforms import TransformSettings, plain_recipe
 from lib.transforms.image_reader import Reader
 
 FILE = "shown.npz"
-MOST_CONFIDENT, LEAST_CERTAIN = 18, 12  # pictures of each cluster, where the sample has room
+MOST_CONFIDENT = 18
+LEAST_CERTAIN = 12  # pictures of each cluster, where the sample has room
 MOST = 5000  # images of a report
 LARGEST = 64  # px, side of a thumbnail
 BYTES = 3_000_000  # of all thumbnails; a page holds a third more, in base64
@@ -37,9 +38,12 @@ def choose(predictions: Predictions, count: int) -> NDArray[np.int64]:
     rows = np.arange(len(predictions.index))
     if len(rows) <= count:
         return rows
-    confidence, cluster, k = predictions.probability.max(axis=1), predictions.cluster, predictions.probability.shape[1]
+    confidence = predictions.probability.max(axis=1)
+    cluster = predictions.cluster
+    k = predictions.probability.shape[1]
     share = min(1.0, count / 2 / (k * (MOST_CONFIDENT + LEAST_CERTAIN)))
-    best, worst = int(share * MOST_CONFIDENT), int(share * LEAST_CERTAIN)
+    best = int(share * MOST_CONFIDENT)
+    worst = int(share * LEAST_CERTAIN)
     chosen: list[NDArray[np.int64]] = []
     for number in range(k):
         own = np.flatnonzero(cluster == number)
@@ -117,7 +121,8 @@ def places(feature: NDArray[np.float32]) -> NDArray[np.float32]:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    count, units = len(feature), directions(feature)
+    count = len(feature)
+    units = directions(feature)
     found = np.zeros((count, 2), dtype=np.float32)
     found[:, 0] = np.arange(count)
     if count >= 3 and np.ptp(units, axis=0).max() > 1e-5:  # less is rounding
@@ -126,6 +131,7 @@ def places(feature: NDArray[np.float32]) -> NDArray[np.float32]:
             found = TSNE(perplexity=min(30, count / 4), init="pca", max_iter=500, random_state=0).fit_transform(few)
         else:
             found = np.pad(few[:, :2], ((0, 0), (0, 2 - min(2, few.shape[1]))))
-    low, high = found.min(axis=0), found.max(axis=0)
+    low = found.min(axis=0)
+    high = found.max(axis=0)
     inside: NDArray[np.float32] = ((found - low) / np.maximum(high - low, 1e-12)).astype(np.float32)
     return inside

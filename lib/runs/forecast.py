@@ -28,9 +28,12 @@ PEAKS = {"an A100": (19.5e12, 0.4), "an H100 SXM": (67e12, 0.2)}
 
 def forecast(task: Task) -> str:
     """A line for each thing that one wants to know before a run."""
-    method, source, config = task.method, task.source, task.config
+    method = task.method
+    source = task.source
+    config = task.config
     data = config.of(DataSettings)
-    epochs, limit = config.of(TrainerSettings).epochs, config.of(TrainerSettings).max_steps
+    epochs = config.of(TrainerSettings).epochs
+    limit = config.of(TrainerSettings).max_steps
     steps = min(len(source) * epochs, limit if limit is not None else len(source) * epochs)
     trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
     fixed = sum(weight.numel() for part in (method, task.encode) for weight in part.parameters()) - trained
@@ -65,8 +68,10 @@ def _features(task: Task, config: Config) -> list[str]:
     """What the features of a frozen backbone cost, if there is one."""
     if not isinstance(task.encode, Backbone) or not isinstance(task.views, EncodedViews):
         return []
-    recipes, count = task.views.recipes, len(task.pictures)
-    network, channels = copy.deepcopy(task.encode).to("meta"), config.of(NetworkSettings).net_cin
+    recipes = task.views.recipes
+    count = len(task.pictures)
+    network = copy.deepcopy(task.encode).to("meta")
+    channels = config.of(NetworkSettings).net_cin
     total = 0
     for recipe in recipes:
         with FlopCounterMode(display=False) as counter:

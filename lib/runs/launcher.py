@@ -24,7 +24,8 @@ def number_of_processes(settings: DeviceSettings) -> int:
     Raises:
         UserError: `--processes` and `--gpus` do not go together.
     """
-    gpus, asked = devices.gpu_numbers(settings.gpus), settings.processes
+    gpus = devices.gpu_numbers(settings.gpus)
+    asked = settings.processes
     if gpus and asked not in (None, len(gpus)):
         raise UserError(f"--processes {asked}, and --gpus {settings.gpus} names {len(gpus)}; leave --processes out")
     return 1 if processes.started() else asked or max(1, len(gpus))

@@ -33,7 +33,8 @@ class Start:
 
 
 AFRESH = Start()
-LATEST, RESULT = "checkpoint/latest.ckpt", "predictions.csv"  # in a session
+LATEST = "checkpoint/latest.ckpt"
+RESULT = "predictions.csv"  # in a session
 FOLDER = "image_folder"  # what --predict reads, unless --dataset says otherwise
 
 
@@ -45,7 +46,8 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
             options that exclude each other.
     """
     early = config.part(raw, [Command, SeedSettings, MethodSettings])
-    command, several = early.of(Command), run_list.asked(early)
+    command = early.of(Command)
+    several = run_list.asked(early)
     path: str | Path | None = command.resume
     _check_combination(command, several)
     if early.of(SeedSettings).seeds and "seed" in raw and raw["seed"].flag:
@@ -122,7 +124,8 @@ def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]], several: 
     what is left to the pictures.
     """
     wanted = config.resolve(raw, sections)
-    root, name = Path(wanted.of(SessionSettings).session_root), wanted.of(SessionSettings).session
+    root = Path(wanted.of(SessionSettings).session_root)
+    name = wanted.of(SessionSettings).session
     held = "runs/*" if several else LATEST
     folders = {
         folder.parent for folder in root.glob("*/config.yaml")

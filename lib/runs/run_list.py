@@ -18,7 +18,8 @@ def asked(config: Config) -> str:
 
 def members(config: Config) -> list[Member]:
     """Each number of clusters with each seed."""
-    numbers, seeds = config.of(MethodSettings).num_clusters, config.of(SeedSettings).seeds
+    numbers = config.of(MethodSettings).num_clusters
+    seeds = config.of(SeedSettings).seeds
     clusters = numbers if isinstance(numbers, tuple) else (None,)
     return [Member(number, seed) for number in clusters for seed in seeds or (None,)]
 

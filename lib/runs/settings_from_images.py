@@ -13,9 +13,11 @@ from lib.training.trainer import TrainerSettings
 from lib.transforms import TransformSettings
 
 BATCHES = 8  # in an epoch, at least
-SMALLEST, LARGEST = 16, 256  # pictures in a batch
+SMALLEST = 16
+LARGEST = 256  # pictures in a batch
 STEPS = 5_000  # of the main head, at most
-FEWEST, MOST = 20, 500  # epochs
+FEWEST = 20
+MOST = 500  # epochs
 
 
 def counted(config: Config, pictures: Pictures) -> Config:
@@ -26,7 +28,8 @@ def counted(config: Config, pictures: Pictures) -> Config:
     """
     config = seen(config)
     count = len(pictures.index(pictures.train[-1]))
-    size, number = config.of(DataSettings).batch_size, config.of(TrainerSettings).max_epochs
+    size = config.of(DataSettings).batch_size
+    number = config.of(TrainerSettings).max_epochs
     size = batch_size(count) if size is None else size
     known = config.of(FeatureSettings).feature_neighbours
     return config.replace(
@@ -66,8 +69,10 @@ def seen(config: Config) -> Config:
     Raises:
         UserError: a size is `none`, and the network has none of its own.
     """
-    settings, network = config.of(TransformSettings), config.of(NetworkSettings)
-    own, found = networks.own(network.network), dict[str, object]()
+    settings = config.of(TransformSettings)
+    network = config.of(NetworkSettings)
+    own = networks.own(network.network)
+    found = dict[str, object]()
     for name in ("tfm_size", "tfm_resize"):
         if getattr(settings, name) is None and own.size is None:
             raise UserError(f"{name} is none, and the network {network.network} has no size of its own; give {name}")

@@ -42,7 +42,9 @@ def room(settings: DeviceSettings) -> Room:
 
     With `--processes` each run has that many of its own, on all GPUs.
     """
-    gpus, asked, each = devices.gpu_numbers(settings.gpus), settings.jobs, settings.processes or 1
+    gpus = devices.gpu_numbers(settings.gpus)
+    asked = settings.jobs
+    each = settings.processes or 1
     if gpus:
         alone = settings.processes is not None
         return Room(asked or (1 if alone else len(gpus)), settings.threads, () if alone else gpus)
@@ -66,7 +68,8 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
         UserError: these settings cannot have several runs.
         Interrupted: a signal came; the runs have saved their states.
     """
-    flag, members = run_list.asked(settings), run_list.members(settings)
+    flag = run_list.asked(settings)
+    members = run_list.members(settings)
     if processes.started():
         raise UserError(f"{flag} starts processes by itself; give --processes or --gpus instead of a launcher")
     if settings.of(SessionSettings).debug:
@@ -112,7 +115,9 @@ def _train(session: Session, path: Path, members: Sequence[Member], room: Room, 
     waiting = [member for member in members if not _is_done(path, member)]
     if len(waiting) < len(members):
         session.info(f"{len(members) - len(waiting)} of {len(members)} runs are done")
-    slots, running, failed = list(range(min(room.at_once, len(waiting)))), dict[Member, _Run](), list[Member]()
+    slots = list(range(min(room.at_once, len(waiting))))
+    running = dict[Member, _Run]()
+    failed = list[Member]()
     told: set[str] = set()
     with Interrupts(agree=lambda number: number) as interrupts:
         try:
@@ -160,7 +165,9 @@ class _Run:
     def __init__(
         self, command: list[str], session: Path, member: Member, slot: int, room: Room, told: set[str]
     ) -> None:
-        self.slot, self._told, self._stopped = slot, told, False
+        self.slot = slot
+        self._told = told
+        self._stopped = False
         folder = _folder(session, member)
         self.goes_on = (folder / "checkpoint" / "latest.ckpt").exists()
         words = ["--cfgs", session / "config.yaml", *member.words, "--session-root", folder.parent,

@@ -70,7 +70,8 @@ def score(task: Task, predictions: Predictions, top_k: int | None = None, sample
         rows, labels = predictions.of(split)
         if not len(rows):
             raise UserError(f"none of the pictures of the split {name} can be read; mend or remove them")
-        clusters, probability = predictions.cluster[rows], predictions.probability[rows]
+        clusters = predictions.cluster[rows]
+        probability = predictions.probability[rows]
         found[name] = {
             **_judged(labels, clusters),
             **metrics.balance(clusters, task.method.num_clusters),
@@ -114,7 +115,8 @@ def evaluate(task: Task, config: Config, watch: Watch = iter) -> Outcome:
         UserError: no picture of a split can be read.
         RunStopped: the run diverged: weights are huge, or a statistic, feature or probability is not finite.
     """
-    settings, plain = config.of(EvaluationSettings), plain_recipe(config.of(TransformSettings))
+    settings = config.of(EvaluationSettings)
+    plain = plain_recipe(config.of(TransformSettings))
     first: Predictions | None = None
     found: Scores = {}
     statistics: dict[str, Tensor] = {}
@@ -129,7 +131,8 @@ def evaluate(task: Task, config: Config, watch: Watch = iter) -> Outcome:
                 )
             predictions = predict(task, settings.eval_batch_size, watch)
             statistics = statistics or {name: value.detach().clone() for name, value in task.method.named_buffers()}
-            size, count = settings.eval_batch_size, 0 if first else settings.eval_sample
+            size = settings.eval_batch_size
+            count = 0 if first else settings.eval_sample
             sample = label_free.sample(task, plain, count, size, watch)
         scores = processes.from_first(partial(score, task, predictions, settings.top_k, sample))
         for name, values in scores.items():
@@ -158,7 +161,8 @@ def adopt(method: Method, stored: Mapping[str, Any]) -> str:
     Raises:
         UserError: those in the checkpoint are of another network.
     """
-    statistics, first = stored.get("statistics") or {}, method.treatments[0]
+    statistics = stored.get("statistics") or {}
+    first = method.treatments[0]
     method.treatments = ("plain",)
     if not statistics:
         return (
@@ -175,7 +179,8 @@ def adopt(method: Method, stored: Mapping[str, Any]) -> str:
 def _treat(task: Task, config: Config, treatment: str, watch: Watch) -> None:
     if treatment == "plain":
         return
-    own, size = treatment == "train_bn", config.of(DataSettings).batch
+    own = treatment == "train_bn"
+    size = config.of(DataSettings).batch
     index = task.trained.index if own else scored(task)
     # Full batches alone, where there is one: each has the same weight.
     count = min(batchnorm.BATCHES, max(1, len(index) // size)) * size

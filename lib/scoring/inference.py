@@ -118,7 +118,8 @@ def embed(
 
 
 def _infer(task: Task, prepared: Iterable[Prepared], views: int, watch: Watch, features: bool) -> list[Embedded]:
-    method, index = task.method, [torch.empty(0, dtype=torch.int64)]
+    method = task.method
+    index = [torch.empty(0, dtype=torch.int64)]
     kept: list[list[Tensor]] = [[] for _ in range(views)]
     rows: list[list[Tensor]] = [[torch.empty(0, method.num_clusters)] for _ in range(views)]
     with evaluating(method):

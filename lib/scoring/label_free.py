@@ -68,7 +68,8 @@ class Sample:
         from sklearn.metrics import adjusted_rand_score, silhouette_score
 
         rows, _ = common(self.plain.index, split)
-        p, q = self.plain.probability[rows], self.perturbed.probability[rows]
+        p = self.plain.probability[rows]
+        q = self.perturbed.probability[rows]
         clusters = p.argmax(axis=1) if len(rows) else np.zeros(0)
         count = len(np.unique(clusters))
         if count < 2:

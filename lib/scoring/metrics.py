@@ -31,7 +31,8 @@ def contingency(labels: IntArray, clusters: IntArray) -> tuple[NDArray[np.int64]
     Raises:
         ValueError: the arrays are not one-dimensional integers of one length.
     """
-    labels, clusters = np.asarray(labels), np.asarray(clusters)
+    labels = np.asarray(labels)
+    clusters = np.asarray(clusters)
     if labels.ndim != 1 or labels.shape != clusters.shape:
         raise ValueError(f"labels {labels.shape} and clusters {clusters.shape} must be of one length")
     if not (np.issubdtype(labels.dtype, np.integer) and np.issubdtype(clusters.dtype, np.integer)):
@@ -75,12 +76,14 @@ def scores(labels: IntArray, clusters: IntArray) -> dict[str, float | None]:
     """
     from sklearn import metrics
 
-    labels, clusters = np.asarray(labels), np.asarray(clusters)
+    labels = np.asarray(labels)
+    clusters = np.asarray(clusters)
     table, _, _ = contingency(labels, clusters)
     if unscored(labels):
         return dict.fromkeys(NAMES)
     known = labels >= 0
-    truth, found = labels[known], clusters[known]
+    truth = labels[known]
+    found = clusters[known]
     return {
         "acc": float(table[_pairs(table)].sum() / table.sum()),
         "nmi": float(metrics.normalized_mutual_info_score(truth, found, average_method="arithmetic")),
@@ -160,5 +163,6 @@ def uncertainty(p: Tensor, q: Tensor) -> float:
     Returns:
         0 where no picture is shared by two clusters, 1 where all clusters hold the same pictures
     """
-    index, k = partition_uncertainty(p, q), p.shape[1]
+    index = partition_uncertainty(p, q)
+    k = p.shape[1]
     return float((index.sum() - index.trace()) / (k * (k - 1)))

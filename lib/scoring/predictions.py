@@ -81,10 +81,12 @@ def check(config: Config, session: Path | None = None) -> Path | None:
     Raises:
         UserError: it cannot be made, or the next run would read its copies, or it holds anything but the copies of this run.
     """
-    command, root = config.of(Command), Path(config.of(DataSettings).data_root).expanduser()
+    command = config.of(Command)
+    root = Path(config.of(DataSettings).data_root).expanduser()
     if command.copy_to is None:
         return None
-    title, path = f"--copy-to {command.copy_to}", Path(command.copy_to).expanduser().resolve()
+    title = f"--copy-to {command.copy_to}"
+    path = Path(command.copy_to).expanduser().resolve()
     if not path.parent.is_dir():
         raise UserError(f"{title}: there is no folder {path.parent}; make it first")
     if path.is_relative_to(root.resolve()):
@@ -132,7 +134,8 @@ def copy(pictures: Pictures, predictions: Predictions, config: Config, session: 
     """
     target = check(config, session.path if session.goes_on else None)
     assert target is not None
-    root, link = Path(config.of(DataSettings).data_root).expanduser(), config.of(Command).link
+    root = Path(config.of(DataSettings).data_root).expanduser()
+    link = config.of(Command).link
     earlier = None if session.path is None else _own(target, target, session.path, root)
     names = [str(pictures.path(int(position))) for position in predictions.index]
     sources = _layout(names, predictions.cluster.tolist(), predictions.probability.shape[1])

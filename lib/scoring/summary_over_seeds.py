@@ -208,7 +208,8 @@ def _last_loss(folder: Path) -> float | None:
 
 
 def _text(content: Mapping[str, Any]) -> str:
-    runs, published = content["seeds"], content.get("published")
+    runs = content["seeds"]
+    published = content.get("published")
     nmi = published["nmi"] if published else "nmi"
     rows = {f"seed {seed}": run for seed, run in runs.items()}
     rows |= {how: content[how] for how in ("median", "mean", "deviation")}

@@ -42,8 +42,10 @@ class Model:
 
     def __init__(self, settings: Config, stored: Mapping[str, Any]) -> None:
         transforms = settings.of(TransformSettings)
-        self._channels, self._working_size = settings.of(NetworkSettings).net_cin, transforms.tfm_working_size
-        self._recipe, self._device = plain_recipe(transforms), devices.device(settings.of(DeviceSettings))
+        self._channels = settings.of(NetworkSettings).net_cin
+        self._working_size = transforms.tfm_working_size
+        self._recipe = plain_recipe(transforms)
+        self._device = devices.device(settings.of(DeviceSettings))
         self._normalisation = [
             torch.tensor(values, device=self._device)[:, None, None]
             for values in normalisation(transforms, self._channels)
@@ -78,10 +80,8 @@ class Model:
                 shown.append(prepare(image_decoder.upright(image), self._channels, self._working_size))
         sizes = np.array([(image.height, image.width) for image in shown], dtype=np.int64).reshape(-1, 2)
         draws = draw(self._recipe, sizes, 0, 0, np.arange(len(shown)), 0)  # the middle: nothing in it is random
-        side, views = (
-            self._recipe.size,
-            [pillow_views.view(image, self._recipe, draws, n) for n, image in enumerate(shown)],
-        )
+        side = self._recipe.size
+        views = [pillow_views.view(image, self._recipe, draws, n) for n, image in enumerate(shown)]
         stack = (
             np.stack([np.asarray(view).reshape(side, side, -1) for view in views])
             if views

@@ -35,7 +35,8 @@ class _Graph(nn.Module):
 
     def __init__(self, method: Method, encode: nn.Module, transforms: TransformSettings, channels: int) -> None:
         super().__init__()
-        self.method, self.encode = method, encode
+        self.method = method
+        self.encode = encode
         means, stds = (torch.tensor(values)[:, None, None] for values in normalisation(transforms, channels))
         self.register_buffer("means", means)
         self.register_buffer("stds", stds)
@@ -70,7 +71,8 @@ def export(
     Raises:
         UserError: the exporter cannot express this network, or the file cannot be written; nothing is left of it.
     """
-    transforms, channels = config.of(TransformSettings), config.of(NetworkSettings).net_cin
+    transforms = config.of(TransformSettings)
+    channels = config.of(NetworkSettings).net_cin
     # Built anew: neither compiled nor synchronised nor lowered to bfloat16, and on the CPU.
     with torch.random.fork_rng(devices=[]):
         built, before = method.assemble(config)
@@ -136,7 +138,8 @@ def _steps(transforms: TransformSettings, channels: int) -> dict[str, Any]:
 
 def _sentence(steps: Mapping[str, Any]) -> str:
     sides = [f"{side} px" for side in (steps["working_size"], steps["resize"]) if side is not None]
-    crop, background = steps["crop"], tuple(steps["background"])
+    crop = steps["crop"]
+    background = tuple(steps["background"])
     return (
         f"Turn the picture upright by its EXIF tag. If it is more than {steps['oblong']} times as long as wide (or as wide "
         f"as long), cut it to its middle of that shape. Scale 16-bit values by 255 / 65535 and round. Lay transparency on "

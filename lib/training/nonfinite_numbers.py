@@ -37,7 +37,8 @@ class Fault(RunStopped):
 
     def __init__(self, part: str, place: Any, recent: Sequence[Tensor]) -> None:
         super().__init__(f"{part} is not finite" + (f" or larger than {HUGE:,}" if part == WEIGHTS else ""))
-        self.place, self.recent = place, recent
+        self.place = place
+        self.recent = recent
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Guard:
     """
 
     def __init__(self, optimizer: Optimizer, defers: bool) -> None:
-        self._optimizer, self._defers = optimizer, defers
+        self._optimizer = optimizer
+        self._defers = defers
         self._device = optimizer.param_groups[0]["params"][0].device
         self._before: _Before | None = None
         self._tensors: dict[str, list[Tensor]] = {}
@@ -150,13 +152,15 @@ class Guard:
         if self._defers or self.faulty:
             for name, values in after.items():
                 _put(self._tensors[name], self._values[name], values, self.faulty)
-        self._before, self._values = None, {}
+        self._before = None
+        self._values = {}
         if not self._defers or len(self._steps) == LAG:
             self.check()
 
     def _broken(self, name: str, after: Flat) -> Tensor:
         """Whether all numbers were below the limit and no longer are; a mask among them may be infinite from the start."""
-        limit, before = LIMITS[name], self._values[name]
+        limit = LIMITS[name]
+        before = self._values[name]
         pairs = [(before[kind], values) for kind, values in after.items() if kind.is_floating_point and len(values)]
         found = [_below(limit, was) & ~_below(limit, values) for was, values in pairs]
         return torch.stack(found).any() if found else torch.zeros_like(self.faulty)
@@ -169,7 +173,8 @@ class Guard:
         """
         if not self._steps:
             return
-        steps, self._steps = self._steps, []
+        steps = self._steps
+        self._steps = []
         found = torch.stack([step.faults.any() for step in steps]).tolist()
         count = found.index(True) + 1 if True in found else len(steps)
         self._recent = [*self._recent, *(step.index for step in steps[:count])][-RECENT:]

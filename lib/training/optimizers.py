@@ -14,7 +14,9 @@ from lib.config.settings import Section, setting
 from lib.machine import devices
 
 _registry = registry.Registry("optimizer")
-register, get, names = _registry.register, _registry.get, _registry.names
+register = _registry.register
+get = _registry.get
+names = _registry.names
 
 
 @dataclass(frozen=True)

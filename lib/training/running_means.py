@@ -12,7 +12,8 @@ class Means:
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
-        self._pictures, self._seconds = 0, 0.0
+        self._pictures = 0
+        self._seconds = 0.0
 
     def add(self, parts: dict[str, Tensor], pictures: int, seconds: float) -> None:
         for name, value in parts.items():
@@ -25,7 +26,8 @@ class Means:
         """The means so far."""
         other = Means()
         other._sums = dict(self._sums)
-        other._pictures, other._seconds = self._pictures, self._seconds
+        other._pictures = self._pictures
+        other._seconds = self._seconds
         return other
 
     def wait(self, seconds: float) -> None:
@@ -50,4 +52,5 @@ class Means:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
-        self._pictures, self._seconds = state["pictures"], state["seconds"]
+        self._pictures = state["pictures"]
+        self._seconds = state["seconds"]

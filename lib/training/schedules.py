@@ -11,7 +11,9 @@ from lib.config.settings import Section, expanded, setting
 from lib.errors import UserError
 
 _registry = Registry("learning-rate policy")
-register, get, names = _registry.register, _registry.get, _registry.names
+register = _registry.register
+get = _registry.get
+names = _registry.names
 
 Schedule = Callable[[int], float | None]
 """Finished epochs → learning rate, or None to stop before that epoch."""
@@ -53,7 +55,8 @@ class Step:
         lr_decay_offset: int = setting(0, "before which the rate stays", unit="epochs", low=0)
 
     def __init__(self, base_lr: float, settings: Step.Settings) -> None:
-        self.base_lr, self.settings = base_lr, settings
+        self.base_lr = base_lr
+        self.settings = settings
 
     def __call__(self, epoch: int) -> float:
         s = self.settings

@@ -79,7 +79,9 @@ class Trainer:
     session: Session
 
     def __init__(self, task: Task, config: Config) -> None:
-        self.task, self.method, self.config = task, task.method, config
+        self.task = task
+        self.method = task.method
+        self.config = config
         self.settings = config.of(TrainerSettings)
         self._parallel = processes.together(task.method, task.method.idles)
         self.optimizer = build_optimizer(task.method, config)
@@ -115,7 +117,8 @@ class Trainer:
                 f"--best-by acc needs labels of two classes or more, and the split {self._scored} has none: {why}; "
                 "take --best-by loss"
             )
-        every, epochs = self.settings.eval_every, self.settings.epochs
+        every = self.settings.eval_every
+        epochs = self.settings.epochs
         if epochs and not 0 < every <= epochs:
             raise UserError(
                 f"--best-by acc chooses among evaluated epochs, and with --eval-every {every} none of {epochs} is one; "
@@ -211,7 +214,8 @@ class Trainer:
             self._note(*assigned)
         self.step += 1
         self.position += 1
-        began, self._clock = self._clock, time.perf_counter()
+        began = self._clock
+        self._clock = time.perf_counter()
         self._means.add(parts, len(batch.index), self._clock - began)
         if self.step % self.settings.display_freq == 0:
             self._display()
@@ -240,7 +244,9 @@ class Trainer:
             self._record_scores(self.epoch + 1)
         better = self._criterion(means) < self.best
         self.best = min(self.best, self._criterion(means))
-        self.epoch, self.position, self._means = self.epoch + 1, 0, Means()
+        self.epoch = self.epoch + 1
+        self.position = 0
+        self._means = Means()
         self._save("latest", *(["best"] if better else []))
         self.session.keep(self.epoch, self.settings.keep)
 
@@ -271,7 +277,8 @@ class Trainer:
     def _record_fault(self, fault: Fault) -> RunStopped:
         """Leave what is needed to look into a fault: the state before it, and the pictures of the last batches."""
         self.step, self.position, self._means = fault.place
-        path, recent = self.task.pictures.path, [index.tolist() for index in fault.recent]
+        path = self.task.pictures.path
+        recent = [index.tolist() for index in fault.recent]
         files = [str(path(position)) for position in recent[-1] if path(position) is not None]
         self.session.write_json(
             "fault.json",
@@ -307,11 +314,13 @@ class Trainer:
         outcome = evaluation.evaluate(self.task, self.config, self._interrupts.watch)
         online = partial(evaluation.online, self.task, self._assigned.cpu().numpy())
         scores = outcome.scores | processes.from_first(online)
-        self._latest, self._statistics = (self.step, dataclasses.replace(outcome, scores=scores)), outcome.statistics
+        self._latest = (self.step, dataclasses.replace(outcome, scores=scores))
+        self._statistics = outcome.statistics
 
     def _record_scores(self, epoch: int) -> None:
         assert self._latest is not None
-        step, scores = self._latest[0], self._latest[1].scores
+        step = self._latest[0]
+        scores = self._latest[1].scores
         for split, values in scores.items():
             self.session.append(METRICS, {"split": split, "epoch": epoch, "step": step, **values, "loss": self._loss})
             curves = {n: v for n, v in values.items() if isinstance(v, int | float)}
@@ -367,13 +376,16 @@ class Trainer:
             checkpoint.load_weights(self.method, state["method"], "the checkpoint")
             load_optimizer(self.optimizer, state["optimizer"])
             self.epoch, self.position, self.step = (int(state[name]) for name in ("epoch", "position", "step"))
-            self._scored_step, self._assigned = int(state["scored_step"]), state["assigned"]
+            self._scored_step = int(state["scored_step"])
+            self._assigned = state["assigned"]
             self._means.load_state_dict(state["means"])
-            self._loss, self._statistics = state["loss"], state["statistics"]
+            self._loss = state["loss"]
+            self._statistics = state["statistics"]
             devices.set_random_state(state["random"])
             self._resumed = dict(state.get("mark", {}))
             self._notes += self.config.changes(state["config"])
-            before, now = state.get("views", "pil"), self.task.views.kind
+            before = state.get("views", "pil")
+            now = self.task.views.kind
             if before != now:
                 self._notes.append(
                     f"views: {before} before, {now} now; they differ by rounding (--tfm-backend {before})"

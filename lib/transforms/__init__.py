@@ -113,7 +113,8 @@ def normalisation(s: TransformSettings, channels: int) -> tuple[tuple[float, ...
     Raises:
         UserError: their number is not that of the channels.
     """
-    means, stds = s.tfm_means or (0.0,) * channels, s.tfm_stds or (1.0,) * channels
+    means = s.tfm_means or (0.0,) * channels
+    stds = s.tfm_stds or (1.0,) * channels
     for name, values in (("tfm_means", means), ("tfm_stds", stds)):
         if len(values) != channels:
             raise UserError(f"{name} has {len(values)} values, and the pictures {channels} channels (net_cin)")

@@ -110,11 +110,14 @@ def view(groups: Sequence[Tensor], plan: Plan) -> Tensor:
     Returns:
         (C, N, size, size) in [0, 1].
     """
-    size, n, channels = plan.recipe.size, sum(map(len, groups)), groups[0].shape[2]
+    size = plan.recipe.size
+    n = sum(map(len, groups))
+    channels = groups[0].shape[2]
     if len(groups) == 1:
         planes = _cropped(groups[0], size, plan.y, plan.x, plan.flip).permute(2, 0, 1, 3).contiguous()
     else:
-        planes, end = groups[0].new_empty(channels, n, size, size), 0
+        planes = groups[0].new_empty(channels, n, size, size)
+        end = 0
         for pictures in groups:
             rows = slice(end, end := end + len(pictures))
             cropped = _cropped(pictures, size, plan.y.of(rows), plan.x.of(rows), plan.flip[rows])
@@ -171,13 +174,17 @@ class BatchedViews:
         self._numbers = np.array([shape.numel() for shape in shapes])  # of a picture in it
         # For each of the run's pictures its part, its row there, and its own height and width.
         count = 1 + max(*skipped, *(int(part.positions[-1]) for part in parts), 0)
-        self._part, self._row = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        self._part = np.zeros(count, dtype=np.int64)
+        self._row = np.zeros(count, dtype=np.int64)
         self._sizes = np.zeros((count, 2), dtype=np.int64)
         for number, part in enumerate(parts):
-            self._part[part.positions], self._row[part.positions] = number, np.arange(len(part.positions))
+            self._part[part.positions] = number
+            self._row[part.positions] = np.arange(len(part.positions))
             self._sizes[part.positions] = part.sizes
         self._unreadable = np.array(sorted(skipped), dtype=np.int64)
-        self._test, self._seed, self._device = test, seed, device
+        self._test = test
+        self._seed = seed
+        self._device = device
         self._means, self._stds = (torch.tensor(values, device=device)[:, None, None, None] for values in (means, stds))
 
     def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
@@ -194,7 +201,8 @@ class BatchedViews:
 
     def describe(self) -> str:
         sizes = np.delete(self._sizes, self._unreadable, axis=0)
-        kinds, (height, width) = len(np.unique(sizes[:, 0] << 32 | sizes[:, 1])), sizes[0]
+        kinds = len(np.unique(sizes[:, 0] << 32 | sizes[:, 1]))
+        height, width = sizes[0]
         which = f"{width}×{height} px" if kinds == 1 else f"{kinds:,} sizes"
         return f"batched, {len(sizes):,} pictures of {which} in memory"
 
@@ -202,17 +210,20 @@ class BatchedViews:
         pass
 
     def _views(self, index: NDArray[np.int64], request: Request) -> list[Tensor]:
-        shapes, back = self._shape[self._part[index]], None
+        shapes = self._shape[self._part[index]]
+        back = None
         if len(np.unique(shapes)) > 1:
             order = np.argsort(shapes, kind="stable")
-            index, back = index[order], _send(np.argsort(order), self._device)
+            index = index[order]
+            back = _send(np.argsort(order), self._device)
         runs = [list(self._some_views(run, request)) for run in self._runs(index)]
         views = runs[0] if len(runs) == 1 else [torch.cat(parts) for parts in zip(*runs, strict=True)]
         return views if back is None else [view.index_select(0, back) for view in views]
 
     def _runs(self, index: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """As many at a time as `WORK` allows; about 8 float copies of a picture are alive."""
-        ends, start = np.cumsum(self._numbers[self._part[index]]), 0
+        ends = np.cumsum(self._numbers[self._part[index]])
+        start = 0
         while start == 0 or start < len(index):
             limit = WORK // 32 + (ends[start - 1] if start else 0)
             stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
@@ -221,7 +232,9 @@ class BatchedViews:
 
     def _some_views(self, index: NDArray[np.int64], request: Request) -> Iterator[Tensor]:
         """Of pictures that are in the order of their shapes."""
-        sizes, shapes, numbers = self._sizes[index], self._shape[self._part[index]], request.numbers(index)
+        sizes = self._sizes[index]
+        shapes = self._shape[self._part[index]]
+        numbers = request.numbers(index)
         groups = [self._gather(group) for group in np.split(index, np.flatnonzero(np.diff(shapes)) + 1)]
         for copy, recipe in enumerate(request.recipes):
             draws = draw(recipe, sizes, self._seed, request.epoch, numbers, copy)
@@ -230,7 +243,8 @@ class BatchedViews:
 
     def _gather(self, index: NDArray[np.int64]) -> Tensor:
         """(N, H, C, W) floats in [0, 1] of pictures of one shape."""
-        holder, row = self._part[index], self._row[index]
+        holder = self._part[index]
+        row = self._row[index]
         shape = self._parts[holder[0] if len(index) else 0].shape[1:]
         pictures = torch.empty(len(index), *shape, device=self._device)
         for number in np.unique(holder):

@@ -32,7 +32,8 @@ def measured(config: Config, pictures: Pictures) -> Config:
     wanted = [name for name in ("tfm_means", "tfm_stds") if getattr(settings, name) is None]
     if not wanted or not config.of(Command).trains or pictures.expected:
         return config
-    reader, index = open_reader(config, pictures), pictures.index(pictures.train[-1])
+    reader = open_reader(config, pictures)
+    index = pictures.index(pictures.train[-1])
     spread = index[np.linspace(0, len(index) - 1, min(SAMPLE, len(index))).astype(np.int64)]
     skip = config.of(DataSettings).on_bad_image == "skip"
     budget = config.of(LoaderSettings).memory_budget * GIB

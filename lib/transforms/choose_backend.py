@@ -45,11 +45,15 @@ def open_views(config: Config, pictures: Pictures, test: Recipe) -> Views:
     Raises:
         UserError: the back end asked for cannot serve these pictures, or one of them cannot be read.
     """
-    transforms, loading = config.of(TransformSettings), config.of(LoaderSettings)
+    transforms = config.of(TransformSettings)
+    loading = config.of(LoaderSettings)
     means, stds = normalisation(transforms, config.of(NetworkSettings).net_cin)
-    device, seed = devices.device(config.of(DeviceSettings)), config.of(SeedSettings).seed or 0
-    skip, wanted = config.of(DataSettings).on_bad_image == "skip", config.of(ViewSettings).tfm_backend
-    why, reader = "", open_reader(config, pictures)
+    device = devices.device(config.of(DeviceSettings))
+    seed = config.of(SeedSettings).seed or 0
+    skip = config.of(DataSettings).on_bad_image == "skip"
+    wanted = config.of(ViewSettings).tfm_backend
+    why = ""
+    reader = open_reader(config, pictures)
     if wanted != "pil" and not config.of(Command).dry_run:
         try:
             held = _Held(reader, loading.memory_budget, skip, fixed=wanted == "batched")
@@ -75,10 +79,15 @@ class _Held:
     """
 
     def __init__(self, reader: Reader, budget: float, skip: bool, fixed: bool) -> None:
-        self._reader, self._pictures = reader, reader.pictures
-        self._channels, self._working_size = reader.channels, reader.working_size
-        self._budget, self._skip, self._fixed = budget, skip, fixed
-        self._bytes, self._count = 0, 0  # of pictures that are held
+        self._reader = reader
+        self._pictures = reader.pictures
+        self._channels = reader.channels
+        self._working_size = reader.working_size
+        self._budget = budget
+        self._skip = skip
+        self._fixed = fixed
+        self._bytes = 0
+        self._count = 0  # of pictures that are held
         self._step = 1  # px, in which sides are rounded up
         self._piles: dict[tuple[int, ...], Pile] = {}  # by height, width and channels of their places
         self.skipped: dict[int, str] = {}
@@ -90,7 +99,8 @@ class _Held:
             _Unfit: they are more than the budget, or may be drawn anew each time.
             UserError: one cannot be read, or a split's array is not of its pictures.
         """
-        found, others = [], []
+        found = []
+        others = []
         for positions, part in self._pictures.parts():
             own = _own_array(part)
             if own is not None and self._serves(own):
@@ -119,7 +129,8 @@ class _Held:
             differ = len({shape for shape in shapes if any(shape)}) > 1
             self._step = STEP if differ else 1
             sizes = np.array([math.prod(self._place(shape)) for shape in shapes])
-            about, doubt = sizes.mean() * len(positions), 3 * sizes.std() / math.sqrt(len(sizes)) * len(positions)
+            about = sizes.mean() * len(positions)
+            doubt = 3 * sizes.std() / math.sqrt(len(sizes)) * len(positions)
             surely = len(sizes) >= min(SURE, len(positions))
             if surely and self._bytes + about - doubt > self._budget * GIB:
                 raise self._unfit(f"the pictures take{' about' * differ}", self._bytes + about)
@@ -147,7 +158,8 @@ class _Held:
         return -(-height // self._step) * self._step, -(-width // self._step) * self._step, channels
 
     def _admit(self, size: int, count: int = 1) -> None:
-        self._bytes, self._count = self._bytes + size, self._count + count
+        self._bytes = self._bytes + size
+        self._count = self._count + count
         if self._bytes > self._budget * GIB:
             alone = "" if self._count == len(self._pictures) else f"{self._count:,} of "
             raise self._unfit(f"{alone}the pictures take", self._bytes)

@@ -43,7 +43,8 @@ def hue(planes: Tensor, turns: Tensor) -> None:
     if len(planes) == 1:
         return
     red, green, blue = planes
-    high, low = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
     chroma = high - low
     # The angle in sixths of a turn, times the chroma: 0 at red, 2 at green, 4 at blue.
     sixths = torch.where(

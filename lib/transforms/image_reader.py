@@ -70,7 +70,8 @@ def _bounded(image: Image.Image) -> Image.Image:
     width, height = (min(side, OBLONG * other) for side, other in (image.size, image.size[::-1]))
     if (width, height) == image.size:
         return image
-    left, top = (image.width - width) // 2, (image.height - height) // 2
+    left = (image.width - width) // 2
+    top = (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
@@ -93,7 +94,10 @@ class Reader:
     def __init__(
         self, pictures: Pictures, channels: int, working_size: int | None, store: disk_cache.Store | None = None
     ) -> None:
-        self.pictures, self.channels, self.working_size, self._store = pictures, channels, working_size, store
+        self.pictures = pictures
+        self.channels = channels
+        self.working_size = working_size
+        self._store = store
 
     def read(self, position: int) -> Image.Image:
         """The picture at a position.
@@ -181,7 +185,8 @@ def open_reader(config: Config, pictures: Pictures) -> Reader:
     Raises:
         UserError: a picture cannot be read, or what is kept cannot be written.
     """
-    channels, size = config.of(NetworkSettings).net_cin, config.of(TransformSettings).tfm_working_size
+    channels = config.of(NetworkSettings).net_cin
+    size = config.of(TransformSettings).tfm_working_size
     reader = Reader(pictures, channels, size, pictures.store)
     if disk_cache.writes(config):
         reader.fill(

@@ -36,7 +36,8 @@ class Pile:
 
     def add(self, position: int, picture: NDArray[np.uint8]) -> None:
         """Take (height, width, channels), no larger than the places."""
-        row, (height, width) = len(self._positions), picture.shape[:2]
+        row = len(self._positions)
+        height, width = picture.shape[:2]
         if row == len(self._array):
             self._resize(row + max(1, row // 8))  # more at a time would be memory beside the pictures'
         self._array[row, :height, :width] = picture

@@ -75,8 +75,10 @@ class PILViews:
         why: str = "",
     ) -> None:
         self.skipped: dict[int, str] = {}
-        self._why, self._kept = why, pictures.describe()
-        self._test, self._device = test, device
+        self._why = why
+        self._kept = pictures.describe()
+        self._test = test
+        self._device = device
         self._means = torch.tensor(means, device=device)[:, None, None]
         self._stds = torch.tensor(stds, device=device)[:, None, None]
         self._prepare = _Prepare(pictures, seed, skip)
@@ -117,16 +119,20 @@ class _Prepare:
     """
 
     def __init__(self, pictures: Reader, seed: int, skip: bool) -> None:
-        self._pictures, self._seed, self._skip = pictures, seed, skip
+        self._pictures = pictures
+        self._seed = seed
+        self._skip = skip
 
     def __call__(self, request: Request) -> ImageBatch:
         loaded, skipped = self._load_all(request.index)
         if not loaded:
             shapes = [(0, self._pictures.channels, recipe.size, recipe.size) for recipe in request.recipes]
             return ImageBatch(request.index[:0], [torch.empty(s, dtype=torch.uint8) for s in shapes], skipped)
-        positions, images = np.array(list(loaded), dtype=np.int64), list(loaded.values())
+        positions = np.array(list(loaded), dtype=np.int64)
+        images = list(loaded.values())
         sizes = np.array([(image.height, image.width) for image in images], dtype=np.int64)
-        views, numbers = [], request.numbers(positions)
+        views = []
+        numbers = request.numbers(positions)
         for copy, recipe in enumerate(request.recipes):
             draws = draw(recipe, sizes, self._seed, request.epoch, numbers, copy)
             stack = np.stack([np.asarray(view(image, recipe, draws, n)) for n, image in enumerate(images)])
@@ -134,7 +140,8 @@ class _Prepare:
         return ImageBatch(torch.from_numpy(positions), views, skipped)
 
     def _load_all(self, index: Tensor) -> tuple[dict[int, Image.Image], dict[int, str]]:
-        images, skipped = {}, {}
+        images = {}
+        skipped = {}
         for position in index.tolist():
             try:
                 images[position] = self._pictures.read(position)

@@ -60,13 +60,13 @@ def draw(recipe: Recipe, sizes: Integers, seed: int, epoch: int, picture: Intege
         seed, epoch, picture, copy: what the draws depend on; `picture` is (N,).
     """
     u = uniforms(seed, epoch, picture, copy, _NUMBERS)
-    crop, (flip, jittered, factors, order, gray) = (
-        u[:, : 2 * ATTEMPTS + 2],
-        np.split(u[:, 2 * ATTEMPTS + 2 :], [1, 2, 6, 10], axis=1),
-    )
+    crop = u[:, : 2 * ATTEMPTS + 2]
+    (flip, jittered, factors, order, gray) = np.split(u[:, 2 * ATTEMPTS + 2 :], [1, 2, 6, 10], axis=1)
     strength = np.array(recipe.jitter or (0.0, 0.0, 0.0, 0.0))
-    low, high = np.maximum(1 - strength, 0), 1 + strength
-    low[3], high[3] = -strength[3], strength[3]
+    low = np.maximum(1 - strength, 0)
+    high = 1 + strength
+    low[3] = -strength[3]
+    high[3] = strength[3]
     box = _resized_box(recipe, sizes, crop) if recipe.crop == "resized" else _square(recipe, sizes, crop)
     return Draws(
         box=box,
@@ -92,18 +92,23 @@ def _square(recipe: Recipe, sizes: Integers, u: Floats) -> Integers:
 
 def _resized_box(recipe: Recipe, sizes: Integers, u: Floats) -> Integers:
     """The first of ten random rectangles that fits, else the middle at the nearest shape."""
-    height, width = sizes[:, :1], sizes[:, 1:]
+    height = sizes[:, :1]
+    width = sizes[:, 1:]
     area = (recipe.scale[0] + (recipe.scale[1] - recipe.scale[0]) * u[:, :ATTEMPTS]) * height * width
     low, high = np.log(recipe.ratio)
     ratio = np.exp(low + (high - low) * u[:, ATTEMPTS : 2 * ATTEMPTS])
-    w, h = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))  # (N, attempts)
+    w = np.rint(np.sqrt(area * ratio))
+    h = np.rint(np.sqrt(area / ratio))  # (N, attempts)
     fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
     first = fits.argmax(axis=1)[:, None]
-    w, h = np.take_along_axis(w, first, axis=1), np.take_along_axis(h, first, axis=1)
+    w = np.take_along_axis(w, first, axis=1)
+    h = np.take_along_axis(h, first, axis=1)
     shape = np.clip(width / height, *recipe.ratio)
-    whole_w, whole_h = np.minimum(width, np.rint(height * shape)), np.minimum(height, np.rint(width / shape))
+    whole_w = np.minimum(width, np.rint(height * shape))
+    whole_h = np.minimum(height, np.rint(width / shape))
     found = fits.any(axis=1)[:, None]
-    w, h = np.where(found, w, np.maximum(whole_w, 1)), np.where(found, h, np.maximum(whole_h, 1))
+    w = np.where(found, w, np.maximum(whole_w, 1))
+    h = np.where(found, h, np.maximum(whole_h, 1))
     room = np.concatenate([height - h, width - w], axis=1)
     corner = np.where(found, np.floor(u[:, 2 * ATTEMPTS :] * (room + 1)), room // 2)
     return np.concatenate([corner, h, w], axis=1).astype(np.int64)

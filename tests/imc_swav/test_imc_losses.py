@@ -13,7 +13,8 @@ def by_scipy(scores: np.ndarray, eps: float, iterations: int) -> np.ndarray:
     """An independent iteration on dual potentials, in float64: log q = (s − f_p − g_n) / eps."""
     kernel = scores.T.astype(np.float64) / eps  # (P, N)
     p, n = kernel.shape
-    f, g = np.zeros(p), np.zeros(n)
+    f = np.zeros(p)
+    g = np.zeros(n)
     for _ in range(iterations):
         f = logsumexp(kernel - g[None, :], axis=1) + np.log(p)
         g = logsumexp(kernel - f[:, None], axis=0) + np.log(n)

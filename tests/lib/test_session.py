@@ -131,7 +131,8 @@ def test_a_locked_file_can_be_read_and_written_as_nfs_wants_it(tmp_path: Path, m
 
 
 def test_a_lock_is_of_the_file_that_has_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, flock = tmp_path / "lock", fcntl.flock
+    path = tmp_path / "lock"
+    flock = fcntl.flock
     removed = []
 
     def removing(file: Any, kind: int) -> None:

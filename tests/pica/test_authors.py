@@ -108,7 +108,8 @@ def old_file(net: Any) -> bytes:
 
 class Reduced:
     def __init__(self, module: str, name: str, *arguments: object) -> None:
-        self.text, self.arguments = f"c{module}\n{name}\n".encode(), arguments
+        self.text = f"c{module}\n{name}\n".encode()
+        self.arguments = arguments
 
     def pickle(self) -> bytes:
         body = pickle.dumps(self.arguments, protocol=2)[2:-1]
@@ -136,7 +137,8 @@ def test_a_tensor_may_not_reach_beyond_its_numbers() -> None:
     torch.save({"net": {"w": torch.arange(4.0)}, "epoch": 1}, buffer, _use_new_zipfile_serialization=False)
     content = buffer.getvalue()
     assert torch.equal(legacy.load(content)["net"]["w"], torch.arange(4.0))
-    shape, stride = b"K\x04\x85", b"K\x01\x85"
+    shape = b"K\x04\x85"
+    stride = b"K\x01\x85"
     assert content.count(shape) == 1 and content.count(stride) == 1
     for spoiled in (content.replace(shape, b"K\x05\x85"), content.replace(stride, b"K\x02\x85"), content[:-1]):
         with pytest.raises(legacy.Refused):

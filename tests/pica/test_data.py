@@ -8,7 +8,8 @@ import torch
 from lib.contracts import Prepared, Recipe, Request
 from pica.data import PICASource
 
-ORIGINAL, PERTURBED = Recipe(4, "random", 5), Recipe(4, "resized", flip=0.5)
+ORIGINAL = Recipe(4, "random", 5)
+PERTURBED = Recipe(4, "resized", flip=0.5)
 
 
 class Recorder:

@@ -25,14 +25,17 @@ def softmax(n: int, k: int, seed: int) -> torch.Tensor:
 
 
 def test_renaming_clusters_in_both_views_changes_nothing() -> None:
-    p, q, order = softmax(32, 6, 0), softmax(32, 6, 1), torch.randperm(6, generator=torch.Generator().manual_seed(2))
+    p = softmax(32, 6, 0)
+    q = softmax(32, 6, 1)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(2))
     assert not torch.equal(order, torch.arange(6))
     torch.testing.assert_close(PUILoss()(p[:, order], q[:, order]), PUILoss()(p, q), rtol=1e-12, atol=0)
     assert not torch.isclose(PUILoss()(p[:, order], q), PUILoss()(p, q), rtol=1e-6)
 
 
 def test_the_index_is_the_cosine_of_columns() -> None:
-    p, q = softmax(16, 3, 0), softmax(16, 3, 1)
+    p = softmax(16, 3, 0)
+    q = softmax(16, 3, 1)
     expected = torch.nn.functional.cosine_similarity(p.T[:, None], q.T[None], dim=2)
     torch.testing.assert_close(partition_uncertainty(p, q), expected)
 

@@ -54,7 +54,8 @@ def test_alternating_steps_equal_the_authors_also_across_a_stop(
     idle: str, stop_after: int | None, tmp_path: Path
 ) -> None:
     method, golden = recorded(idle)
-    original, perturbed = torch.from_numpy(golden["originals"]), torch.from_numpy(golden["perturbed"])
+    original = torch.from_numpy(golden["originals"])
+    perturbed = torch.from_numpy(golden["perturbed"])
     optimizer = torch.optim.Adam(method.parameters(), lr=float(golden["lr"]))
     losses = []
     method.train()

@@ -56,7 +56,8 @@ def test_a_foreign_pickle_is_never_executed(tmp_path: Path) -> None:
     import hashlib
 
     mark = tmp_path / "executed"
-    plain, sealed = tmp_path / "plain.ckpt", tmp_path / "sealed.ckpt"
+    plain = tmp_path / "plain.ckpt"
+    sealed = tmp_path / "sealed.ckpt"
     plain.write_bytes(pickle.dumps(Payload(mark)))
     buffer = io.BytesIO()
     torch.save({"format": 1, "config": Payload(mark)}, buffer)
@@ -102,7 +103,8 @@ def test_a_write_that_fails_leaves_the_old_content(saved: Path, monkeypatch: pyt
 
 
 def test_a_damaged_archive_of_another_program_is_none() -> None:
-    buffer, values = io.BytesIO(), torch.arange(100.0)
+    buffer = io.BytesIO()
+    values = torch.arange(100.0)
     torch.save({"model": values}, buffer)
     whole = bytearray(buffer.getvalue())
     assert torch.equal(checkpoint.load_archive(bytes(whole))["model"], values)

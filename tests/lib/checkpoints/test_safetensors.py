@@ -18,7 +18,8 @@ Cli = Callable[..., tuple[int, str, str]]
 
 def test_an_export_takes_a_checkpoints_place(cli: Cli, tmp_path: Path) -> None:
     cli(*QUICK, "--session", "a")
-    path, exported = tmp_path / "sessions/a/checkpoint/latest.ckpt", tmp_path / "weights.safetensors"
+    path = tmp_path / "sessions/a/checkpoint/latest.ckpt"
+    exported = tmp_path / "weights.safetensors"
     status, first, err = cli("--evaluate", path, "--export", exported, "--session", "b")
     assert status == 0, err
     status, second, err = cli("--evaluate", exported, "--session", "c")

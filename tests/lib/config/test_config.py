@@ -83,7 +83,8 @@ def test_files_in_the_authors_spelling_load(tmp_path: Path) -> None:
 FLOATS = ("0.5", "'0.5'", "1./2.", "1/2", ".5", "5e-1", "'5e-1'")
 INTEGERS = ("4", "4.", "'4'", "8/2", "'4.0'", "2 + 2")
 SIDES = ("96", "96.", "(96, 96)", "'(96, 96)'", "[96, 96]", "96, 96", "(96., 96)", "192/2")
-TRUE, FALSE = ("True", "true", "'True'", "'true'", "yes"), ("False", "false", "'False'")
+TRUE = ("True", "true", "'True'", "'true'", "yes")
+FALSE = ("False", "false", "'False'")
 NONE = ("None", "none", "'None'", "null", "~", "")
 TRIPLES = ("(0.5, 1/2, .5)", "'(0.5, 0.5, 0.5)'", "[0.5, 1./2., 5e-1]", "0.5, 0.5, 0.5")
 RATES = ("[(10, 1e-1), (20, 1e-2)]", "'((10, 1e-1), (20., .01))'", "(10, 1/10), (20, 1./100)", "[[10, 1e-1], [20, 1e-2]]",

@@ -44,7 +44,8 @@ def md5(path: Path) -> str:
 def cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch, per_file: int = 6) -> Path:
     """Files of `cifar10` or `cifar100`; their sums take the place of the official ones."""
     source = {"cifar10": torchvision_datasets.CIFAR10, "cifar100": torchvision_datasets.CIFAR100}[name]
-    folder, random = root / source.base_folder, np.random.default_rng(0)
+    folder = root / source.base_folder
+    random = np.random.default_rng(0)
     folder.mkdir(parents=True)
     names: dict[str, list[str]] = {"fine_label_names": FINE, "coarse_label_names": COARSE}
     (folder / source.meta["filename"]).write_bytes(
@@ -69,7 +70,8 @@ def cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch, per_file: int 
 
 def stl10(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Binary files of 5 training, 4 test and 7 unlabelled pictures, stored column by column."""
-    source, random = torchvision_datasets.STL10, np.random.default_rng(0)
+    source = torchvision_datasets.STL10
+    random = np.random.default_rng(0)
     folder = root / source.base_folder
     folder.mkdir(parents=True)
     for name, size in (("train", 5), ("test", 4), ("unlabeled", 7)):

@@ -21,7 +21,9 @@ def open_folder(root: Path, *words: object) -> datasets.Pictures:
 
 
 def test_digits_are_scikit_learns_in_halves() -> None:
-    train, test, source = Digits("", "train"), Digits("./data", "test"), load_digits()
+    train = Digits("", "train")
+    test = Digits("./data", "test")
+    source = load_digits()
     assert (len(train), len(test)) == (899, 898) == tuple(Digits.splits("").sizes.values())
     assert (
         train.targets.tolist() == source.target[::2].tolist() and test.targets.tolist() == source.target[1::2].tolist()

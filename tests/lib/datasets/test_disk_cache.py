@@ -335,7 +335,8 @@ def test_the_own_folder_may_vanish_while_it_is_opened(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noises(tmp_path / "pictures", 6)
-    hold, times = locks.hold, []
+    hold = locks.hold
+    times = []
 
     def raced(path: Path, **how: Any) -> Any:
         file = hold(path, **how)

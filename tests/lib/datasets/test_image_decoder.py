@@ -41,7 +41,8 @@ def chunk(kind: bytes, data: bytes, crc: int | None = None) -> bytes:
 def png(before: bytes = b"", after: bytes = b"") -> bytes:
     """A PNG file with chunks before and after its pixels."""
     whole = saved("PNG")
-    start, end = whole.index(b"IDAT") - 4, whole.index(b"IEND") - 4
+    start = whole.index(b"IDAT") - 4
+    end = whole.index(b"IEND") - 4
     return whole[:start] + before + whole[start:end] + after + whole[end:]
 
 
@@ -59,7 +60,8 @@ def exif(*entries: tuple[int, int, int, int]) -> bytes:
 
 def tiff(*entries: tuple[int, int, int, int]) -> bytes:
     """An uncompressed TIFF file with more tags."""
-    count, pixels = 9 + len(entries), NOISE.tobytes()
+    count = 9 + len(entries)
+    pixels = NOISE.tobytes()
     place = 8 + 2 + 12 * count + 4
     needed = [(256, 3, 1, 12), (257, 3, 1, 10), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, place),
               (277, 3, 1, 3), (278, 3, 1, 10), (279, 4, 1, len(pixels))]  # fmt: skip
@@ -123,7 +125,8 @@ def test_broken_metadata_of_a_png_do_not_matter(kind: str, tmp_path: Path, monke
 
 @pytest.mark.parametrize("kind", OTHER_METADATA)
 def test_broken_metadata_of_other_formats_do_not_matter(kind: str, tmp_path: Path) -> None:
-    content, name = OTHER_METADATA[kind], kind.partition(",")[0].upper()
+    content = OTHER_METADATA[kind]
+    name = kind.partition(",")[0].upper()
     plain = tiff() if name == "TIFF" else saved(name)
     assert np.array_equal(read(tmp_path, content), Image.open(io.BytesIO(plain)))
     with pytest.raises(UserError):
@@ -229,7 +232,8 @@ def test_the_limit_of_size_is_a_setting_of_a_run(tmp_path: Path, cli: Cli) -> No
 
 
 def test_no_file_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark, program = tmp_path / "executed", tmp_path / "bin" / "gs"
+    mark = tmp_path / "executed"
+    program = tmp_path / "bin" / "gs"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {mark}\n")
     program.chmod(0o755)

@@ -247,7 +247,8 @@ def test_a_folder_that_cannot_be_read_is_named(
     problem: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path, "a", "b", "b/deep/er")
-    closed, scandir = tmp_path / "b" / "deep", os.scandir
+    closed = tmp_path / "b" / "deep"
+    scandir = os.scandir
 
     def scan(path: Any) -> Any:
         if Path(path) == closed:
@@ -377,7 +378,8 @@ def test_tables_of_labels_are_read_as_programs_write_them(content: str | bytes, 
 def test_names_in_a_table_are_matched_exactly_then_in_another_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, table = tmp_path / "pictures", tmp_path / "labels.csv"
+    root = tmp_path / "pictures"
+    table = tmp_path / "labels.csv"
     names = ["a.png", "d/e.png", "d/f.png", "end .png ", "g.png", unicodedata.normalize("NFD", "größe.png"), "z\\y.png"]
     for name in names:
         picture(root / name.strip()).rename(root / name)
@@ -408,7 +410,8 @@ def test_some_classes_mean_that_there_is_none(tmp_path: Path) -> None:
 
 
 def test_what_is_odd_in_a_table_is_said(tmp_path: Path) -> None:
-    root, table = tmp_path / "pictures", tmp_path / "labels.csv"
+    root = tmp_path / "pictures"
+    table = tmp_path / "labels.csv"
     fill(root, ".")
     assert labelled(root, table, "0.png,Cat\n1.png,cat")[1].endswith("classes that differ in capitals only: Cat, cat")
     assert labelled(root, table, "Datei,Art\n0.png,a")[1].endswith("line 1 taken for a heading: Datei,Art")
@@ -445,7 +448,8 @@ def test_mistakes_in_a_table_are_one_line(content: str | bytes, message: str, tm
 
 
 def test_a_table_labels_the_images_of_all_splits(tmp_path: Path) -> None:
-    root, table = tmp_path / "pictures", tmp_path / "labels.csv"
+    root = tmp_path / "pictures"
+    table = tmp_path / "labels.csv"
     fill(root, "train", "test")
     classes, line = labelled(root, table, "train/0.png,x\ntest/1.png,y")
     assert classes == ["x", None, None, "y"] and line == "labels: 2 of 4 images have one, 2 classes"

@@ -55,7 +55,8 @@ def test_cifar10_agrees_with_torchvision(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_cifar100_has_superclasses_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     official_files.cifar(tmp_path, "cifar100", monkeypatch)
-    coarse, fine = open_pictures("cifar100", tmp_path), open_pictures("cifar100", tmp_path, "--label-level", "fine")
+    coarse = open_pictures("cifar100", tmp_path)
+    fine = open_pictures("cifar100", tmp_path, "--label-level", "fine")
     assert coarse.classes == tuple(official_files.COARSE) and fine.classes == tuple(official_files.FINE)
     theirs = torchvision_datasets.CIFAR100(tmp_path).targets + torchvision_datasets.CIFAR100(tmp_path, False).targets
     assert fine.labels().tolist() == theirs
@@ -129,7 +130,8 @@ def test_imagenet_subsets_take_their_folders_in_the_papers_order(tmp_path: Path)
 
 
 def test_an_index_is_kept_and_notices_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, cache = tmp_path / "train", tmp_path / "cache"
+    root = tmp_path / "train"
+    cache = tmp_path / "cache"
     for name in ("a", "b"):
         picture(root / name / "1.png")
         os.utime(root / name, (1e9, 1e9))
@@ -187,7 +189,8 @@ def test_mistakes_with_cifar(
 ) -> None:  # fmt: skip
     official_files.cifar(tmp_path / "data", "cifar10", monkeypatch)
     break_it(tmp_path / "data")
-    opened, unpickle = [], cifar._unpickle
+    opened = []
+    unpickle = cifar._unpickle
     monkeypatch.setattr(cifar, "_unpickle", lambda path: opened.append(path.name) or unpickle(path))
     with pytest.raises(UserError, match=message):
         open_pictures("cifar10", tmp_path / "data" / root, "--test-splits", "test", "--train-splits", "train+test")
@@ -219,7 +222,8 @@ def test_an_archive_that_was_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_download_fetches_verifies_and_unpacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, there = torchvision_datasets.CIFAR10, tmp_path / "there" / "cifar-10-python.tar.gz"
+    source = torchvision_datasets.CIFAR10
+    there = tmp_path / "there" / "cifar-10-python.tar.gz"
     official_files.pack(official_files.cifar(tmp_path / "there", "cifar10", monkeypatch), there)
 
     class Quiet(SimpleHTTPRequestHandler):
@@ -347,7 +351,8 @@ print(seconds, tracemalloc.get_traced_memory()[1] - sum(part.array.nbytes for pa
 @pytest.mark.slow
 def test_a_million_links_are_indexed_once(tmp_path: Path) -> None:
     picture(tmp_path / "one.JPEG")
-    root, names = tmp_path / "train", [f"n{i:08d}" for i in range(1000)]
+    root = tmp_path / "train"
+    names = [f"n{i:08d}" for i in range(1000)]
     for name in names:
         (root / name).mkdir(parents=True)
         for i in range(1300):

@@ -57,7 +57,8 @@ def views_of(made: Task) -> FeatureViews:
 def table(made: Task) -> torch.Tensor:
     """(N, views, D): all that was computed."""
     views = views_of(made).prepared()
-    count, wide = len(made.pictures), len(views._recipes)
+    count = len(made.pictures)
+    wide = len(views._recipes)
     index = np.arange(count)[:, None].repeat(wide, axis=1)
     return torch.stack(views._shelf.take(index, np.arange(wide)[None].repeat(count, axis=0)), dim=1)
 
@@ -214,7 +215,8 @@ def test_the_bound_counts_features_and_the_rest_is_computed(tmp_path: Path, call
 
 def test_more_than_the_memory_is_read_from_disk_by_batches(tmp_path: Path) -> None:
     small = ("--memory-budget", 1e-4)
-    held, read = task(tmp_path), task(tmp_path, *small)
+    held = task(tmp_path)
+    read = task(tmp_path, *small)
     assert "in memory" in held.views.describe() and "read from disk" in read.views.describe()
     for one, other in zip(held.source.epoch(1), read.source.epoch(1), strict=True):
         assert torch.equal(one.index, other.index)
@@ -291,7 +293,9 @@ def test_which_view_is_drawn_follows_from_seed_epoch_and_picture(tmp_path: Path)
 
 
 def test_crops_of_several_kinds_take_turns(tmp_path: Path) -> None:
-    large, small, test = Recipe(12, "resized", 99), Recipe(8, "resized"), Recipe(12, "center", 14)
+    large = Recipe(12, "resized", 99)
+    small = Recipe(8, "resized")
+    test = Recipe(12, "center", 14)
     random = (large, large, small, small, small, small)
     sizes = [r.size for r in columns(resolve(*IMC, "--feature-views", 8), test, random)]
     assert sizes == [12, 12, 8, 12, 8, 8, 8, 12, 8]
@@ -317,7 +321,8 @@ def test_neighbours_are_the_nearest(block: int, memory: float, tmp_path: Path, m
         picture(tmp_path / "pictures" / ("train" if i < 40 else "test") / "x" / f"{i}.png", seed=i)
     words = (*folder(tmp_path, 0), "--train-splits", "train", "--test-splits", "test")
     made = task(tmp_path, *words, *NEIGHBOURS, "--feature-neighbours", 5, "--memory-budget", memory)
-    features, views = table(made), views_of(made)
+    features = table(made)
+    views = views_of(made)
     assert features.shape == (60, 1, 16), "the plain view alone is computed"
     expected = brute_force(features[:, 0], made.pictures.index("train").tolist(), 5)
     assert views._neighbours.tolist() == expected

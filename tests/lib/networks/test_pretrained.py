@@ -50,7 +50,8 @@ def test_every_architecture_of_torchvision_gives_what_its_classifier_sees(name: 
     last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     shadow_features(full, 3, EACH[name])
     assert shadow_features(network, 3, EACH[name]).shape == (2, network.feature_dim) == (2, seen[-1].shape[1])
-    own, there = network.state_dict().keys(), full.state_dict().keys()
+    own = network.state_dict().keys()
+    there = full.state_dict().keys()
     assert own < there and all(CLASSIFIER.match(key) for key in there - own)
 
 
@@ -72,7 +73,8 @@ def test_features_are_those_in_front_of_the_classifier() -> None:
 
 
 def test_grey_pictures_are_repeated() -> None:
-    grey, images = networks.get(SMALL)(1).train(False), torch.randn(2, 1, 32, 32)
+    grey = networks.get(SMALL)(1).train(False)
+    images = torch.randn(2, 1, 32, 32)
     colour = networks.get(SMALL)(3).train(False)
     colour.load_state_dict(grey.state_dict())
     with torch.no_grad():
@@ -247,7 +249,8 @@ def test_a_network_is_frozen_for_the_first_epochs_to_the_bit(
     cli: Cli, tmp_path: Path, pretrained: tuple[Path, tuple[object, ...]]
 ) -> None:
     path, words = pretrained
-    given, root = torch.load(path, weights_only=True), tmp_path / "sessions"
+    given = torch.load(path, weights_only=True)
+    root = tmp_path / "sessions"
     words = (*words, "--net-freeze-epochs", 1)
     status, _, err = cli(*words, "--session", "frozen", "--max-epochs", 1)
     assert status == 0, err
@@ -279,7 +282,8 @@ def test_what_is_partly_frozen_goes_on_with_its_statistics() -> None:
 
 def test_the_networks_rate_is_scaled(cli: Cli, tmp_path: Path, pretrained: tuple[Path, tuple[object, ...]]) -> None:
     path, _ = pretrained
-    given, root = torch.load(path, weights_only=True), tmp_path / "sessions"
+    given = torch.load(path, weights_only=True)
+    root = tmp_path / "sessions"
     words = (*QUICK, "--net-weights", path, "--optimizer", "sgd", "--optim-weight-decay", 0, "--max-epochs", 2,
              "--warmup-steps", 5, "--net-lr-scale")  # fmt: skip
     moved = {}

@@ -227,7 +227,8 @@ def test_extremes_are_among_the_shown() -> None:
     predictions = Predictions(np.arange(3000) * 2, probability)
     rows = thumbnails.choose(predictions, 500)
     assert len(rows) == 500 == len(set(rows.tolist())) and (np.diff(rows) > 0).all()
-    confidence, cluster = probability.max(axis=1), predictions.cluster
+    confidence = probability.max(axis=1)
+    cluster = predictions.cluster
     for k in range(7):
         own = np.flatnonzero(cluster == k)
         order = own[np.argsort(-confidence[own], kind="stable")]

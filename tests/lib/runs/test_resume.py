@@ -233,7 +233,8 @@ def test_resume_says_what_it_will_not_do(cli: Cli, tmp_path: Path) -> None:
         refused(cli(*QUICK, name, ""), f"{name} has an empty value")
     refused(cli("--resume", path, "--session", "b"), "leave one out")
     refused(cli("--resume", path, "--session-root", tmp_path / "elsewhere"), "is not where the session lies")
-    whole, state = path.read_bytes(), checkpoint.load(path)
+    whole = path.read_bytes()
+    state = checkpoint.load(path)
     for spoil in ({"random": None}, {"means": {}}, {"optimizer": {}}, {"epoch": "x"}, {"position": 99}, {"stamps": 3}):
         checkpoint.save({**state, **spoil}, path)
         refused(cli("--resume", path), "--restart")

@@ -101,7 +101,8 @@ def test_numbers_of_clusters_are_shown_side_by_side_and_others_join(tmp_path: Pa
 
 @pytest.mark.slow
 def test_each_number_with_each_seed_goes_on_and_ends_alike(tmp_path: Path, cli: Cli) -> None:
-    words, root = (*FREE, "--max-epochs", 4, "--eval-every", 0), tmp_path / "family"
+    words = (*FREE, "--max-epochs", 4, "--eval-every", 0)
+    root = tmp_path / "family"
     asked = (*words, "--num-clusters", 3, 5, "--seeds", "0-1")
     process = launch((*asked, "--jobs", 1), root)
     while not list(root.glob("*/runs/clusters-3-seed-0/checkpoint/latest.ckpt")):
@@ -139,7 +140,9 @@ def test_each_number_with_each_seed_goes_on_and_ends_alike(tmp_path: Path, cli: 
 
 
 def test_seeds_are_compared_on_the_first_split_alone(tmp_path: Path) -> None:
-    one, other, third = [0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 1]
+    one = [0, 0, 1, 1]
+    other = [1, 1, 0, 0]
+    third = [0, 1, 0, 1]
     folders = {}
     for seed, clusters in enumerate((one, other, third)):
         folders[str(seed)] = tmp_path / str(seed)

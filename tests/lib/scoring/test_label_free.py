@@ -14,7 +14,8 @@ from lib.scoring import metrics
 from lib.scoring.inference import Embedded
 from lib.scoring.label_free import Sample, directions, scaled, spread
 
-N, K = 300, 5
+N = 300
+K = 5
 CLASSES = np.arange(N) % K
 SPLIT = Split(np.arange(N), np.full(N, -1))
 
@@ -55,7 +56,8 @@ def test_worse_is_worse() -> None:
 
 
 def test_names_of_clusters_do_not_matter() -> None:
-    order, random = np.array([3, 1, 4, 0, 2]), np.random.default_rng(3)
+    order = np.array([3, 1, 4, 0, 2])
+    random = np.random.default_rng(3)
     p, q = (random.dirichlet(np.full(K, 0.2), N).astype(np.float32) for _ in range(2))
     first, second = (sample(p[:, o], q[:, o]).scores(SPLIT) for o in (np.arange(K), order))
     assert first == pytest.approx(second, abs=1e-6)

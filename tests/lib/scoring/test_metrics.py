@@ -45,7 +45,8 @@ def test_acc_where_clusters_outnumber_classes_and_the_reverse() -> None:
 
 
 def test_geometric_and_arithmetic_nmi_differ_where_the_entropies_do() -> None:
-    labels, clusters = np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3])
+    labels = np.array([0, 0, 1, 1])
+    clusters = np.array([0, 1, 2, 3])
     scores = metrics.scores(labels, clusters)  # H(L) = I = log 2, H(C) = 2 log 2
     assert scores["nmi"] == pytest.approx(2 / 3) and scores["nmi_geometric"] == pytest.approx(2**-0.5)
 

@@ -48,7 +48,8 @@ def exported(cli: Cli, folder: Path, *words: object) -> tuple[Path, Any]:
     """The file, and predictions.npz of the run."""
     status, _, err = cli(*words, *PIL, "--session", "a")
     assert status == 0, err
-    path, file = folder / "sessions/a/checkpoint/latest.ckpt", folder / "model.onnx"
+    path = folder / "sessions/a/checkpoint/latest.ckpt"
+    file = folder / "model.onnx"
     status, out, err = cli("--evaluate", path, "--export", file, "--session", "b", *PIL)
     assert status == 0 and not err and f"exported: {file}\n" in out, err
     assert "onnx" not in out.replace(str(file), "").lower()  # the exporter is silent

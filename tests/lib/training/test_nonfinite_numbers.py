@@ -196,7 +196,8 @@ def test_from_a_fault_on_the_device_takes_every_step_back(kind: str) -> None:
     for n in range(1, RECENT + 2):
         step(1, n)
     guard.check()
-    before, replaced = state(), module.replaced.clone()
+    before = state()
+    replaced = module.replaced.clone()
     step(float("nan"), RECENT + 2)  # nothing is raised here
     assert same(state(), before)
     step(1, RECENT + 3, "another part")  # nor where the parts change, as those of heads that take turns

@@ -149,7 +149,8 @@ def test_stopped_and_loaded_it_ends_as_the_straight_run() -> None:
     second.load_state_dict(first.state_dict())
     with Session(made) as session:
         second.run(session)
-    ends, again = straight.state_dict(), second.state_dict()
+    ends = straight.state_dict()
+    again = second.state_dict()
     assert again["step"] == 8 and again["best"] == ends["best"]
     for name, value in ends["method"].items():
         assert torch.equal(value, again["method"][name]) if torch.is_tensor(value) else value == again["method"][name]

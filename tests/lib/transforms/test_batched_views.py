@@ -70,7 +70,8 @@ def floats(n: int = 12) -> Tensor:
     """(N, 3, H, W) in [0, 1], some pixels grey, black, white or of two equal channels."""
     pictures = torch.from_numpy(photographs(n, 24, 20)).permute(0, 3, 1, 2) / 255
     pictures[:, :, 0] = pictures[:, :1, 0]
-    pictures[:, :, 1], pictures[:, :, 2] = 0, 1
+    pictures[:, :, 1] = 0
+    pictures[:, :, 2] = 1
     pictures[:, 1, 3] = pictures[:, 0, 3]
     pictures[:, 2, 4] = pictures[:, 1, 4]
     return pictures
@@ -194,7 +195,8 @@ class Own:
     array: Any
 
     def __init__(self, root: str, split: str, transform: Any = None, download: bool = False) -> None:
-        self.pictures, self.reads = photographs(20, 16, 16), 0
+        self.pictures = photographs(20, 16, 16)
+        self.reads = 0
         if offered is not None:
             self.array = offered(self.pictures)
 
@@ -315,7 +317,8 @@ def test_a_data_set_with_unreadable_images_has_a_fingerprint_and_labels(monkeypa
 
 
 def test_large_pictures_are_transformed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    views, recipe = held(photographs(10, 32, 32)), Recipe(20, "resized", jitter=JITTER, flip=0.5)
+    views = held(photographs(10, 32, 32))
+    recipe = Recipe(20, "resized", jitter=JITTER, flip=0.5)
     (whole,) = views.stream([Request(torch.arange(10), (recipe,) * 2)])
     monkeypatch.setattr(batched_views, "WORK", 32 * 32 * 32 * 3 * 4)  # four pictures
     (parts,) = views.stream([Request(torch.arange(10), (recipe,) * 2)])

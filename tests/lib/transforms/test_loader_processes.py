@@ -192,7 +192,8 @@ def test_too_few_files_for_pipes(loader: Any) -> None:
 
 
 def test_too_many_processes(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fork, left = os.fork, [1]
+    fork = os.fork
+    left = [1]
 
     def limited() -> int:
         if not left:
@@ -293,7 +294,8 @@ def running(root: Path, *words: object, steps: int = 3) -> tuple[subprocess.Pope
     def taken() -> int:
         return sum(log.read_text().count(", step ") for log in root.glob("*/log.txt"))
 
-    before, process = taken(), launch((*words, *loaders(2)), root)
+    before = taken()
+    process = launch((*words, *loaders(2)), root)
     while taken() < before + steps:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

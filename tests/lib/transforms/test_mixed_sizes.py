@@ -31,9 +31,11 @@ RECIPES = (
 
 def paint(path: Path, size: tuple[int, int], seed: int) -> None:
     """A smooth slope with noise on it, as PNG."""
-    (height, width), random = size, np.random.default_rng(seed)
+    height, width = size
+    random = np.random.default_rng(seed)
     slopes = random.uniform(-1, 1, (2, 3))
-    y, x = np.linspace(-1, 1, height)[:, None, None], np.linspace(-1, 1, width)[:, None]
+    y = np.linspace(-1, 1, height)[:, None, None]
+    x = np.linspace(-1, 1, width)[:, None]
     whole = 128 + 50 * (y * slopes[0] + x * slopes[1]) + random.normal(0, 15, (height, width, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(whole.clip(0, 255).astype(np.uint8)).save(path)
@@ -86,7 +88,8 @@ def test_a_view_depends_neither_on_its_batch_nor_on_how_many_are_at_work(
     mixed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     views = folder_views(mixed)
-    (whole,), (few,) = made(views, range(40)), made(views, [35, 2, 31])
+    (whole,) = made(views, range(40))
+    (few,) = made(views, [35, 2, 31])
     monkeypatch.setattr(batched_views, "WORK", 32 * 3 * 40 * 320 * 2)  # two of the largest
     (parts,) = made(views, range(40))
     rows = [whole.index.tolist().index(position) for position in (35, 2, 31)]

@@ -116,7 +116,8 @@ def test_modes_are_brought_to_eight_bits_without_clipping() -> None:
 def test_views_are_the_same_whoever_prepares_them_and_in_any_batch(workers: int, class_folders: Any) -> None:
     config = resolve("--dataset", "image_folder", "--data-root", class_folders)
     pictures = datasets.open_pictures(config)
-    recipe, test = Recipe(8, "resized", jitter=JITTER, flip=0.5), Recipe(8, "center", 9)
+    recipe = Recipe(8, "resized", jitter=JITTER, flip=0.5)
+    test = Recipe(8, "center", 9)
     options: dict[str, Any] = {"seed": 5, "skip": False, "device": torch.device("cpu")}
     here = PILViews(Reader(pictures, 3, None), test, (0.5,) * 3, (0.2,) * 3, workers=0, **options)
     there = PILViews(Reader(pictures, 3, None), test, (0.5,) * 3, (0.2,) * 3, workers=workers, **options)
