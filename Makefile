@@ -22,13 +22,13 @@ torture: .venv/test  ## runs killed fifty times and resumed; half an hour
 bench: .venv/main  ## the claims of speed, in short; benchmarks/results/ gets the tables
 	for theme in augment step epoch scale startup folder; do $(BIN)/python benchmarks/$$theme.py --short || exit 1; done
 
-.venv/main: requirements.txt
+.venv/main: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("error: Python 3.11 or newer is needed: make PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/test: requirements-test.txt .venv/main
+.venv/test: .venv/main
 	$(BIN)/python -m pip install --quiet -r requirements-test.txt
 	touch $@
 

@@ -25,7 +25,7 @@ from lib.config import settings
 from lib.config.command_flags import Command
 from lib.config.registry import Registry, nearest
 from lib.config.settings import Section
-from lib.config.yaml_files import load_layers
+from lib.config.yaml_files import load_layers, located
 from lib.errors import UserError
 
 S = TypeVar("S", bound=Section)
@@ -148,7 +148,7 @@ def collect(argv: Sequence[str], sections: Sequence[Kind]) -> dict[str, Raw]:
         early.add_argument(f"--{name}", nargs="+", default=[], action="extend")
     first, _ = early.parse_known_args(argv)
     raw: dict[str, Raw] = {}
-    layers = [layer for path in first.cfgs for layer in load_layers(path)]
+    layers = [layer for path in first.cfgs for layer in load_layers(located(path))]
     for order, (path, values) in enumerate(layers):
         raw |= {name: Raw(value, path, order) for name, value in values.items()}
         for name in ("cfgs", "help", "list", "dry_run"):

@@ -10,6 +10,8 @@ import yaml
 
 from lib.errors import UserError
 
+PROGRAM = Path(__file__).resolve().parents[2]  # the folder of main.py and configs/
+
 
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The mapping in a YAML file.
@@ -36,6 +38,13 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         if not isinstance(key, str):
             raise UserError(f"{path} has the key {key!r}, which is no name of a setting")
     return {key.replace("-", "_"): value for key, value in content.items()}
+
+
+def located(path: str) -> Path:
+    """A file of settings; of a relative `configs/…` that is not in the working directory, the program's own."""
+    own = PROGRAM / path
+    is_own = Path(path).parts[:1] == ("configs",) and not Path(path).exists() and own.exists()
+    return own if is_own else Path(path)
 
 
 def load_layers(path: str | os.PathLike[str], includers: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
