@@ -6,6 +6,7 @@ import ast
 import importlib
 import logging
 import math
+import pkgutil
 import re
 import shlex
 import signal
@@ -299,6 +300,17 @@ def names(body: list[ast.stmt], inside: str = "") -> set[str]:
         targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
         found |= {inside + part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
     return found
+
+
+def test_the_map_of_the_code_names_what_there_is() -> None:
+    text = (ROOT / "docs/code.md").read_text(encoding="utf-8")
+    paths = [span for span in re.findall(r"`([^`\s]+)`", text) if "/" in span]
+    assert len(paths) > 30
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    modules = re.findall(r"`(lib(?:\.\w+)+)`", text)
+    assert all(pkgutil.resolve_name(name) for name in modules) and len(modules) > 5
+    rooms = {path.parent.name for path in (ROOT / "lib").glob("*/__init__.py")}
+    assert all(f"`lib/{room}/`" in text for room in rooms)
 
 
 @pytest.mark.parametrize("document", ["docs/pica.md", "docs/imc_swav.md"])
