@@ -24,9 +24,10 @@ from lib.machine import devices, processes
 from lib.machine.devices import DeviceSettings, SeedSettings
 from lib.methods import method
 from lib.networks import backbone
+from lib.report import sorted_copies
 from lib.runs import forecast, launcher, resume, run_list, settings_from_images, several_runs
 from lib.runs.all_settings import SECTIONS
-from lib.scoring import evaluation, predictions
+from lib.scoring import evaluation
 from lib.serving import model
 from lib.training import trainer
 
@@ -65,9 +66,9 @@ def main(argv: Sequence[str]) -> int | None:
 def build(settings: config.Config, folder: Path | None = None) -> method.Task:  # its weights are drawn from the seed
     devices.configure(*(settings.of(section) for section in devices.SECTIONS))
     settings = datasets.disk_cache.usable(settings)
-    processes.from_first(partial(predictions.check, settings, folder))
+    processes.from_first(partial(sorted_copies.check, settings, folder))
     pictures = datasets.open_pictures(settings)
-    predictions.check_files(settings, pictures)
+    sorted_copies.check_files(settings, pictures)
     settings = settings_from_images.counted(settings, pictures)
     return method.get(settings.of(method.MethodSettings).method).build(settings, pictures)  # type: ignore[no-any-return]
 

@@ -23,7 +23,7 @@ from lib.datasets import Pictures
 from lib.errors import UserError
 from lib.machine import devices, processes
 from lib.machine.devices import DeviceSettings, PrecisionSettings, SeedSettings
-from lib.networks import batchnorm, convolution, freezing
+from lib.networks import batchnorm, freezing, small_map_convolution
 from lib.networks.backbone import Backbone, Features
 from lib.networks.freezing import TuningSettings
 from lib.transforms import TransformSettings
@@ -165,7 +165,7 @@ class Method(nn.Module, ABC):
         if devices.channels_last(device, config.of(PrecisionSettings)):
             self.network.to(memory_format=torch.channels_last)
         if device == devices.CPU:
-            convolution.adapt(self.network)
+            small_map_convolution.adapt(self.network)
         if settings.compile and not config.of(Command).dry_run:
             devices.check_compiler(device)
             self.network.compile()

@@ -18,7 +18,7 @@ from lib.errors import UserError, outside
 from lib.machine import processes
 from lib.machine.devices import SeedSettings
 from lib.methods.method import MethodSettings, Task
-from lib.report import comparison, page, session_files, tensorboard_images, thumbnails
+from lib.report import comparison, page, session_files, sorted_copies, tensorboard_images, thumbnails
 from lib.scoring import baselines, evaluation, metrics, predictions, summary_over_seeds
 from lib.scoring.evaluation import EvaluationSettings, Outcome, Scores
 from lib.scoring.inference import Predictions
@@ -51,7 +51,7 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
             exported = True
     if command.copy_to is not None:
         with _noted(problems):
-            session.info(predictions.copy(task.pictures, outcome.predictions, config, session))
+            session.info(sorted_copies.copy(task.pictures, outcome.predictions, config, session))
     with _noted(problems):
         _show_scores(session, task, outcome, rows)
         session.info(f"\nsession: {session.path or 'none, because of --debug'}")

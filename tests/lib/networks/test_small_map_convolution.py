@@ -9,8 +9,8 @@ from torch import nn
 
 import main
 from lib.machine import devices
-from lib.networks.convolution import SMALL, WIDE, SmallMapConv2d, adapt
 from lib.networks.resnet import ResNet18
+from lib.networks.small_map_convolution import SMALL, WIDE, SmallMapConv2d, adapt
 
 
 @pytest.mark.parametrize(("height", "width"), [(3, 3), (4, 4), (1, 1), (2, 8), (7, 7)])
