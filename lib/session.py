@@ -354,12 +354,18 @@ def _new_folder(root: Path, name: str | None) -> Path:
                 (root / candidate).mkdir()
                 return root / candidate
             except FileExistsError:
-                if name is not None and (root / name / LOCK).exists() and not has_results(root / name):
-                    return root / name  # of a run that was killed as it began
+                if name is not None and _is_hardly_begun(root / name):
+                    return root / name
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
         raise UserError(f"cannot make a session in {root}: {problem}; choose another --session-root") from error
     raise UserError(f"the session {root / candidates[0]} exists; choose another name for --session, or --resume auto")
+
+
+def _is_hardly_begun(folder: Path) -> bool:
+    """Whether it is of a run that was killed as it began, perhaps before it had made its first file, the lock."""
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    return is_empty or ((folder / LOCK).exists() and not has_results(folder))
 
 
 def _lock(path: Path) -> BinaryIO:

@@ -55,6 +55,7 @@ def test_what_cannot_be_written_is_met_before_any_image_is_opened(
     cli: Cli, images: Path, tmp_path: Path, opened: list[str]
 ) -> None:
     (tmp_path / "sessions" / "taken").mkdir(parents=True)
+    (tmp_path / "sessions" / "taken" / "scores.json").write_text("")
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.onnx").mkdir()
     checkpoint = tmp_path / "sessions" / "trained" / "checkpoint" / "latest.ckpt"
@@ -216,6 +217,16 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_under_it
     session.mkdir()
     (session / LOCK).write_text("")
     assert cli(*QUICK, "--session", "a")[0] == 0
+
+
+def test_a_run_that_was_killed_before_it_had_a_file_begins_again_under_its_name(cli: Cli, tmp_path: Path) -> None:
+    session = tmp_path / "sessions" / "a"
+    session.mkdir(parents=True)
+    (session / "notes.txt").write_text("somebody's")
+    assert cli(*QUICK, "--session", "a")[0] == 2
+    (session / "notes.txt").unlink()
+    assert cli(*QUICK, "--session", "a")[0] == 0
+    assert (session / "scores.json").exists()
 
 
 @pytest.mark.parametrize("code", ["ESTALE", "EMFILE", "ENAMETOOLONG", "EROFS", "ELOOP", "EFBIG", "ENXIO", "ETXTBSY"])
