@@ -221,8 +221,12 @@ def resolve(
         found[section] = section(**values)
     active = {name: field for section in found for name, field in _fields(section).items()}
     strangers = {n: r for n, r in merged.items() if n not in active and r.origin != origin}
-    notes += [f"{name}: accepted, and without effect" for name, given in raw.items()
-            if given.value is not None and name in active and active[name].metadata["idle"]]  # fmt: skip
+    idle = {name: field for name, field in active.items() if field.metadata["idle"]}
+    notes += [
+        f"{name}: accepted, and without effect"
+        for name, given in merged.items()
+        if name in idle and given.value is not None and (name in raw or given.value != idle[name].default)
+    ]
     return Config(found, notes + _strangers(strangers, registries, set(active)), stored is not None)
 
 

@@ -49,17 +49,17 @@ class Recorder(nn.Module):
         return images.mean(dim=(2, 3))
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_views_of_one_size_share_a_pass_only_if_asked_to(grouped: bool) -> None:
+@pytest.mark.parametrize("mixes", ["", "Dropout"])
+def test_neighbouring_views_of_one_size_share_a_pass(mixes: str) -> None:
     method = PICA(Recorder(), (4,))  # type: ignore[arg-type]
-    method.group_crops = grouped
-    views = [torch.full((n, 3, side, side), float(i)) for i, (n, side) in enumerate(((4, 8), (4, 6), (12, 8), (4, 6)))]
+    method.mixes_views = mixes
+    views = [torch.full((n, 3, side, side), float(i)) for i, (n, side) in enumerate(((4, 8), (12, 8), (4, 6), (4, 8)))]
     features = method.encode(views)
-    assert [feature.shape for feature in features] == [(4, 3), (4, 3), (12, 3), (4, 3)]
+    assert [feature.shape for feature in features] == [(4, 3), (12, 3), (4, 3), (4, 3)]
     assert [float(feature.mean()) for feature in features] == [0, 1, 2, 3]
     assert isinstance(method.network, Recorder)
-    apart = [(4, 3, 8, 8), (4, 3, 6, 6), (12, 3, 8, 8), (4, 3, 6, 6)]
-    assert method.network.seen == ([(16, 3, 8, 8), (8, 3, 6, 6)] if grouped else apart)
+    in_turn = [(4, 3, 8, 8), (12, 3, 8, 8), (4, 3, 6, 6), (4, 3, 8, 8)]
+    assert method.network.seen == (in_turn if mixes else [(16, 3, 8, 8), (4, 3, 6, 6), (4, 3, 8, 8)])
 
 
 def batches() -> tuple[PICABatch, IMCBatch]:
