@@ -188,7 +188,7 @@ def test_the_bound_holds_and_what_does_not_fit_is_decoded_each_time(tmp_path: Pa
     found = arrays(made)
     rest = len(decodes)
     assert 0 < rest < 40 and equal(found, plain(made))
-    assert made.describe() == f"; {rest} pictures, for which --disk-cache is too small, are decoded each time"
+    assert made.describe() == f"; {rest} pictures are not kept on disk (--disk-cache), and are decoded each time"
     decodes.clear()
     assert equal(arrays(reader(tmp_path)), found), "with room they are kept"
     assert len(set(decodes)) == rest and not reader(tmp_path).describe()
