@@ -16,7 +16,6 @@ With `--debug` there is no folder, and nothing is written.
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import logging
@@ -43,7 +42,7 @@ from tqdm import tqdm
 from lib.checkpoints.checkpoint import write_atomically
 from lib.config.config import Config
 from lib.config.settings import Section, expanded, setting
-from lib.errors import Interrupted, UserError, advice, drop, heeded_signals
+from lib.errors import Interrupted, UserError, advice, heeded_signals, surviving
 from lib.machine import devices, locks
 
 METRICS = "metrics.jsonl"
@@ -122,6 +121,8 @@ class Session:
         folder = self._earlier
         if folder is None:
             root = Path(self._settings.session_root)
+            if self._settings.log_tfb:
+                _check_for_board(root)
             outside = [place for place in (root, *root.parents) if not place.exists()]
             folder = _new_folder(root, self._settings.session)
             self._made = [folder, *outside]
@@ -170,11 +171,12 @@ class Session:
                 with suppress(UserError):
                     handler.handle(self._log.makeRecord("run", logging.ERROR, "", 0, text, (), None))
         try:
-            if self._board is not None:
-                self._board.close()
+            if self._board is not None and self.path is not None:
+                with _writing(self.path / "tfboard"):
+                    self._board.close()
             for handler in self._log.handlers:
                 handler.close()
-        except OSError:
+        except UserError:
             if error is None:
                 raise
         finally:
@@ -318,6 +320,10 @@ class _LogFile(logging.FileHandler):
         with _writing(Path(self.baseFilename)):
             super().emit(record)
 
+    def close(self) -> None:
+        with _writing(Path(self.baseFilename)):
+            super().close()
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         raise  # the error at hand: logging calls this where it has caught one
 
@@ -332,13 +338,19 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        try:
+        with surviving(stream):
             tqdm.write(self.format(record), file=stream)
             stream.flush()
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
-            drop(stream)  # such as `| head`, or a closed terminal: the run goes on without its reader
+
+
+def _check_for_board(root: Path) -> None:
+    """Raises UserError where TensorBoard cannot write below a folder."""
+    try:
+        str(root).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"--session-root {root}: TensorBoard writes to no path that is not UTF-8; choose another, or --log-tfb false"
+        ) from error
 
 
 def _new_folder(root: Path, name: str | None) -> Path:
@@ -358,6 +370,8 @@ def _new_folder(root: Path, name: str | None) -> Path:
                     return root / name  # of a run that was killed as it began
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
+        if isinstance(error, FileExistsError):
+            problem = "it is a link to nothing" if root.is_symlink() else "it is no folder"
         raise UserError(f"cannot make a session in {root}: {problem}; choose another --session-root") from error
     raise UserError(f"the session {root / candidates[0]} exists; choose another name for --session, or --resume auto")
 
