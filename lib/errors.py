@@ -53,15 +53,19 @@ class Interrupted(BaseException):
         number: of the signal.
         saved: whether the run has saved its state; None: its processes have said so themselves.
         midway: it came while a step was being taken, so that there is no state that could be saved.
+        results: the folder in which they are complete, where the signal came after them.
     """
 
-    def __init__(self, number: int, saved: bool | None = False, midway: bool = False) -> None:
+    def __init__(
+        self, number: int, saved: bool | None = False, midway: bool = False, results: os.PathLike[str] | None = None
+    ) -> None:
         state = {
             True: "; the state is saved",
             False: "; nothing was saved beyond the last checkpoint, if any",
             None: "",
         }
-        super().__init__(f"stopped by {signal.Signals(number).name}{state[saved]}")
+        told = state[saved] if results is None else f"; the results are complete in {results}"
+        super().__init__(f"stopped by {signal.Signals(number).name}{told}")
         self.number = number
         self.midway = midway
         self.status = 128 + number

@@ -28,7 +28,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -115,9 +115,7 @@ class Session:
         return self
 
     def _open(self) -> None:
-        for number in heeded_signals():
-            if callable(signal.getsignal(number)):
-                self._handlers[number] = signal.signal(number, self._abandon)
+        self._heed_signals(self._abandon)
         folder = self._earlier
         if folder is None:
             root = Path(self._settings.session_root)
@@ -132,6 +130,11 @@ class Session:
             file = _LogFile(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             self._log.addHandler(file)
+
+    def _heed_signals(self, handler: Callable[[int, object], None]) -> None:
+        for number in heeded_signals():
+            if callable(signal.getsignal(number)):
+                self._handlers[number] = signal.signal(number, handler)
 
     def _abandon(self, number: int, frame: object) -> None:
         """A signal before `begin`, such as while images are decoded: nothing is left of a new session."""
@@ -155,6 +158,14 @@ class Session:
             self.write_bytes(lines.name, whole + json.dumps(self.provenance).encode() + b"\n")
         for note in config.notes:
             self.warn(note)
+
+    def complete(self) -> None:
+        """The results are written; a signal that ends what follows them, such as the report, says so from now on."""
+        if self.path is not None:
+            self._heed_signals(self._end_after_results)
+
+    def _end_after_results(self, number: int, frame: object) -> None:
+        raise Interrupted(number, results=self.path)
 
     def _restore_handlers(self) -> None:
         while self._handlers:
