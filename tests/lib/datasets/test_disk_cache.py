@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import pickle
 import resource
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,34 @@ def test_any_damaged_byte_is_noticed(tmp_path: Path, decodes: list[int]) -> None
             assert equal(arrays(reader(tmp_path)), expected)
             decodes.clear()
             assert equal(arrays(reader(tmp_path)), expected) and not decodes, "mended"
+
+
+def test_a_usual_folder_that_fails_only_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noises(tmp_path / "pictures", 6)
+    expected = arrays(reader(tmp_path))
+    kept = store_of(tmp_path)
+    shutil.rmtree(kept)
+    kept.write_text("")
+    with pytest.raises(UserError, match="cannot keep decoded pictures.*Not a directory"):
+        reader(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "cache").rename(tmp_path / "deep-image-clustering")
+    made = reader(tmp_path, "--cache", "none")
+    assert equal(arrays(made), expected) and "6 pictures are not kept" in made.describe()
+    said = capsys.readouterr().err
+    assert said.startswith("warning: cannot keep decoded pictures in ") and said.count("\n") == 1
+
+
+def test_no_file_is_left_open(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for count in (3, 5, 5):  # made, added to, read
+            noises(tmp_path / "pictures", count)
+            assert len(arrays(reader(tmp_path))) == count
+        gc.collect()
+    assert not [warning for warning in caught if issubclass(warning.category, ResourceWarning)]
 
 
 def test_the_bound_holds_and_what_does_not_fit_is_decoded_each_time(tmp_path: Path, decodes: list[int]) -> None:
