@@ -117,10 +117,10 @@ class Session:
     def _open(self) -> None:
         self._heed_signals(self._abandon)
         folder = self._earlier
+        if self._settings.log_tfb:
+            _check_for_board(folder or Path(self._settings.session_root))
         if folder is None:
             root = Path(self._settings.session_root)
-            if self._settings.log_tfb:
-                _check_for_board(root)
             outside = [place for place in (root, *root.parents) if not place.exists()]
             folder = _new_folder(root, self._settings.session)
             self._made = [folder, *outside]
@@ -354,13 +354,14 @@ class _Console(logging.Handler):
             stream.flush()
 
 
-def _check_for_board(root: Path) -> None:
+def _check_for_board(folder: Path) -> None:
     """Raises UserError where TensorBoard cannot write below a folder."""
     try:
-        str(root).encode()
+        str(folder).encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"--session-root {root}: TensorBoard writes to no path that is not UTF-8; choose another, or --log-tfb false"
+            f"TensorBoard cannot write to {folder}, whose name is not UTF-8; choose another --session-root, or "
+            "--log-tfb false"
         ) from error
 
 

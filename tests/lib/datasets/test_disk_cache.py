@@ -194,8 +194,17 @@ def test_a_usual_folder_that_fails_only_warns(
     (tmp_path / "cache").rename(tmp_path / "deep-image-clustering")
     made = reader(tmp_path, "--cache", "none")
     assert equal(arrays(made), expected) and "6 pictures are not kept" in made.describe()
-    said = capsys.readouterr().err
-    assert said.startswith("warning: cannot keep decoded pictures in ") and said.count("\n") == 1
+    (tmp_path / "deep-image-clustering" / kept.name).unlink()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))  # of six, it holds two
+    try:
+        made = reader(tmp_path, "--cache", "none")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert equal(arrays(made), expected) and "4 pictures are not kept" in made.describe()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("warning: cannot keep decoded pictures in ") for line in lines)
 
 
 def test_no_file_is_left_open(tmp_path: Path) -> None:
