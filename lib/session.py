@@ -16,7 +16,6 @@ With `--debug` there is no folder, and nothing is written.
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import logging
@@ -29,7 +28,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,7 +42,7 @@ from tqdm import tqdm
 from lib.checkpoints.checkpoint import write_atomically
 from lib.config.config import Config
 from lib.config.settings import Section, expanded, setting
-from lib.errors import Interrupted, UserError, advice, drop, heeded_signals
+from lib.errors import Interrupted, UserError, advice, heeded_signals, surviving
 from lib.machine import devices, locks
 
 METRICS = "metrics.jsonl"
@@ -116,10 +115,10 @@ class Session:
         return self
 
     def _open(self) -> None:
-        for number in heeded_signals():
-            if callable(signal.getsignal(number)):
-                self._handlers[number] = signal.signal(number, self._abandon)
+        self._heed_signals(self._abandon)
         folder = self._earlier
+        if self._settings.log_tfb:
+            _check_for_board(folder or Path(self._settings.session_root))
         if folder is None:
             root = Path(self._settings.session_root)
             outside = [place for place in (root, *root.parents) if not place.exists()]
@@ -131,6 +130,11 @@ class Session:
             file = _LogFile(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             self._log.addHandler(file)
+
+    def _heed_signals(self, handler: Callable[[int, object], None]) -> None:
+        for number in heeded_signals():
+            if callable(signal.getsignal(number)):
+                self._handlers[number] = signal.signal(number, handler)
 
     def _abandon(self, number: int, frame: object) -> None:
         """A signal before `begin`, such as while images are decoded: nothing is left of a new session."""
@@ -155,6 +159,14 @@ class Session:
         for note in config.notes:
             self.warn(note)
 
+    def complete(self) -> None:
+        """The results are written; a signal that ends what follows them, such as the report, says so from now on."""
+        if self.path is not None:
+            self._heed_signals(self._end_after_results)
+
+    def _end_after_results(self, number: int, frame: object) -> None:
+        raise Interrupted(number, results=self.path)
+
     def _restore_handlers(self) -> None:
         while self._handlers:
             signal.signal(*self._handlers.popitem())
@@ -170,11 +182,12 @@ class Session:
                 with suppress(UserError):
                     handler.handle(self._log.makeRecord("run", logging.ERROR, "", 0, text, (), None))
         try:
-            if self._board is not None:
-                self._board.close()
+            if self._board is not None and self.path is not None:
+                with _writing(self.path / "tfboard"):
+                    self._board.close()
             for handler in self._log.handlers:
                 handler.close()
-        except OSError:
+        except UserError:
             if error is None:
                 raise
         finally:
@@ -318,6 +331,10 @@ class _LogFile(logging.FileHandler):
         with _writing(Path(self.baseFilename)):
             super().emit(record)
 
+    def close(self) -> None:
+        with _writing(Path(self.baseFilename)):
+            super().close()
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         raise  # the error at hand: logging calls this where it has caught one
 
@@ -332,13 +349,20 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        try:
+        with surviving(stream):
             tqdm.write(self.format(record), file=stream)
             stream.flush()
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
-            drop(stream)  # such as `| head`, or a closed terminal: the run goes on without its reader
+
+
+def _check_for_board(folder: Path) -> None:
+    """Raises UserError where TensorBoard cannot write below a folder."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"TensorBoard cannot write to {folder}, whose name is not UTF-8; choose another --session-root, or "
+            "--log-tfb false"
+        ) from error
 
 
 def _new_folder(root: Path, name: str | None) -> Path:
@@ -358,6 +382,8 @@ def _new_folder(root: Path, name: str | None) -> Path:
                     return root / name
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
+        if isinstance(error, FileExistsError):
+            problem = "it is a link to nothing" if root.is_symlink() else "it is no folder"
         raise UserError(f"cannot make a session in {root}: {problem}; choose another --session-root") from error
     raise UserError(f"the session {root / candidates[0]} exists; choose another name for --session, or --resume auto")
 

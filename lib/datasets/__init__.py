@@ -321,7 +321,9 @@ def _store(pictures: Pictures, config: Config) -> disk_cache.Store | None:
     base = str(Path(root).expanduser())
     names = [file.removeprefix(base) for file in pictures.files or ()]
     key = os.path.realpath(base), side
-    return disk_cache.Store(place, key, config.of(NetworkSettings).net_cin, names, pictures.stamps)
+    is_chosen = config.of(disk_cache.CacheSettings).cache is not None
+    channels = config.of(NetworkSettings).net_cin
+    return disk_cache.Store(place, key, channels, names, pictures.stamps, is_chosen=is_chosen)
 
 
 class _Expected:

@@ -270,7 +270,8 @@ class FeatureViews:
             self._settings.feature_seed, root,
         )  # fmt: skip
         stamps = np.zeros((len(pictures), 2), dtype=np.int64) if pictures.files is None else pictures.stamps
-        return disk_cache.Store(place, key, 1, names, stamps, "features")
+        is_chosen = config.of(CacheSettings).cache is not None
+        return disk_cache.Store(place, key, 1, names, stamps, "features", is_chosen)
 
     @cached_property
     def _neighbours(self) -> Integers:

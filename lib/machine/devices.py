@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lib.config.settings import Section, setting
-from lib.errors import Interrupted, UserError, heeded_signals
+from lib.errors import Interrupted, UserError, has_launcher, heeded_signals
 
 T = TypeVar("T")
 PATIENCE = 15.0  # s, of several ranks with a batch after a signal; launchers kill after 30
@@ -197,7 +197,7 @@ def threads(settings: DeviceSettings) -> int | None:
     """As many as are asked for, by the setting or by OMP_NUM_THREADS."""
     if settings.threads is not None or "," in os.environ.get("OMP_NUM_THREADS", ""):  # OpenMP's list, one a level
         return settings.threads
-    return environment_number("OMP_NUM_THREADS") or None
+    return environment_number("OMP_NUM_THREADS", low=1)
 
 
 def configure(seed: SeedSettings, precision: PrecisionSettings, settings: DeviceSettings) -> None:
@@ -336,7 +336,8 @@ def set_random_state(state: dict[str, Any]) -> None:
 class Interrupts:
     """While entered, signals that end the run wait for the next `check()`; a second one does not wait.
 
-    A second SIGHUP changes nothing: a closed terminal and its shell send one each.
+    A second SIGHUP changes nothing: a closed terminal and its shell send one each. Nor does a second SIGTERM in a
+    process that has a launcher: each thread of a launcher that is killed sends one.
 
     Args:
         agree: on the largest of the ranks' numbers, so that all stop at the same step.
@@ -361,7 +362,7 @@ class Interrupts:
 
     def _note(self, number: int, frame: object) -> None:
         if self._received is not None:
-            if number == signal.SIGHUP:
+            if number == signal.SIGHUP or (number == signal.SIGTERM and has_launcher()):
                 return
             raise Interrupted(number, midway=True)
         self._received = number

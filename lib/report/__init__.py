@@ -38,6 +38,7 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
     rows: dict[str, Scores] = {}
     if processes.leads():
         rows = _leave_results(session, task, config, outcome, skipped)
+        session.complete()
     problems: list[str] = []
     with _noted(problems):
         thumbnails.keep(session, task, config, outcome)

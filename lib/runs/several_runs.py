@@ -16,7 +16,7 @@ from lib import report
 from lib.config.config import Config
 from lib.config.yaml_files import load_yaml
 from lib.datasets import disk_cache, open_pictures
-from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
+from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError, say, surviving
 from lib.machine import devices, processes
 from lib.machine.devices import DeviceSettings, Interrupts, SeedSettings
 from lib.methods import method
@@ -192,10 +192,11 @@ class _Run:
     def _tell(self, title: str) -> None:
         for line in self._process.stdout or ():
             if not line.startswith(("error:", "warning:")):
-                print(f"{title} | {line.rstrip()}", flush=True)
+                with surviving(sys.stdout):
+                    print(f"{title} | {line.rstrip()}", flush=True)
             elif line not in self._told:
                 self._told.add(line)
-                print(line.rstrip(), file=sys.stderr, flush=True)
+                say(line.rstrip(), 0)
 
     def status(self) -> int | None:
         """None while it runs."""
