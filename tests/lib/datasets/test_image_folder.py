@@ -469,5 +469,5 @@ def test_labels_come_in_the_order_of_their_files(tmp_path: Path) -> None:
 
 def test_a_device_is_no_table(tmp_path: Path) -> None:
     fill(tmp_path, "a", "b")
-    with pytest.raises(UserError, match="--labels /dev/zero: it is a device"):
+    with pytest.raises(UserError, match="--labels /dev/zero: it is no regular file"):
         open_folder(tmp_path, "--labels", "/dev/zero")

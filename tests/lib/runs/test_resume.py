@@ -144,7 +144,7 @@ def test_pictures_that_changed_are_noticed(cli: Cli, tmp_path: Path, class_folde
     resume = ("--resume", tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt", "--max-epochs", 2)
     picture(class_folders / "bee" / "3.png", seed=99)
     status, _, err = cli(*resume)
-    assert status == 0 and "1 pictures were written since the run began, such as" in err and "bee/3.png" in err
+    assert status == 0 and "1 picture was written since the run began, such as" in err and "bee/3.png" in err
     shutil.move(class_folders, tmp_path / "moved")
     status, _, err = cli(*resume, "--data-root", tmp_path / "moved", "--max-epochs", 3)
     assert status == 0, err
@@ -230,7 +230,7 @@ def test_resume_says_what_it_will_not_do(cli: Cli, tmp_path: Path) -> None:
     cli(*QUICK, "--max-steps", 1, "--session", "a")
     path = tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt"
     for name in ("--resume", "--evaluate"):
-        refused(cli(*QUICK, name, ""), f"{name} has an empty value")
+        refused(cli(*QUICK, name, ""), f"{name}: an empty value")
     refused(cli("--resume", path, "--session", "b"), "leave one out")
     refused(cli("--resume", path, "--session-root", tmp_path / "elsewhere"), "is not where the session lies")
     whole = path.read_bytes()
@@ -247,7 +247,7 @@ def test_a_batch_of_unreadable_pictures_is_passed_over(cli: Cli, tmp_path: Path)
         picture(tmp_path / "pictures" / f"{i:02}.png", seed=i)
     (tmp_path / "pictures" / "05.png").write_text("text")
     status, _, err = cli(*folder_run(tmp_path), "--on-bad-image", "skip", "--max-epochs", 8)
-    assert status == 0 and "1 pictures could not be read" in err and err.count("--on-bad-image") == 0, err
+    assert status == 0 and "1 picture could not be read" in err and err.count("--on-bad-image") == 0, err
     for file in (tmp_path / "pictures").iterdir():
         file.write_text("text")
     refused(
