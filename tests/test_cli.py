@@ -89,6 +89,28 @@ def test_too_large_a_network(cli: Cli) -> None:
     refused(cli(*QUICK, "--net-width", "1000000", "--dry-run"), "not enough memory", "--dry-run")
 
 
+@pytest.mark.parametrize("name", ["--net-width", "--num-clusters", "--net-heads", "--batch-size", "--max-epochs"])
+def test_too_large_a_number(name: str, cli: Cli) -> None:
+    refused(cli(*QUICK, name, "9" * 22), name, "above 2147483647")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Storage size calculation overflowed with sizes=[1]")])
+def test_a_lack_of_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    @exit_status
+    def fails(argv: Sequence[str]) -> int:
+        raise error
+
+    refused((fails([]), "", capsys.readouterr().err), "not enough memory")
+
+
+@pytest.mark.parametrize("words", [("--network",), ("--dataset",), ("--data-root",), ("--cfgs",), ()])
+def test_a_value_without_end_is_shortened(words: Sequence[str], cli: Cli) -> None:
+    lead = () if words == ("--cfgs",) else folder()
+    result = cli(*lead, *words, "--" * (not words) + "a" * 100_000)
+    refused(result, "a…a")
+    assert len(result[2]) < 1000
+
+
 def test_an_unwritable_session_root(tmp_path: Path) -> None:
     command = [sys.executable, "main.py", *map(str, QUICK), "--session-root", "/proc/sessions"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -127,7 +127,8 @@ class _Bounded(io.BufferedReader):
 
 def _content(file: str | os.PathLike[str]) -> AbstractContextManager[image_metadata.Source]:
     """What Pillow is given of a file: the name of a usual one, which it can map into memory."""
-    return nullcontext(file) if os.path.getsize(file) <= USUAL else _Bounded(file)
+    is_large = os.path.isfile(file) and os.path.getsize(file) > USUAL
+    return _Bounded(file) if is_large else nullcontext(file)
 
 
 def _open(file: image_metadata.Source, max_megapixels: float) -> Image.Image:

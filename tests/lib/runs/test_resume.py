@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -235,11 +236,57 @@ def test_resume_says_what_it_will_not_do(cli: Cli, tmp_path: Path) -> None:
     refused(cli("--resume", path, "--session-root", tmp_path / "elsewhere"), "is not where the session lies")
     whole = path.read_bytes()
     state = checkpoint.load(path)
-    for spoil in ({"random": None}, {"means": {}}, {"optimizer": {}}, {"epoch": "x"}, {"position": 99}, {"stamps": 3}):
+    for spoil in (
+        {"random": None},
+        {"means": {}},
+        {"optimizer": {}},
+        {"epoch": "x"},
+        {"position": 99},
+        {"stamps": 3},
+        {"assigned": 5},
+        {"best": {}},
+        {"epoch": math.inf},
+        {"loss": "x"},
+        {"statistics": 5},
+        {"mark": 5},
+        {"mark": {"metrics.jsonl": "x"}},
+        {"means": {"sums": {"loss": [{}, 1]}, "pictures": 1, "seconds": 1}},
+    ):
         checkpoint.save({**state, **spoil}, path)
         refused(cli("--resume", path), "--restart")
     path.write_bytes(whole[:100])
     refused(cli(*QUICK, "--max-steps", 1, "--resume", "auto"), "latest.ckpt", "other checkpoints beside it")
+
+
+@pytest.mark.parametrize("name", ["training.jsonl", "metrics.jsonl"])
+def test_lost_lines_are_warned_of_and_no_line_is_glued(name: str, cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-epochs", 3, "--session", "a")
+    path = tmp_path / "sessions" / "a"
+    lines = (path / name).read_bytes()
+    (path / name).write_bytes(lines[: len(lines) // 2])
+    status, _, err = cli("--resume", path / "checkpoint" / "latest.ckpt", "--max-epochs", 4)
+    assert status == 0 and f"{name} has lost its end" in err, err
+    assert [json.loads(line)["epoch"] for line in (path / name).read_text().splitlines()] == [1, 4]
+
+
+def test_auto_names_a_session_that_it_passes_over(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-steps", 1, "--session", "a")
+    (tmp_path / "sessions" / "a" / "config.yaml").write_text("a: [1")
+    status, _, err = cli(*QUICK, "--max-steps", 1, "--session", "b", "--resume", "auto")
+    assert status == 0 and "warning: " in err and str(tmp_path / "sessions" / "a" / "config.yaml") in err
+    assert "--resume auto passes over its session" in err and "--cfgs" not in err
+
+
+def test_a_fifo_in_a_session_is_named(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-steps", 1, "--session", "a")
+    path = tmp_path / "sessions" / "a"
+    (path / "log.txt").unlink()
+    os.mkfifo(path / "log.txt")
+    refused(cli("--resume", path / "checkpoint" / "latest.ckpt"), "log.txt is no regular file")
+    (path / "config.yaml").unlink()
+    os.mkfifo(path / "config.yaml")
+    status, _, err = cli(*QUICK, "--max-steps", 1, "--session", "b", "--resume", "auto")
+    assert status == 0 and "config.yaml: it is no regular file" in err
 
 
 def test_a_batch_of_unreadable_pictures_is_passed_over(cli: Cli, tmp_path: Path) -> None:
