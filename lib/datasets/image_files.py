@@ -122,14 +122,8 @@ class Index:
                 for stamp, names in entries.values()
             )
             return entries if whole else {}
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ):  # absent, or no longer what was written
-            return {}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            return {}  # absent, or no longer what was written
 
 
 def _scan(folder: Path, kept: tuple[int, list[str]] | None) -> tuple[int, list[str]]:
