@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -30,6 +31,9 @@ _OUTSIDE = {
     errno.ENFILE: "close other programs, which have too many files open",
     errno.ESTALE: "see whether it was removed, and start again",
 }
+_ENDLESS = re.compile(r"([^\s/]{40})[^\s/]{176,}([^\s/]{40})")  # longer than 255 letters, so no file's name
+_NO_MEMORY = ("allocate memory", "out of memory", "calculation overflowed", "multiplication overflow")
+"""What PyTorch says of a tensor for which there is no room, or of which not even the size can be told."""
 
 
 class UserError(Exception):
@@ -218,8 +222,9 @@ def _told(error: BaseException) -> tuple[str, int] | None:
         return str(error), error.status
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return "error: no thread can be started; raise the limit of processes (ulimit -u)", 2
-    # torch.OutOfMemoryError on a GPU, and a plain RuntimeError on the CPU.
-    if isinstance(error, RuntimeError) and any(word in str(error) for word in ("allocate memory", "out of memory")):
+    # torch.OutOfMemoryError on a GPU; on the CPU a plain RuntimeError, of which it has several.
+    lacks_memory = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    if lacks_memory or isinstance(error, MemoryError):
         return "error: not enough memory; take a smaller --batch-size or network (--dry-run estimates)", 2
     if isinstance(error, OSError) and error.errno is not None:
         return f"error: {outside(error)}", 2
@@ -243,9 +248,9 @@ def show(text: str) -> None:
 
 
 def say(text: str, status: int) -> int:
-    """A line on stderr; returns the status."""
+    """A line on stderr, in which a value without end is shortened; returns the status."""
     with surviving(sys.stderr):
-        print(" ".join(text.splitlines()), file=sys.stderr, flush=True)
+        print(_ENDLESS.sub(r"\1…\2", " ".join(text.splitlines())), file=sys.stderr, flush=True)
     return status
 
 

@@ -124,6 +124,8 @@ class Session:
             outside = [place for place in (root, *root.parents) if not place.exists()]
             folder = _new_folder(root, self._settings.session)
             self._made = [folder, *outside]
+        else:
+            _check_files(folder)
         self._lock = _lock(folder)
         self.path = folder
         if self._settings.log_file:
@@ -269,12 +271,27 @@ class Session:
                 self._board.flush()
         return {str(file.relative_to(self.path)): file.stat().st_size for file in self._growing()}
 
+    def reached(self, mark: Mapping[str, int]) -> dict[str, int]:
+        """`mark` as far as the files still reach, whole lines of them; what is lost is warned of."""
+        if self.path is None:
+            return dict(mark)
+        reached = {}
+        for name, length in mark.items():
+            file = self.path / name
+            size = file.stat().st_size if file.is_file() else 0
+            if size < length:
+                self.warn(f"{file} has lost its end since the checkpoint was saved; the run continues without it")
+                if name in (METRICS, TRAINING) and size:
+                    size = file.read_bytes().rfind(b"\n") + 1
+            reached[name] = min(length, size)
+        return reached
+
     def rewind(self, mark: Mapping[str, int]) -> None:
-        """Take back what was written after `mark`, so that the run can write it again."""
+        """Take back what was written after `mark`, where all files reach, so that the run can write it again."""
         for file in self._growing():
             length = mark.get(str(file.relative_to(self.path or file)), 0)
             if length:
-                os.truncate(file, min(length, file.stat().st_size))
+                os.truncate(file, length)
             else:
                 file.unlink()
 
@@ -394,6 +411,13 @@ def _is_hardly_begun(folder: Path) -> bool:
     return is_empty or ((folder / LOCK).exists() and not has_results(folder))
 
 
+def _check_files(folder: Path) -> None:
+    """Raises UserError where something in a session's folder is neither a file nor a folder."""
+    for path in folder.iterdir():
+        if not (path.is_dir() or path.is_file()):
+            raise UserError(f"cannot continue the session: {path} is no regular file; remove it")
+
+
 def _lock(path: Path) -> BinaryIO:
     """Hold the session's folder for this process."""
     file = locks.hold(path / LOCK)
@@ -411,7 +435,7 @@ def has_results(folder: Path) -> bool:
 def _is_of_the_start(file: Path, name: str) -> bool:
     if name in STARTED or re.fullmatch(r"\..+\.[0-9a-f]{16}", file.name):  # or what `write_atomically` had begun
         return True
-    if not name.startswith("tfboard/"):
+    if not name.startswith("tfboard/") or not file.is_file():
         return False
     with open(file, "rb") as curves:  # one record says of which kind the file is, and more of them are points
         length = int.from_bytes(curves.read(8), "little")

@@ -83,7 +83,7 @@ def test_mistakes_in_sessions(cli: Cli, tmp_path: Path) -> None:
     refused(cli(*QUICK, "--session-root", tmp_path / "file" / "under"), "cannot make a session")
     refused(cli(*QUICK, "--session", "../outside"), "no name of a folder")
     refused(cli(*QUICK, "--session", "a\nb"), "no name of a folder")
-    refused(cli(*QUICK, "--session-root", "a\0b"), "cannot make a session")
+    refused(cli(*QUICK, "--session-root", "a\0b"), "--session-root", "NUL")
     refused(cli(*QUICK, "--session-root", tmp_path / "file"), "file: it is no folder; choose another --session-root")
     (tmp_path / "link").symlink_to("absent")
     refused(cli(*QUICK, "--session-root", tmp_path / "link"), "link: it is a link to nothing")
@@ -95,6 +95,28 @@ def test_mistakes_in_sessions(cli: Cli, tmp_path: Path) -> None:
 
 def test_too_large_a_network(cli: Cli) -> None:
     refused(cli(*QUICK, "--net-width", "1000000", "--dry-run"), "not enough memory", "--dry-run")
+
+
+@pytest.mark.parametrize("name", ["--net-width", "--num-clusters", "--net-heads", "--batch-size", "--max-epochs"])
+def test_too_large_a_number(name: str, cli: Cli) -> None:
+    refused(cli(*QUICK, name, "9" * 22), name, "above 2147483647")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Storage size calculation overflowed with sizes=[1]")])
+def test_a_lack_of_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    @exit_status
+    def fails(argv: Sequence[str]) -> int:
+        raise error
+
+    refused((fails([]), "", capsys.readouterr().err), "not enough memory")
+
+
+@pytest.mark.parametrize("words", [("--network",), ("--dataset",), ("--data-root",), ("--cfgs",), ()])
+def test_a_value_without_end_is_shortened(words: Sequence[str], cli: Cli) -> None:
+    lead = () if words == ("--cfgs",) else folder()
+    result = cli(*lead, *words, "--" * (not words) + "a" * 100_000)
+    refused(result, "a…a")
+    assert len(result[2]) < 1000
 
 
 def test_an_unwritable_session_root(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_what_one_rank_meets_is_told_once(tmp_path: Path) -> None:
     status, _, err = ended(launch((*words, *kept), tmp_path / "sessions"))
     assert status == 2 and "11.png" in err and err.count("\n") == 1, err
     status, _, err = ended(launch((*words, "--on-bad-image", "skip"), tmp_path / "sessions"))
-    assert status == 0 and "1 pictures could not be read" in err, err
+    assert status == 0 and "1 picture could not be read" in err, err
 
 
 @pytest.mark.slow

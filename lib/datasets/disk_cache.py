@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from lib.config.command_flags import Command
 from lib.config.config import Config
+from lib.config.regular_files import check_regular
 from lib.config.settings import Section, expanded, setting
 from lib.errors import UserError, say, warn
 from lib.machine import locks, processes
@@ -213,7 +214,7 @@ class Store:
         place = row * RECORD.itemsize
         known = self._records[row].tobytes()
         if self._use is not None:
-            with suppress(OSError), open(self.folder / "index.bin", "r+b", buffering=0) as index:
+            with suppress(OSError), _opened(self.folder / "index.bin", "r+b") as index:
                 if os.pread(index.fileno(), RECORD.itemsize, place) == known:  # no other process has begun afresh
                     os.pwrite(index.fileno(), bytes(RECORD["name"].itemsize), place)
 
@@ -297,7 +298,8 @@ class Store:
         size = 0
         self._close_data()
         with suppress(OSError):
-            index = (self.folder / "index.bin").read_bytes()
+            with _opened(self.folder / "index.bin", "rb") as file:
+                index = file.read()
             self._file = _opened(self.folder / "data.bin", "rb")
             size = os.fstat(self._file.fileno()).st_size
         self._note(index, size)
@@ -373,6 +375,7 @@ def _while_removed() -> Iterator[None]:
 
 
 def _opened(path: Path, mode: str) -> BinaryIO:
+    check_regular(path)
     return cast(BinaryIO, open(path, mode, buffering=0))
 
 

@@ -14,6 +14,7 @@ from lib.checkpoints.checkpoint import write_atomically
 from lib.config.command_flags import Command
 from lib.config.config import Config
 from lib.datasets import DataSettings
+from lib.datasets.folder_tree import counted
 from lib.errors import UserError, outside
 from lib.machine import processes
 from lib.machine.devices import SeedSettings
@@ -158,7 +159,9 @@ def _tell_of_skipped(session: Session, skipped: Mapping[int, str]) -> None:
     session.write("skipped.txt", "\n".join(lines) + "\n")
     shown = "\n".join(f"  {line}" for line in lines[:SHOWN]) + ("\n  …" if len(lines) > SHOWN else "")
     where = " (all are in skipped.txt)" if session.path else ""
-    session.warn(f"{len(lines)} pictures could not be read and were left out{where}:\n{shown}")
+    count = counted(len(lines), "picture", "pictures")
+    verb = "was" if len(lines) == 1 else "were"
+    session.warn(f"{count} could not be read and {verb} left out{where}:\n{shown}")
 
 
 def _scores_file(task: Task, found: Predictions, by: Mapping[str, Scores]) -> Scores:

@@ -97,8 +97,9 @@ def _common_seed(settings: Config, goes_on: Path | None) -> int | None:
     if settings.of(SeedSettings).seeds is not None:
         return None
     if goes_on is not None and settings.of(SeedSettings).seed is None:
-        held: int = load_yaml(goes_on / "config.yaml")["seed"]
-        return held
+        held: int | None = load_yaml(goes_on / "config.yaml", "give --seed").get("seed")
+        if held is not None:
+            return held
     return devices.seed_of(settings.of(SeedSettings))
 
 

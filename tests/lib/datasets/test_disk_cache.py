@@ -161,6 +161,16 @@ def test_a_file_cut_anywhere_loses_what_is_beyond_alone(name: str, tmp_path: Pat
         }, "nothing is left over"
 
 
+@pytest.mark.parametrize("name", ["data.bin", "index.bin"])
+def test_a_fifo_in_the_place_of_a_file_is_named(name: str, tmp_path: Path) -> None:
+    noises(tmp_path / "pictures", 3)
+    reader(tmp_path)
+    (store_of(tmp_path) / name).unlink()
+    os.mkfifo(store_of(tmp_path) / name)
+    with pytest.raises(UserError, match="it is no regular file; choose another folder"):
+        reader(tmp_path)
+
+
 def test_any_damaged_byte_is_noticed(tmp_path: Path, decodes: list[int]) -> None:
     noises(tmp_path / "pictures", 5)
     expected = plain(reader(tmp_path))
