@@ -23,8 +23,9 @@ import imc_swav, pica  # noqa: E401, F401  (they register themselves)
 from lib import datasets, report, session
 from lib.config import config
 from lib.config.command_flags import Command
-from lib.machine import devices, processes
-from lib.machine.devices import DeviceSettings, SeedSettings
+from lib.machine import devices, processes, random_seeds
+from lib.machine.devices import DeviceSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.methods import method
 from lib.networks import backbone
 from lib.report import sorted_copies
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int | None:
         elif run_list.asked(settings) and not command.dry_run:
             several_runs.run(settings.replace(resume=None), start.folder, __file__)
         else:
-            seed = processes.from_first(lambda: devices.seed_of(settings.of(SeedSettings)))
+            seed = processes.from_first(lambda: random_seeds.seed_of(settings.of(SeedSettings)))
             settings = settings.replace(seed=seed, resume=command.resume if command.restart else None)
             if command.dry_run:
                 show("\n\n".join(forecast.forecast(build(one, start.folder)) for one in run_list.numbered(settings)))

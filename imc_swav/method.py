@@ -20,7 +20,7 @@ from lib.config.settings import Section, setting
 from lib.features import FeatureSettings
 from lib.features.views import open_views
 from lib.machine import devices, processes
-from lib.machine.devices import SeedSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import Entry, Method, MethodSettings, Task, assemble, number_of_clusters, register
 from lib.networks.backbone import Features
 from lib.transforms import LARGEST_SIDE, TransformSettings, plain_recipe

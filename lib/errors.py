@@ -143,7 +143,7 @@ def _problem_of_surroundings() -> str:
 
 
 def leave_on_signals() -> None:
-    """A word and the exit status, at once, wherever no run waits for a signal (`lib.machine.devices.Interrupts`).
+    """A word and the exit status, at once, wherever no run waits for a signal (`lib.machine.interrupts.Interrupts`).
 
     An exception would come out of any line, also of another library's that swallows or wraps it. Of several
     processes one speaks, and none on SIGTERM, by which their launcher ends them where another has failed and spoken.

@@ -17,7 +17,7 @@ from lib.config.settings import Section, setting
 from lib.errors import UserError
 from lib.features.views import open_views
 from lib.machine import processes
-from lib.machine.devices import SeedSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import Entry, Method, MethodSettings, Task, assemble, number_if_given, register
 from lib.networks.backbone import Backbone, Features
 from lib.networks.sobel import Sobel

@@ -18,7 +18,7 @@ from conftest import QUICK, ROOT, picture
 import main
 from lib.checkpoints import checkpoint
 from lib.errors import ENDS_WITH_PARENT, Interrupted, check_surroundings, exit_status, heeded_signals, prepare_streams
-from lib.machine.devices import Interrupts
+from lib.machine.interrupts import Interrupts
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -27,7 +27,9 @@ from lib.features.extraction import Extractor, encoded
 from lib.features.feature_store import Shelf
 from lib.features.neighbours import nearest
 from lib.machine import devices
-from lib.machine.devices import DeviceSettings, PrecisionSettings, SeedSettings
+from lib.machine.devices import DeviceSettings
+from lib.machine.precision import PrecisionSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.networks import NetworkSettings
 from lib.networks.backbone import Backbone
 from lib.transforms import LoaderSettings, TransformSettings, ViewSettings, choose_backend, normalisation

@@ -21,8 +21,10 @@ from lib.config.settings import Section, setting
 from lib.contracts import Recipe, Source, Views
 from lib.datasets import Pictures
 from lib.errors import UserError
-from lib.machine import devices, processes
-from lib.machine.devices import DeviceSettings, PrecisionSettings, SeedSettings
+from lib.machine import devices, precision, processes
+from lib.machine.devices import DeviceSettings
+from lib.machine.precision import PrecisionSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.networks import batchnorm, freezing, small_map_convolution
 from lib.networks.backbone import Backbone, Features
 from lib.networks.freezing import TuningSettings
@@ -113,7 +115,7 @@ class Method(nn.Module, ABC):
     """Whether a step may leave some of the weights without a gradient, such as those of a head that rests."""
 
     precision: str = "fp32"
-    """Of the network (`lib.machine.devices.PrecisionSettings`)."""
+    """Of the network (`lib.machine.precision.PrecisionSettings`)."""
 
     group_crops: bool = False
     """Whether views of one size are one BatchNorm batch."""
@@ -131,7 +133,7 @@ class Method(nn.Module, ABC):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → (N, feature_dim); not below float32, whatever the network computes in."""
-        with devices.lowered(images.device, self.precision):
+        with precision.lowered(images.device, self.precision):
             features: Tensor = self.network(images)
         return features.float() if features.dtype == torch.bfloat16 else features
 
@@ -162,7 +164,7 @@ class Method(nn.Module, ABC):
         self.idles = self.idles or tuned.net_freeze_epochs is not None
         if processes.world() > 1 and config.of(MethodSettings).sync_batchnorm:
             self.network = batchnorm.synchronise(self.network, device)
-        if devices.channels_last(device, config.of(PrecisionSettings)):
+        if precision.channels_last(device, config.of(PrecisionSettings)):
             self.network.to(memory_format=torch.channels_last)
         if device == devices.CPU:
             small_map_convolution.adapt(self.network)

@@ -17,7 +17,7 @@ from lib.datasets import DataSettings
 from lib.datasets.folder_tree import counted
 from lib.errors import UserError, outside
 from lib.machine import processes
-from lib.machine.devices import SeedSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import MethodSettings, Task
 from lib.report import comparison, page, session_files, sorted_copies, tensorboard_images, thumbnails
 from lib.scoring import baselines, evaluation, metrics, predictions, summary_over_seeds

@@ -14,7 +14,8 @@ from lib.datasets import DataSettings
 from lib.datasets.folder_tree import counted
 from lib.features.views import EncodedViews
 from lib.machine import devices
-from lib.machine.devices import DeviceSettings, PrecisionSettings
+from lib.machine.devices import DeviceSettings
+from lib.machine.precision import PrecisionSettings
 from lib.methods.method import MethodSettings, Task
 from lib.networks import NetworkSettings
 from lib.networks.backbone import Backbone

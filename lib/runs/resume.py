@@ -14,7 +14,7 @@ from lib.config.config import Raw
 from lib.config.settings import Section
 from lib.config.yaml_files import load_yaml
 from lib.errors import UserError, warn
-from lib.machine.devices import SeedSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import MethodSettings
 from lib.runs import run_list
 from lib.serving import export

@@ -17,8 +17,10 @@ from lib.config.config import Config
 from lib.config.yaml_files import load_yaml
 from lib.datasets import disk_cache, open_pictures
 from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError, say, surviving
-from lib.machine import devices, processes
-from lib.machine.devices import DeviceSettings, Interrupts, SeedSettings
+from lib.machine import devices, processes, random_seeds
+from lib.machine.devices import DeviceSettings
+from lib.machine.interrupts import Interrupts
+from lib.machine.random_seeds import SeedSettings
 from lib.methods import method
 from lib.runs import run_list, settings_from_images
 from lib.scoring import summary_over_seeds
@@ -100,7 +102,7 @@ def _common_seed(settings: Config, goes_on: Path | None) -> int | None:
         held: int | None = load_yaml(goes_on / "config.yaml", "give --seed").get("seed")
         if held is not None:
             return held
-    return devices.seed_of(settings.of(SeedSettings))
+    return random_seeds.seed_of(settings.of(SeedSettings))
 
 
 def _folder(session: Path, member: Member) -> Path:

@@ -19,7 +19,7 @@ from lib.config.settings import Section, setting
 from lib.config.yaml_files import load_yaml
 from lib.datasets import parts_of
 from lib.errors import UserError
-from lib.machine.devices import SeedSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.scoring import choice_of_k
 from lib.scoring.metrics import TITLES
 from lib.scoring.score_files import FINISHED, TRAINED_AGAIN, read_metrics, read_scores, read_summary

@@ -22,8 +22,9 @@ from lib.datasets import DataSettings
 from lib.datasets.fingerprint import Fingerprint, fingerprint
 from lib.datasets.folder_tree import counted
 from lib.errors import Interrupted, RunStopped, UserError
-from lib.machine import devices, processes
-from lib.machine.devices import DeviceSettings, Interrupts
+from lib.machine import devices, precision, processes, random_seeds
+from lib.machine.devices import DeviceSettings
+from lib.machine.interrupts import Interrupts
 from lib.methods.method import Method, Task
 from lib.networks import backbone, freezing
 from lib.scoring import evaluation, metrics
@@ -99,7 +100,7 @@ class Trainer:
         self._loss: float | None = None  # of the last finished epoch, the part that `selection` names
         # For every picture, the cluster that it was last assigned to in training; −1: to none in this epoch.
         self._assigned = torch.full((len(task.pictures),), -1)
-        self._notes = devices.remarks(device, task.method.precision)
+        self._notes = precision.remarks(device, task.method.precision)
         self._resumed: dict[str, int] | None = None
         self._fingerprint = fingerprint(task.pictures, config.of(DataSettings).data_root)
         self._means = Means()
@@ -361,7 +362,7 @@ class Trainer:
             "stamps": self._fingerprint.stamps,
             "assigned": self._assigned.cpu(),
             "views": self.task.views.kind,
-            "random": devices.random_state(),
+            "random": random_seeds.random_state(),
             "statistics": self._statistics,
             **backbone.stored(self.task.encode, self.config),
         }
@@ -383,7 +384,7 @@ class Trainer:
             self._means.load_state_dict(state["means"])
             self._loss = None if state["loss"] is None else float(state["loss"])
             self._statistics = dict(state["statistics"])
-            devices.set_random_state(state["random"])
+            random_seeds.set_random_state(state["random"])
             self._resumed = {str(name): int(length) for name, length in state.get("mark", {}).items()}
             self._notes += self.config.changes(state["config"])
             before = state.get("views", "pil")
