@@ -9,7 +9,10 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from lib.errors import check_surroundings, exit_status, leave_on_signals, prepare_streams, warn
+if str(Path(__file__).resolve().parent) not in sys.path:  # under `python -I` or PYTHONSAFEPATH
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from lib.errors import check_surroundings, exit_status, leave_on_signals, prepare_streams, show, warn
 
 if __name__ == "__main__":
     prepare_streams()
@@ -20,8 +23,9 @@ import imc_swav, pica  # noqa: E401, F401  (they register themselves)
 from lib import datasets, report, session
 from lib.config import config
 from lib.config.command_flags import Command
-from lib.machine import devices, processes
-from lib.machine.devices import DeviceSettings, SeedSettings
+from lib.machine import devices, processes, random_seeds
+from lib.machine.devices import DeviceSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.methods import method
 from lib.networks import backbone
 from lib.report import sorted_copies
@@ -51,14 +55,14 @@ def main(argv: Sequence[str]) -> int | None:
             for note in settings.notes:
                 warn(note)
         if command.help or command.list or not argv:
-            print(config.component_list(SECTIONS) if command.list else config.help_text(settings))
+            show(config.component_list(SECTIONS) if command.list else config.help_text(settings))
         elif run_list.asked(settings) and not command.dry_run:
             several_runs.run(settings.replace(resume=None), start.folder, __file__)
         else:
-            seed = processes.from_first(lambda: devices.seed_of(settings.of(SeedSettings)))
+            seed = processes.from_first(lambda: random_seeds.seed_of(settings.of(SeedSettings)))
             settings = settings.replace(seed=seed, resume=command.resume if command.restart else None)
             if command.dry_run:
-                print("\n\n".join(forecast.forecast(build(one, start.folder)) for one in run_list.numbered(settings)))
+                show("\n\n".join(forecast.forecast(build(one, start.folder)) for one in run_list.numbered(settings)))
             else:
                 run(settings, start)
 

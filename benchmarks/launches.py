@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from common import ROOT, arguments, photographs, publish, settings
 from PIL import Image
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.errors import exit_status
@@ -114,7 +113,13 @@ def main() -> None:
         rows.append([method, *(f"{counts[part]:,}" for part in PARTS), f"{total:,}"])
         print(*rows[-1], sep=", ", flush=True)
         data[method] = dict(counts)
-    publish("launches", "Operations that one training step of 256 images dispatches.", ("method", *PARTS, "in all"), rows, data)
+    publish(
+        "launches",
+        "Operations that one training step of 256 images dispatches.",
+        ("method", *PARTS, "in all"),
+        rows,
+        data,
+    )
 
 
 if __name__ == "__main__":

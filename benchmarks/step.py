@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from imc_swav.data import Batch as IMCBatch
 from imc_swav.method import IMCSwAV, IMCSwAVSettings
 from lib import networks
-from lib.machine import devices
+from lib.machine import devices, precision
 from lib.methods.method import Method
 from lib.runs.forecast import estimate
 from lib.training.trainer import build_optimizer
@@ -125,8 +125,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
     options = parser.parse_args()
     n, rounds = (16, 3) if options.short else (options.batch, options.rounds)
-    precision = "bf16" if devices.computes_in_bf16(devices.CPU) else "fp32"
-    words = ("--precision", precision, "--channels-last", "true", "--group-crops", "true", "--compile", "true")
+    arithmetic = "bf16" if precision.computes_in_bf16(devices.CPU) else "fp32"
+    words = ("--precision", arithmetic, "--channels-last", "true", "--group-crops", "true", "--compile", "true")
     product = best_product()
     convolution = best_convolution()
     rows = []
@@ -147,7 +147,7 @@ def main() -> None:
     publish(
         "step",
         f"One training step on {n} pictures; tuned: `{' '.join(words)}`"
-        f"{'' if precision == 'bf16' else ' (this processor has no bfloat16)'}. Best matrix product "
+        f"{'' if arithmetic == 'bf16' else ' (this processor has no bfloat16)'}. Best matrix product "
         f"{product / 1e9:,.0f} GFLOP/s, best 3×3 convolution {convolution / 1e9:,.0f} GFLOP/s in the same run.",
         (
             "method",

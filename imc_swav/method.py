@@ -20,10 +20,10 @@ from lib.config.settings import Section, setting
 from lib.features import FeatureSettings
 from lib.features.views import open_views
 from lib.machine import devices, processes
-from lib.machine.devices import SeedSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import Entry, Method, MethodSettings, Task, assemble, number_of_clusters, register
 from lib.networks.backbone import Features
-from lib.transforms import TransformSettings, plain_recipe
+from lib.transforms import LARGEST_SIDE, TransformSettings, plain_recipe
 from lib.transforms.channel_statistics import measured
 
 
@@ -31,9 +31,9 @@ from lib.transforms.channel_statistics import measured
 class IMCSwAVSettings(Section):
     title = "method imc_swav"
     bound = True
-    nmb_crops: tuple[int, ...] = setting((2, 4), "crops of each group, the large ones first", low=0)
+    nmb_crops: tuple[int, ...] = setting((2, 4), "crops of each group, the large ones first", low=0, high=100)
     size_crops: tuple[int, ...] | None = setting(
-        (28, 18), "sides of the crops of each group; none: tfm_size", unit="px", low=4
+        (28, 18), "sides of the crops of each group; none: tfm_size", unit="px", low=4, high=LARGEST_SIDE
     )
     min_scale_crops: tuple[float, ...] = setting((0.2, 0.08), "least area of a crop, as a share", low=1e-6, high=1)
     max_scale_crops: tuple[float, ...] = setting((1.0, 0.4), "largest area of a crop, as a share", low=1e-6, high=1)

@@ -6,10 +6,11 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 _OUTSIDE = {
@@ -25,10 +26,14 @@ _OUTSIDE = {
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose another place",
     errno.EAGAIN: "raise the limit of processes (ulimit -u)",
+    errno.ENOMEM: "close other programs, or raise the limit of memory (ulimit -v)",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "close other programs, which have too many files open",
     errno.ESTALE: "see whether it was removed, and start again",
 }
+_ENDLESS = re.compile(r"([^\s/]{40})[^\s/]{176,}([^\s/]{40})")  # longer than 255 letters, so no file's name
+_NO_MEMORY = ("allocate memory", "out of memory", "calculation overflowed", "multiplication overflow")
+"""What PyTorch says of a tensor for which there is no room, or of which not even the size can be told."""
 
 
 class UserError(Exception):
@@ -52,15 +57,19 @@ class Interrupted(BaseException):
         number: of the signal.
         saved: whether the run has saved its state; None: its processes have said so themselves.
         midway: it came while a step was being taken, so that there is no state that could be saved.
+        results: the folder in which they are complete, where the signal came after them.
     """
 
-    def __init__(self, number: int, saved: bool | None = False, midway: bool = False) -> None:
+    def __init__(
+        self, number: int, saved: bool | None = False, midway: bool = False, results: os.PathLike[str] | None = None
+    ) -> None:
         state = {
             True: "; the state is saved",
             False: "; nothing was saved beyond the last checkpoint, if any",
             None: "",
         }
-        super().__init__(f"stopped by {signal.Signals(number).name}{state[saved]}")
+        told = state[saved] if results is None else f"; the results are complete in {results}"
+        super().__init__(f"stopped by {signal.Signals(number).name}{told}")
         self.number = number
         self.midway = midway
         self.status = 128 + number
@@ -103,28 +112,44 @@ def prepare_streams() -> None:
 
 def check_surroundings() -> None:
     """Leave with a word where what PyTorch needs is missing, which it would say in a traceback or not at all."""
-    problem = ""
-    try:
-        os.getcwd()
-        tempfile.gettempdir()
-        import torch  # noqa: F401
-    except ImportError as error:
-        problem = f"PyTorch cannot be loaded: {error}; pip install -r requirements.txt, or see the limits of memory (ulimit -v)"
-    except OSError as error:
-        problem = f"{error.strerror}; start in a folder that exists, and let TMPDIR name one for temporary files"
+    problem = _problem_of_surroundings()
     if problem:
         sys.exit(say(f"error: {problem}", 2))
 
 
+def _problem_of_surroundings() -> str:
+    """What is wrong and what to do; empty where nothing is wrong."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        return f"the current folder cannot be used: {error.strerror}; start in a folder that exists"
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        return f"{error.strerror}; let TMPDIR name a folder that can be written"
+    try:
+        import torch  # noqa: F401
+        import tqdm  # noqa: F401
+    except (ImportError, OSError) as error:
+        return f"PyTorch cannot be loaded: {error}; pip install -r requirements.txt, or see the limits of memory (ulimit -v)"
+    except Exception as error:  # both libraries read environment variables while they are imported
+        reason = str(error).strip().partition("\n")[0]
+        names = sorted(name for name in os.environ if name.startswith(("TORCH", "PYTORCH", "TQDM")))
+        return (
+            f"PyTorch or tqdm cannot be loaded: {type(error).__name__}: {reason}; "
+            f"check the environment variables {', '.join(names)}"
+        )
+    return ""
+
+
 def leave_on_signals() -> None:
-    """A word and the exit status, at once, wherever no run waits for a signal (`lib.machine.devices.Interrupts`).
+    """A word and the exit status, at once, wherever no run waits for a signal (`lib.machine.interrupts.Interrupts`).
 
     An exception would come out of any line, also of another library's that swallows or wraps it. Of several
     processes one speaks, and none on SIGTERM, by which their launcher ends them where another has failed and spoken.
     """
-    # `lib.machine.processes.started` knows more, and takes seconds to import.
-    rank = (os.environ.get("RANK") or None) if os.environ.get("WORLD_SIZE", "") not in ("", "1") else None
-    if rank is not None or ENDS_WITH_PARENT in os.environ:
+    rank = _rank()
+    if has_launcher():
         end_with_parent(signal.SIGTERM)
 
     def leave(number: int, frame: object) -> None:
@@ -136,8 +161,21 @@ def leave_on_signals() -> None:
         signal.signal(number, leave)
 
 
+def _rank() -> str | None:
+    """This process's number among several; `lib.machine.processes.started` knows more, and takes seconds to import."""
+    return (os.environ.get("RANK") or None) if os.environ.get("WORLD_SIZE", "") not in ("", "1") else None
+
+
+def has_launcher() -> bool:
+    """Whether another process started this one, and ends it by SIGTERM."""
+    return _rank() is not None or ENDS_WITH_PARENT in os.environ
+
+
 def end_with_parent(number: signal.Signals) -> None:
-    """This signal when the process that started this one is gone, on Linux; elsewhere it goes on alone."""
+    """This signal when the process that started this one is gone, on Linux; elsewhere it goes on alone.
+
+    Linux sends it once for each thread of that process.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
 
@@ -184,26 +222,53 @@ def _told(error: BaseException) -> tuple[str, int] | None:
         return str(error), error.status
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return "error: no thread can be started; raise the limit of processes (ulimit -u)", 2
-    # torch.OutOfMemoryError on a GPU, and a plain RuntimeError on the CPU.
-    if isinstance(error, RuntimeError) and any(word in str(error) for word in ("allocate memory", "out of memory")):
+    # torch.OutOfMemoryError on a GPU; on the CPU a plain RuntimeError, of which it has several.
+    lacks_memory = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    if lacks_memory or isinstance(error, MemoryError):
         return "error: not enough memory; take a smaller --batch-size or network (--dry-run estimates)", 2
     if isinstance(error, OSError) and error.errno is not None:
         return f"error: {outside(error)}", 2
     return None
 
 
-def say(text: str, status: int) -> int:
-    """A line on stderr; returns the status."""
+def show(text: str) -> None:
+    """Print on stdout what the command line asked for.
+
+    Raises:
+        UserError: stdout cannot be written.
+        BrokenPipeError: its reader is gone.
+    """
     try:
-        print(" ".join(text.splitlines()), file=sys.stderr, flush=True)
-    except OSError:  # nobody can read it, such as in a terminal that was closed
-        drop(sys.stderr)
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop(sys.stdout)  # else the interpreter tries once more at its end
+        raise UserError(f"cannot write to stdout: {error.strerror}; {advice(error)}") from error
+
+
+def say(text: str, status: int) -> int:
+    """A line on stderr, in which a value without end is shortened; returns the status."""
+    with surviving(sys.stderr):
+        print(_ENDLESS.sub(r"\1…\2", " ".join(text.splitlines())), file=sys.stderr, flush=True)
     return status
 
 
 def warn(text: str) -> None:
     """A warning on stderr, where there is no session yet that could show it."""
     say(f"warning: {text}", 0)
+
+
+@contextlib.contextmanager
+def surviving(stream: TextIO) -> Iterator[None]:
+    """Let no failure of a console's stream end the program; what is printed to it from then on is dropped."""
+    try:
+        yield
+    except OSError as error:
+        drop(stream)
+        is_gone = error.errno in (errno.EPIPE, errno.EIO)  # such as `| head`, or a closed terminal
+        if stream is sys.stdout and not is_gone:
+            warn(f"stdout cannot be written: {error.strerror}; the program continues without it")
 
 
 def drop(stream: TextIO) -> None:

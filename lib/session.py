@@ -16,7 +16,6 @@ With `--debug` there is no folder, and nothing is written.
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import logging
@@ -29,7 +28,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,7 +42,7 @@ from tqdm import tqdm
 from lib.checkpoints.checkpoint import write_atomically
 from lib.config.config import Config
 from lib.config.settings import Section, expanded, setting
-from lib.errors import Interrupted, UserError, advice, drop, heeded_signals
+from lib.errors import Interrupted, UserError, advice, heeded_signals, surviving
 from lib.machine import devices, locks
 
 METRICS = "metrics.jsonl"
@@ -116,21 +115,28 @@ class Session:
         return self
 
     def _open(self) -> None:
-        for number in heeded_signals():
-            if callable(signal.getsignal(number)):
-                self._handlers[number] = signal.signal(number, self._abandon)
+        self._heed_signals(self._abandon)
         folder = self._earlier
+        if self._settings.log_tfb:
+            _check_for_board(folder or Path(self._settings.session_root))
         if folder is None:
             root = Path(self._settings.session_root)
             outside = [place for place in (root, *root.parents) if not place.exists()]
             folder = _new_folder(root, self._settings.session)
             self._made = [folder, *outside]
+        else:
+            _check_files(folder)
         self._lock = _lock(folder)
         self.path = folder
         if self._settings.log_file:
             file = _LogFile(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             self._log.addHandler(file)
+
+    def _heed_signals(self, handler: Callable[[int, object], None]) -> None:
+        for number in heeded_signals():
+            if callable(signal.getsignal(number)):
+                self._handlers[number] = signal.signal(number, handler)
 
     def _abandon(self, number: int, frame: object) -> None:
         """A signal before `begin`, such as while images are decoded: nothing is left of a new session."""
@@ -155,6 +161,14 @@ class Session:
         for note in config.notes:
             self.warn(note)
 
+    def complete(self) -> None:
+        """The results are written; a signal that ends what follows them, such as the report, says so from now on."""
+        if self.path is not None:
+            self._heed_signals(self._end_after_results)
+
+    def _end_after_results(self, number: int, frame: object) -> None:
+        raise Interrupted(number, results=self.path)
+
     def _restore_handlers(self) -> None:
         while self._handlers:
             signal.signal(*self._handlers.popitem())
@@ -170,11 +184,12 @@ class Session:
                 with suppress(UserError):
                     handler.handle(self._log.makeRecord("run", logging.ERROR, "", 0, text, (), None))
         try:
-            if self._board is not None:
-                self._board.close()
+            if self._board is not None and self.path is not None:
+                with _writing(self.path / "tfboard"):
+                    self._board.close()
             for handler in self._log.handlers:
                 handler.close()
-        except OSError:
+        except UserError:
             if error is None:
                 raise
         finally:
@@ -256,12 +271,27 @@ class Session:
                 self._board.flush()
         return {str(file.relative_to(self.path)): file.stat().st_size for file in self._growing()}
 
+    def reached(self, mark: Mapping[str, int]) -> dict[str, int]:
+        """`mark` as far as the files still reach, whole lines of them; what is lost is warned of."""
+        if self.path is None:
+            return dict(mark)
+        reached = {}
+        for name, length in mark.items():
+            file = self.path / name
+            size = file.stat().st_size if file.is_file() else 0
+            if size < length:
+                self.warn(f"{file} has lost its end since the checkpoint was saved; the run continues without it")
+                if name in (METRICS, TRAINING) and size:
+                    size = file.read_bytes().rfind(b"\n") + 1
+            reached[name] = min(length, size)
+        return reached
+
     def rewind(self, mark: Mapping[str, int]) -> None:
-        """Take back what was written after `mark`, so that the run can write it again."""
+        """Take back what was written after `mark`, where all files reach, so that the run can write it again."""
         for file in self._growing():
             length = mark.get(str(file.relative_to(self.path or file)), 0)
             if length:
-                os.truncate(file, min(length, file.stat().st_size))
+                os.truncate(file, length)
             else:
                 file.unlink()
 
@@ -318,6 +348,10 @@ class _LogFile(logging.FileHandler):
         with _writing(Path(self.baseFilename)):
             super().emit(record)
 
+    def close(self) -> None:
+        with _writing(Path(self.baseFilename)):
+            super().close()
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         raise  # the error at hand: logging calls this where it has caught one
 
@@ -332,13 +366,20 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        try:
+        with surviving(stream):
             tqdm.write(self.format(record), file=stream)
             stream.flush()
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
-            drop(stream)  # such as `| head`, or a closed terminal: the run goes on without its reader
+
+
+def _check_for_board(folder: Path) -> None:
+    """Raises UserError where TensorBoard cannot write below a folder."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"TensorBoard cannot write to {folder}, whose name is not UTF-8; choose another --session-root, or "
+            "--log-tfb false"
+        ) from error
 
 
 def _new_folder(root: Path, name: str | None) -> Path:
@@ -358,6 +399,8 @@ def _new_folder(root: Path, name: str | None) -> Path:
                     return root / name
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
+        if isinstance(error, FileExistsError):
+            problem = "it is a link to nothing" if root.is_symlink() else "it is no folder"
         raise UserError(f"cannot make a session in {root}: {problem}; choose another --session-root") from error
     raise UserError(f"the session {root / candidates[0]} exists; choose another name for --session, or --resume auto")
 
@@ -366,6 +409,13 @@ def _is_hardly_begun(folder: Path) -> bool:
     """Whether it is of a run that was killed as it began, perhaps before it had made its first file, the lock."""
     is_empty = folder.is_dir() and not any(folder.iterdir())
     return is_empty or ((folder / LOCK).exists() and not has_results(folder))
+
+
+def _check_files(folder: Path) -> None:
+    """Raises UserError where something in a session's folder is neither a file nor a folder."""
+    for path in folder.iterdir():
+        if not (path.is_dir() or path.is_file()):
+            raise UserError(f"cannot continue the session: {path} is no regular file; remove it")
 
 
 def _lock(path: Path) -> BinaryIO:
@@ -385,7 +435,7 @@ def has_results(folder: Path) -> bool:
 def _is_of_the_start(file: Path, name: str) -> bool:
     if name in STARTED or re.fullmatch(r"\..+\.[0-9a-f]{16}", file.name):  # or what `write_atomically` had begun
         return True
-    if not name.startswith("tfboard/"):
+    if not name.startswith("tfboard/") or not file.is_file():
         return False
     with open(file, "rb") as curves:  # one record says of which kind the file is, and more of them are points
         length = int.from_bytes(curves.read(8), "little")

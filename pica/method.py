@@ -17,7 +17,7 @@ from lib.config.settings import Section, setting
 from lib.errors import UserError
 from lib.features.views import open_views
 from lib.machine import processes
-from lib.machine.devices import SeedSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import Entry, Method, MethodSettings, Task, assemble, number_if_given, register
 from lib.networks.backbone import Backbone, Features
 from lib.networks.sobel import Sobel
@@ -37,7 +37,7 @@ class PICASettings(Section):
         None, "sizes of the heads, the main one last; none: 7 times num_clusters, and num_clusters", low=2
     )
     net_sobel: bool = setting(False, "replace colour by Sobel edges")
-    data_nrepeat: int = setting(1, "perturbed copies of each picture", low=1)
+    data_nrepeat: int = setting(1, "perturbed copies of each picture", low=1, high=1000)
     pica_lamda: float = setting(2.0, "weight of the balance of the clusters", low=0)
     pica_idle_heads: Literal["zeros", "none"] = setting(
         "zeros",

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from conftest import QUICK, ROOT, picture
 
 import main
 from lib.checkpoints import checkpoint
-from lib.errors import exit_status, heeded_signals
-from lib.machine.devices import Interrupts
+from lib.errors import ENDS_WITH_PARENT, Interrupted, check_surroundings, exit_status, heeded_signals, prepare_streams
+from lib.machine.interrupts import Interrupts
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -82,11 +83,40 @@ def test_mistakes_in_sessions(cli: Cli, tmp_path: Path) -> None:
     refused(cli(*QUICK, "--session-root", tmp_path / "file" / "under"), "cannot make a session")
     refused(cli(*QUICK, "--session", "../outside"), "no name of a folder")
     refused(cli(*QUICK, "--session", "a\nb"), "no name of a folder")
-    refused(cli(*QUICK, "--session-root", "a\0b"), "cannot make a session")
+    refused(cli(*QUICK, "--session-root", "a\0b"), "--session-root", "NUL")
+    refused(cli(*QUICK, "--session-root", tmp_path / "file"), "file: it is no folder; choose another --session-root")
+    (tmp_path / "link").symlink_to("absent")
+    refused(cli(*QUICK, "--session-root", tmp_path / "link"), "link: it is a link to nothing")
+    prepare_streams()  # as the program does: stderr shows any name
+    not_utf8 = tmp_path / os.fsdecode(b"\xff")
+    refused(cli(*QUICK, "--session-root", not_utf8), "TensorBoard cannot write to", "\\udcff, ", "--log-tfb false")
+    assert not not_utf8.exists()
 
 
 def test_too_large_a_network(cli: Cli) -> None:
     refused(cli(*QUICK, "--net-width", "1000000", "--dry-run"), "not enough memory", "--dry-run")
+
+
+@pytest.mark.parametrize("name", ["--net-width", "--num-clusters", "--net-heads", "--batch-size", "--max-epochs"])
+def test_too_large_a_number(name: str, cli: Cli) -> None:
+    refused(cli(*QUICK, name, "9" * 22), name, "above 2147483647")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Storage size calculation overflowed with sizes=[1]")])
+def test_a_lack_of_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    @exit_status
+    def fails(argv: Sequence[str]) -> int:
+        raise error
+
+    refused((fails([]), "", capsys.readouterr().err), "not enough memory")
+
+
+@pytest.mark.parametrize("words", [("--network",), ("--dataset",), ("--data-root",), ("--cfgs",), ()])
+def test_a_value_without_end_is_shortened(words: Sequence[str], cli: Cli) -> None:
+    lead = () if words == ("--cfgs",) else folder()
+    result = cli(*lead, *words, "--" * (not words) + "a" * 100_000)
+    refused(result, "a…a")
+    assert len(result[2]) < 1000
 
 
 def test_an_unwritable_session_root(tmp_path: Path) -> None:
@@ -180,6 +210,35 @@ def test_closed_streams_end_nothing(tmp_path: Path) -> None:
     assert "ACC" in (tmp_path / "kept" / "a" / "log.txt").read_text()
 
 
+READ_ONLY = os.devnull, os.O_RDONLY
+FULL = "/dev/full", os.O_WRONLY
+
+
+@pytest.mark.parametrize("stream", [READ_ONLY, FULL], ids=["read-only", "full"])
+@pytest.mark.parametrize("names", [("stdout",), ("stdout", "stderr")])
+def test_a_console_that_cannot_be_written_ends_no_run(
+    names: tuple[str, ...], stream: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name in names:
+        monkeypatch.setattr(sys, name, open(os.open(*stream), "w"))  # noqa: SIM115
+    words = ("--max-epochs", "0", "--net-cout", "10", "--session-root", str(tmp_path / "kept"), "--session", "a")
+    assert main.main([*map(str, QUICK), *words]) == 0
+    log = (tmp_path / "kept" / "a" / "log.txt").read_text()
+    assert "ACC" in log and "warning: net_cout" in log
+    if names == ("stdout",):
+        assert "warning: stdout cannot be written: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--list"], ["--help"], [*map(str, QUICK), "--max-epochs", "0", "--dry-run"]])
+def test_a_full_stdout_is_named(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
+    assert main.main(words) == 2
+    assert capsys.readouterr().err.startswith("error: cannot write to stdout: No space left on device; ")
+
+
 def test_a_tilde_without_a_home_is_named(cli: Cli) -> None:
     for name in ("data-root", "session-root", "cache", "evaluate", "net-weights"):
         refused(cli(*QUICK, f"--{name}", "~no-such-user/x"), f"--{name}", "~no-such-user/x", "no home directory")
@@ -206,6 +265,19 @@ def test_a_signal_that_was_ignored_at_the_start_stays_so() -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     assert signal.SIGHUP in heeded_signals()
+
+
+def test_a_launcher_that_is_killed_sends_sigterm_more_than_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENDS_WITH_PARENT, "1")
+    with Interrupts(agree=lambda number: number) as interrupts:
+        for _ in range(3):  # one for each of its threads
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted) as caught:
+            interrupts.check()
+        assert not caught.value.midway, "the state is saved"
+        with pytest.raises(Interrupted) as caught:
+            signal.raise_signal(signal.SIGINT)
+        assert caught.value.midway, "a second wish does not wait"
 
 
 INTERRUPTIONS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
@@ -265,6 +337,37 @@ def test_without_torch_a_line_says_what_to_install(tmp_path: Path) -> None:
     )
 
 
+def started_with(tmp_path: Path, torch_file: str, *flags: str, **environment: str) -> str:
+    """What the program says on stderr where this is PyTorch."""
+    (tmp_path / "torch.py").write_text(torch_file)
+    command = [sys.executable, *flags, str(ROOT / "main.py"), "--list"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path), **environment},
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2
+    return done.stderr
+
+
+def test_environment_variables_that_libraries_reject_are_named(tmp_path: Path) -> None:
+    rejects = "raise ValueError('\\nInvalid log settings: bogus\\n\\nValid settings: all')"
+    said = started_with(tmp_path, rejects, TORCH_LOGS="bogus")
+    assert said.startswith("error: PyTorch or tqdm cannot be loaded: ValueError: Invalid log settings: bogus; check")
+    assert "TORCH_LOGS" in said and said.count("\n") == 1
+    for name in ("TQDM_NCOLS", "TQDM_MININTERVAL"):
+        said = started_with(tmp_path, "", **{name: "abc"})
+        assert said.count("\n") == 1 and "'abc'" in said
+        assert "; check the environment variables " in said and name in said
+
+
+def test_the_program_finds_itself_where_python_does_not_look_beside_it(tmp_path: Path) -> None:
+    said = started_with(tmp_path, "", "-I", "-S")  # -S: without installed packages, which this one may be among
+    assert said.startswith("error: PyTorch cannot be loaded: No module named 'torch'; pip install")
+
+
+def test_threads_of_the_environment_are_checked(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "0")
+    refused(cli(*QUICK), "OMP_NUM_THREADS is '0'", "from 1 to")
+
+
 def test_a_machine_without_threads_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     def program(argv: object) -> None:
         raise RuntimeError("can't start new thread")
@@ -281,5 +384,16 @@ def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "error: No such file or directory; start in a folder that exists, and let TMPDIR name one for temporary files\n"
+        "error: the current folder cannot be used: No such file or directory; start in a folder that exists\n"
     )
+
+
+def test_a_machine_without_a_temporary_folder_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    with pytest.raises(SystemExit, match="2"):
+        check_surroundings()
+    said = capsys.readouterr().err
+    assert "['/proc']" in said and said.endswith("; let TMPDIR name a folder that can be written\n")

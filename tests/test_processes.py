@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import QUICK, ROOT, picture
 from runs import METHODS, RUN, assert_same_run, finished, launch, only
 
 from lib.checkpoints import checkpoint
 from lib.errors import UserError
+from lib.machine import processes
 from lib.runs import launcher as launching
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -103,7 +105,7 @@ def test_what_one_rank_meets_is_told_once(tmp_path: Path) -> None:
     status, _, err = ended(launch((*words, *kept), tmp_path / "sessions"))
     assert status == 2 and "11.png" in err and err.count("\n") == 1, err
     status, _, err = ended(launch((*words, "--on-bad-image", "skip"), tmp_path / "sessions"))
-    assert status == 0 and "1 pictures could not be read" in err, err
+    assert status == 0 and "1 picture could not be read" in err, err
 
 
 @pytest.mark.slow
@@ -133,6 +135,27 @@ def test_ranks_meet_where_the_hosts_name_does_not_resolve(tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0 and "ACC" in done.stdout, done.stderr
     assert all(line.startswith("warning: ") for line in done.stderr.splitlines()), done.stderr
+
+
+def test_detailed_debugging_which_would_crash_is_lowered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    before = dist.get_debug_level()
+    dist.set_debug_level(dist.DebugLevel.DETAIL)
+    try:
+        processes._lower_debug_level()
+        assert dist.get_debug_level() == dist.DebugLevel.INFO
+    finally:
+        dist.set_debug_level(before)
+    assert capsys.readouterr().err.startswith("warning: TORCH_DISTRIBUTED_DEBUG=DETAIL crashes PyTorch")
+
+
+@pytest.mark.slow
+def test_ranks_train_under_detailed_debugging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
+    status, out, err = ended(launch((*QUICK, *TWO, "--debug"), tmp_path))
+    assert status == 0 and "ACC" in out and err.count("TORCH_DISTRIBUTED_DEBUG") == 1, err
 
 
 @pytest.mark.slow
@@ -170,9 +193,11 @@ def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
     while ranks_under(tmp_path):
         assert time.monotonic() - began < 60, "the ranks go on alone"
         time.sleep(0.1)
+    _, err = process.communicate()
+    ends = [line for line in err.splitlines() if line.startswith("stopped by")]
+    assert ends and set(ends) == {"stopped by SIGTERM; the state is saved"}, err
     state = checkpoint.load(only(tmp_path) / "checkpoint" / "latest.ckpt")
     assert state["step"] == state["epoch"] * 8 + state["position"]
-    process.communicate()
 
 
 def kill_ranks(
@@ -247,7 +272,9 @@ def test_a_rank_killed_ten_times(command: str, method: str, tmp_path: Path) -> N
     [
         ("torch.distributed.TCPStore", RuntimeError("no socket\nC++ trace"), "cannot meet on this machine: no socket; leave"),
         ("torch.distributed.elastic.multiprocessing.start_processes", BlockingIOError(11, "Try again"),
-         "cannot be started: Try again; raise the limit of processes"),
+         r"cannot be started: Try again; raise the limit of processes \(ulimit -u\), or leave --processes out"),
+        ("torch.distributed.elastic.multiprocessing.start_processes", PermissionError(13, "Permission denied", "/bin/python"),
+         r"cannot be started: Permission denied \(/bin/python\); give access to it"),
     ],
 )  # fmt: skip
 def test_ranks_that_cannot_be_started_are_said(

@@ -7,6 +7,7 @@ formats that register here; these hold weights alone, and nothing to go on from.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -27,6 +28,7 @@ from lib.machine.devices import CPU
 
 FORMAT = 1
 MAGIC = b"\nsha256:"
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Format(Protocol):
@@ -117,7 +119,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from error
+        hint = "check the path" if error.errno in _NO_SUCH_FILE else advice(error)
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}; {hint}") from error
     body = content[: -len(MAGIC) - 32]
     magic = content[-len(MAGIC) - 32 : -32]
     digest = content[-32:]

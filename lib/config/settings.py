@@ -11,7 +11,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from reprlib import repr as shown
@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from lib.config.registry import Registry, nearest
 
+MOST = 2**31 - 1  # the largest whole number; PyTorch takes no larger size
 _OPERATIONS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.UAdd: operator.pos, ast.USub: operator.neg,
@@ -47,7 +48,8 @@ def setting(
         default: the value where neither file nor flag gives one.
         help: one line for `--help`.
         unit: what the number counts, such as "px" or "epochs".
-        low, high: the smallest and the largest number allowed, for each entry of a tuple.
+        low, high: the smallest and the largest number allowed, for each entry of a tuple; a whole number is at most
+            `MOST` where `high` is none.
         component: the value names a component of this registry, whose settings join in.
         convert: a further reading of the typed value; its ValueError is the user's message.
         transient: the value belongs to one call, and is not part of what is run again.
@@ -81,8 +83,10 @@ def expanded(path: str) -> str:
     """A path without `~`; for `setting(convert=expanded)`.
 
     Raises:
-        ValueError: nobody knows the home directory that `~` names.
+        ValueError: it is empty, or nobody knows the home directory that `~` names.
     """
+    if not path:
+        raise ValueError("an empty value; name a file or a folder, or leave it out")
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError as error:
@@ -135,13 +139,22 @@ def read(raw: Any, field: dataclasses.Field[Any], hint: Any, *, flag: bool = Fal
         raw = raw[0]
     meta = field.metadata
     value = _typed(_side(raw) if meta["side"] else raw, hint)
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, int | float) and not isinstance(number, bool):
-            if meta["low"] is not None and number < meta["low"]:
-                raise ValueError(f"{shown(number)} is below {meta['low']:g}, the least allowed")
-            if meta["high"] is not None and number > meta["high"]:
-                raise ValueError(f"{shown(number)} is above {meta['high']:g}, the most allowed")
+    for number in _numbers(value):
+        high = MOST if meta["high"] is None and isinstance(number, int) else meta["high"]
+        if meta["low"] is not None and number < meta["low"]:
+            raise ValueError(f"{shown(number)} is below {meta['low']}, the least allowed")
+        if high is not None and number > high:
+            raise ValueError(f"{shown(number)} is above {high}, the most allowed")
     return meta["convert"](value) if meta["convert"] is not None and value is not None else value
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    """The numbers in a value, which may be tuples of tuples."""
+    if isinstance(value, tuple):
+        for entry in value:
+            yield from _numbers(entry)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
 
 
 def _side(raw: Any) -> Any:
@@ -271,7 +284,10 @@ def _str(raw: Any) -> str:
     # YAML reads `gpus: 0` as a number.
     if isinstance(raw, bool) or not isinstance(raw, str | int):
         raise ValueError(f"{shown(raw)} is not a text; put it in quotes")
-    return str(raw)
+    text = str(raw)
+    if "\0" in text:
+        raise ValueError(f"{shown(text)} has a NUL character in it; remove it")
+    return text
 
 
 _SCALARS: dict[Any, Callable[[Any], Any]] = {bool: _bool, int: _int, float: _float, str: _str}

@@ -8,28 +8,34 @@ from typing import Any
 
 import yaml
 
+from lib.config.regular_files import check_regular
 from lib.errors import UserError
 
 PROGRAM = Path(__file__).resolve().parents[2]  # the folder of main.py and configs/
 
 
-def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_yaml(path: str | os.PathLike[str], advice: str = "check the path after --cfgs") -> dict[str, Any]:
     """The mapping in a YAML file.
+
+    Args:
+        path: of the file, or of a pipe that a shell has made.
+        advice: what to do where it cannot be read.
 
     Raises:
         UserError: no such file, no YAML, no mapping, or a key that is no text or is given twice.
     """
     try:
+        check_regular(path, pipes=True)
         content = _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path after --cfgs") from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}; {advice}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file; --cfgs takes YAML files") from error
+        raise UserError(f"{path} is not a text file, and a YAML file is wanted; {advice}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{where} is not valid YAML: {problem}") from error
+        raise UserError(f"{path}{where} is not valid YAML: {problem}; {advice}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -72,7 +78,7 @@ def load_layers(path: str | os.PathLike[str], includers: tuple[Path, ...] = ()) 
         raise UserError(f"{error} (`include` in {includers[-1]})") from error
     included = settings.pop("include", [])
     files = [included] if isinstance(included, str) else included
-    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+    if not isinstance(files, list) or not all(isinstance(file, str) and "\0" not in file for file in files):
         raise UserError(f"include in {path} is {included!r}; a file or a list of files is wanted")
     layers: list[tuple[str, dict[str, Any]]] = []
     for file in files:
@@ -82,8 +88,11 @@ def load_layers(path: str | os.PathLike[str], includers: tuple[Path, ...] = ()) 
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [str(key.value).replace("-", "_") for key, _ in node.value]
-        twice = next((key for key in keys if isinstance(key, str) and keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.MarkedYAMLError(problem=f"the key {twice!r} is given twice", problem_mark=node.start_mark)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name = str(key.value).replace("-", "_")
+            if name in lines:
+                problem = f"the key {name!r} is given twice, before in line {lines[name]}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            lines[name] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)

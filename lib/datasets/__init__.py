@@ -34,6 +34,7 @@ from lib.config.config import Config
 from lib.config.registry import Registry, nearest
 from lib.config.settings import Section, expanded, setting
 from lib.datasets import disk_cache, image_decoder
+from lib.datasets.folder_tree import counted
 from lib.datasets.image_files import PictureFiles
 from lib.errors import MissingData, UserError
 from lib.machine import processes
@@ -75,7 +76,7 @@ class DataSettings(Section):
         "error", "what an unreadable picture means: the end, or that it is left out, counted and listed"
     )
     max_megapixels: float = setting(
-        image_decoder.MEGAPIXELS, "a file with a larger image is unreadable", unit="million pixels", low=1e-6
+        image_decoder.MEGAPIXELS, "a file with a larger image is unreadable", unit="million pixels", low=1e-6, high=1e6
     )
     batch_size: int | None = setting(
         256,
@@ -171,7 +172,9 @@ class Pictures:
     def check_clusters(self, clusters: int) -> None:
         """Raises UserError where the pictures are fewer than the clusters."""
         if len(self) < clusters:
-            raise UserError(f"{len(self)} pictures do not make {clusters} clusters; give a smaller --num-clusters")
+            count = counted(len(self), "picture", "pictures")
+            verb = "does" if len(self) == 1 else "do"
+            raise UserError(f"{count} {verb} not make {clusters} clusters; give a smaller --num-clusters")
 
     def describe(self) -> list[str]:
         """What its data sets say of themselves, and which splits are not used; a line each."""
@@ -226,7 +229,8 @@ def _stamp(file: str) -> tuple[int, int]:
         found = os.stat(file)
     except OSError:  # its reader will say so
         return 0, 0
-    return found.st_size, found.st_mtime_ns
+    times = np.iinfo(np.int64)
+    return found.st_size, min(max(found.st_mtime_ns, times.min), times.max)  # a file may be of any year
 
 
 def parts_of(expression: str) -> list[str]:
@@ -321,7 +325,9 @@ def _store(pictures: Pictures, config: Config) -> disk_cache.Store | None:
     base = str(Path(root).expanduser())
     names = [file.removeprefix(base) for file in pictures.files or ()]
     key = os.path.realpath(base), side
-    return disk_cache.Store(place, key, config.of(NetworkSettings).net_cin, names, pictures.stamps)
+    is_chosen = config.of(disk_cache.CacheSettings).cache is not None
+    channels = config.of(NetworkSettings).net_cin
+    return disk_cache.Store(place, key, channels, names, pictures.stamps, is_chosen=is_chosen)
 
 
 class _Expected:

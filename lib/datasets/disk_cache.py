@@ -19,7 +19,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,8 +32,9 @@ from numpy.typing import NDArray
 
 from lib.config.command_flags import Command
 from lib.config.config import Config
+from lib.config.regular_files import check_regular
 from lib.config.settings import Section, expanded, setting
-from lib.errors import UserError
+from lib.errors import UserError, say, warn
 from lib.machine import locks, processes
 from lib.session import SessionSettings
 
@@ -139,6 +139,7 @@ class Store:
         names: (N) of the files.
         stamps: (N, 2) their sizes and modification times, ns; what was kept of another file does not count.
         kind: what is kept of the pictures.
+        is_chosen: the user chose the root, so that a failure to write there is an error.
     """
 
     def __init__(
@@ -149,20 +150,37 @@ class Store:
         names: Sequence[str],
         stamps: NDArray[np.int64],
         kind: Literal["pictures", "features"] = "pictures",
+        is_chosen: bool = True,
     ) -> None:
+        self._file: BinaryIO | None = None  # data.bin, of the same moment as the records
+        self._use: BinaryIO | None = None
         whole = "\0".join(map(str, (*key, channels, VERSION, PIL.__version__)))
         self.folder = root / f"{kind}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]}"
         self._what = "decoded pictures" if kind == "pictures" else kind
+        self._is_chosen = is_chosen
         self._channels = channels
         self._stamps = stamps
         self._names = [hashlib.blake2b(os.fsencode(name), digest_size=16).digest() for name in names]
-        self._file: BinaryIO | None = None  # data.bin, of the same moment as the records
-        self._use: BinaryIO | None = None
         self.unfit = 0  # pictures that are not kept because there is no room for them
         self._look()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_use": None, "_names": [], "_last": {}}
+
+    def __del__(self) -> None:
+        self._close_data()
+        self._release()
+
+    def _close_data(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _release(self) -> None:
+        """Be none of those that use the folder any more."""
+        if self._use is not None:
+            self._use.close()
+            self._use = None
 
     @property
     def missing(self) -> NDArray[np.int64]:
@@ -196,7 +214,7 @@ class Store:
         place = row * RECORD.itemsize
         known = self._records[row].tobytes()
         if self._use is not None:
-            with suppress(OSError), open(self.folder / "index.bin", "r+b", buffering=0) as index:
+            with suppress(OSError), _opened(self.folder / "index.bin", "r+b") as index:
                 if os.pread(index.fileno(), RECORD.itemsize, place) == known:  # no other process has begun afresh
                     os.pwrite(index.fileno(), bytes(RECORD["name"].itemsize), place)
 
@@ -208,7 +226,7 @@ class Store:
             bound: bytes that all that is kept may take. What was used longest ago is removed for it.
 
         Raises:
-            UserError: the folder cannot be written, or the disk is full; or from `decode`.
+            UserError: a chosen folder cannot be written, or the disk is full; or from `decode`.
         """
         if not len(self.missing) and self._size() <= bound:
             with suppress(OSError):  # reading is enough
@@ -219,12 +237,17 @@ class Store:
                 with _while_removed():
                     self._fill(decode, bound)
                     return
-                self._use = None
+                self._release()
         except OSError as error:
-            raise UserError(
+            problem = (
                 f"cannot keep {self._what} in {self.folder}: {error.strerror or error}; choose another folder by "
                 "--cache, or keep none: --disk-cache 0"
-            ) from error
+            )
+            if self._is_chosen:
+                raise UserError(problem) from error
+            if processes.leads():
+                warn(problem)
+            self._look()  # what was written before stays
         self.unfit = len(self.missing)
 
     def _fill(self, decode: Decode, bound: float) -> None:
@@ -241,6 +264,7 @@ class Store:
             for name in ("index.bin", "data.bin"):  # in this order: data without an index is nothing
                 (self.folder / name).unlink(missing_ok=True)
             self._look()
+        self._close_data()
         self._file = data = _opened(self.folder / "data.bin", "a+b")
         with _opened(self.folder / "index.bin", "a+b") as index:
             end = int(self._ends.max(initial=0))
@@ -272,9 +296,10 @@ class Store:
         """Find out what is kept of the pictures."""
         index = b""
         size = 0
-        self._file = None
+        self._close_data()
         with suppress(OSError):
-            index = (self.folder / "index.bin").read_bytes()
+            with _opened(self.folder / "index.bin", "rb") as file:
+                index = file.read()
             self._file = _opened(self.folder / "data.bin", "rb")
             size = os.fstat(self._file.fileno()).st_size
         self._note(index, size)
@@ -350,6 +375,7 @@ def _while_removed() -> Iterator[None]:
 
 
 def _opened(path: Path, mode: str) -> BinaryIO:
+    check_regular(path)
     return cast(BinaryIO, open(path, mode, buffering=0))
 
 
@@ -397,7 +423,7 @@ def _waited_for(path: Path) -> BinaryIO:
     file = locks.hold(path)
     if file is None:
         if processes.leads():  # of several ranks one works, and one may speak
-            print("waiting for another process, which is at work on the same pictures", file=sys.stderr)
+            say("waiting for another process, which is at work on the same pictures", 0)
         file = locks.hold(path, wait=True)
     assert file is not None
     return file

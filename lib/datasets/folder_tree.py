@@ -119,6 +119,11 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join([*shown[:NAMES], *(["…"] if len(shown) > NAMES else [])])
 
 
+def counted(count: int, one: str, several: str) -> str:
+    """A number with its noun."""
+    return f"{count:,} {one if count == 1 else several}"
+
+
 def walk(root: Path, follows: Callable[[str], bool]) -> Tree:
     """The images in a folder and in the folders below it.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import logging
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TypeVar
 
 import numpy as np
@@ -22,6 +23,9 @@ T = TypeVar("T")
 
 MEGAPIXELS = 178.95697  # where Pillow's own limit is
 TEXT = 200  # characters of a decoder's message that are shown
+USUAL = 2**24  # bytes of a file that a decoder may search to its end
+STEPS = 2**20  # bytes that it may read one by one of a larger file
+WHOLE = 2**30  # bytes of a file that it may bring into memory
 
 _ROOM = 4 * int(MEGAPIXELS * 1e6)  # bytes of such an image
 _OF_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -93,7 +97,8 @@ def _opened(file: str | os.PathLike[str], max_megapixels: float, use: Callable[[
     if os.path.exists(file) and not os.path.isfile(file):  # a pipe would be waited for without end
         raise ValueError("it is no file")
     try:
-        return _used(_open(file, max_megapixels), max_megapixels, use)
+        with _content(file) as content:
+            return _used(_open(content, max_megapixels), max_megapixels, use)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{str(error).partition(',')[0]}; raise --max-megapixels") from error
     except Exception:
@@ -101,6 +106,29 @@ def _opened(file: str | os.PathLike[str], max_megapixels: float, use: Callable[[
             plain = image_metadata.open_without(file, lambda content: _open(content, max_megapixels))
             return _used(plain, max_megapixels, use)
         raise
+
+
+class _Bounded(io.BufferedReader):
+    """A file that no decoder searches byte by byte to its end, nor brings into memory whatever its size."""
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        super().__init__(io.FileIO(file))
+        self._size = os.path.getsize(file)
+        self._steps = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._steps += size == 1
+        if self._steps > STEPS:
+            raise ValueError("behind its header is no image")
+        if (size is None or size < 0) and self._size > WHOLE:
+            raise ValueError(f"it has {self._size:,} bytes, and its format is read whole: at most {WHOLE:,}")
+        return super().read(size)
+
+
+def _content(file: str | os.PathLike[str]) -> AbstractContextManager[image_metadata.Source]:
+    """What Pillow is given of a file: the name of a usual one, which it can map into memory."""
+    is_large = os.path.isfile(file) and os.path.getsize(file) > USUAL
+    return _Bounded(file) if is_large else nullcontext(file)
 
 
 def _open(file: image_metadata.Source, max_megapixels: float) -> Image.Image:

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from lib.checkpoints.checkpoint import write_atomically
+from lib.config.regular_files import check_regular
 from lib.datasets import image_decoder
 from lib.datasets.image_formats import endings
 from lib.errors import UserError
@@ -110,7 +111,10 @@ class Index:
 
     def _load(self) -> dict[str, tuple[int, list[str]]]:
         try:
-            text = self._file.read_text(encoding="utf-8") if self._file is not None else "{}"
+            text = "{}"
+            if self._file is not None:
+                check_regular(self._file)
+                text = self._file.read_text(encoding="utf-8")
             found = json.loads(text)
             entries = {folder: (stamp, names) for folder, (stamp, names) in found.items()}
             whole = all(
@@ -118,8 +122,8 @@ class Index:
                 for stamp, names in entries.values()
             )
             return entries if whole else {}
-        except (OSError, ValueError, TypeError, AttributeError):  # absent, or no longer what was written
-            return {}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            return {}  # absent, or no longer what was written
 
 
 def _scan(folder: Path, kept: tuple[int, list[str]] | None) -> tuple[int, list[str]]:

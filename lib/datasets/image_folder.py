@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from lib.config.settings import Section, expanded, setting
 from lib.datasets import Splits, image_decoder, register
-from lib.datasets.folder_tree import WITHOUT_IMAGES, listed, printable, walk
+from lib.datasets.folder_tree import WITHOUT_IMAGES, counted, listed, printable, walk
 from lib.datasets.image_files import ADVICE, PictureFiles
 from lib.datasets.label_files import read_labels
 from lib.errors import UserError
@@ -167,8 +167,8 @@ class FolderIndex:
 
     def summary(self, classes: int) -> str:
         """How many images and classes there are, and what is left out."""
-        count = _counted(sum(len(part.files) for part in self.parts.values()), "image", "images")
-        text = f"{count}, {_counted(classes, 'class', 'classes') if classes else 'no labels'}"
+        count = counted(sum(len(part.files) for part in self.parts.values()), "image", "images")
+        text = f"{count}, {counted(classes, 'class', 'classes') if classes else 'no labels'}"
         if "all" not in self.parts:
             text += f" ({', '.join(f'{len(part.files):,} in {_shown(part.folder)}' for part in self.parts.values())})"
         return text + self._left_out("")
@@ -243,7 +243,7 @@ class FolderIndex:
     def _by_table(self, table: Path) -> Labelling:
         files = self.tree.files
         classes, remarks = read_labels(table, self.tree.root, files)
-        number = _counted(len(set(classes.values())), "class", "classes")
+        number = counted(len(set(classes.values())), "class", "classes")
         text = f"labels: {len(classes):,} of {len(files):,} images have one, {number}"
         note = "; ".join([text, ", ".join(remarks)]) if remarks else text
         labels = {split: [classes.get(file) for file in part.files] for split, part in self.parts.items()}
@@ -292,10 +292,6 @@ def _divide(files: Iterable[str]) -> tuple[list[str], dict[str, int]]:
 
 def _images(files: Sequence[str]) -> str:
     return "1 image is" if len(files) == 1 else f"{len(files):,} images are"
-
-
-def _counted(count: int, one: str, several: str) -> str:
-    return f"{count:,} {one if count == 1 else several}"
 
 
 def _shown(folder: str) -> str:

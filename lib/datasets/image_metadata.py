@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 from PIL.TiffImagePlugin import (
@@ -21,7 +22,9 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
-Source = str | os.PathLike[str] | io.BytesIO
+Source = str | os.PathLike[str] | IO[bytes]
+
+LARGEST = 2**26  # bytes of a file that is brought into memory
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
@@ -44,8 +47,10 @@ def open_without(file: str | os.PathLike[str], open_image: Callable[[Source], Im
 
     Raises:
         Exception: as the decoder does.
-        ValueError: it has another format.
+        ValueError: it has another format, or more than `LARGEST` bytes.
     """
+    if os.path.getsize(file) > LARGEST:
+        raise ValueError("too large to be read whole")
     with open(file, "rb") as content:
         start = content.read(12)
     if start.startswith(_PNG):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lib.config.regular_files import check_regular
 from lib.config.settings import Section, expanded, setting
 from lib.datasets import Splits, register
 from lib.datasets.image_files import Index, PictureFiles
@@ -149,7 +150,8 @@ def _parse(lines: Sequence[str]) -> dict[str, str]:
 
 def _read_list(path: str) -> dict[str, str]:
     try:
-        found = _parse(Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines())
+        check_regular(path, pipes=True)
+        found = _parse(Path(path).read_text(encoding="utf-8-sig").splitlines())
     except OSError as error:
         raise UserError(f"cannot read {path}, the --class-list: {error.strerror}; check the path") from error
     except ValueError as error:

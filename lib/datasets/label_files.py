@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lib.config.regular_files import check_regular
 from lib.datasets.folder_tree import printable
 from lib.datasets.image_files import is_picture
 from lib.errors import UserError
@@ -61,6 +62,8 @@ def read_labels(table: Path, root: Path, files: Sequence[str]) -> Labels:
         if label.casefold() in NO_CLASS:
             counts["empty"] += 1
             continue
+        if "\0" in label:
+            raise UserError(f"{table}, line {number}: the class has a NUL character in it; remove it")
         if any("\ud800" <= letter <= "\udfff" for letter in label):
             raise UserError(f"{table}, line {number}: the class is not in UTF-8; save the table as UTF-8")
         if classes.setdefault(file, label) != label:
@@ -146,9 +149,8 @@ class _Names:
 
 def _parse(table: Path, names: _Names) -> list[Row]:
     """The lines of a table that are not blank, by the separator under which most of them name a file."""
-    if table.is_char_device():  # such as /dev/zero, which has no end
-        raise UserError(f"cannot read the --labels {table}: it is a device; name a file")
     try:
+        check_regular(table, pipes=True)
         text = _decode(table.read_bytes())
         sample = "".join(io.StringIO(text, newline="").readlines()[:SAMPLE])
         separator = max(SEPARATORS, key=lambda one: _fit(list(_rows(sample, one)), names))

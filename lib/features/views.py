@@ -27,7 +27,9 @@ from lib.features.extraction import Extractor, encoded
 from lib.features.feature_store import Shelf
 from lib.features.neighbours import nearest
 from lib.machine import devices
-from lib.machine.devices import DeviceSettings, PrecisionSettings, SeedSettings
+from lib.machine.devices import DeviceSettings
+from lib.machine.precision import PrecisionSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.networks import NetworkSettings
 from lib.networks.backbone import Backbone
 from lib.transforms import LoaderSettings, TransformSettings, ViewSettings, choose_backend, normalisation
@@ -270,7 +272,8 @@ class FeatureViews:
             self._settings.feature_seed, root,
         )  # fmt: skip
         stamps = np.zeros((len(pictures), 2), dtype=np.int64) if pictures.files is None else pictures.stamps
-        return disk_cache.Store(place, key, 1, names, stamps, "features")
+        is_chosen = config.of(CacheSettings).cache is not None
+        return disk_cache.Store(place, key, 1, names, stamps, "features", is_chosen)
 
     @cached_property
     def _neighbours(self) -> Integers:

@@ -1,4 +1,4 @@
-"""Where and how a run computes: the device, the random seeds, and the signals that end it.
+"""Where a run computes: the device, its processes, cores and threads.
 
 The only file that names a kind of device.
 """
@@ -9,44 +9,21 @@ import importlib.util
 import math
 import os
 import platform
-import random
 import re
-import secrets
 import shlex
 import shutil
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lib.config.settings import Section, setting
-from lib.errors import Interrupted, UserError, heeded_signals
-
-T = TypeVar("T")
-PATIENCE = 15.0  # s, of several ranks with a batch after a signal; launchers kill after 30
-
-
-def seeds(entries: tuple[str, ...]) -> tuple[str, ...]:
-    """Expand `0-4` into 0, 1, 2, 3, 4, each once.
-
-    Raises:
-        ValueError: an entry is neither a number nor a range.
-    """
-    found: list[str] = []
-    for entry in entries:
-        first, dash, last = entry.partition("-")
-        if not first.isdecimal() or (dash and (not last.isdecimal() or int(last) < int(first))):
-            raise ValueError(f"{entry!r} is neither a seed nor a range such as 0-4")
-        if int(last or first) - int(first) >= 10_000:
-            raise ValueError(f"{entry!r} holds more than 10,000 seeds")
-        found += [str(seed) for seed in range(int(first), int(last or first) + 1)]
-    return tuple(dict.fromkeys(found))
+from lib.errors import UserError
+from lib.machine.precision import PrecisionSettings
+from lib.machine.random_seeds import SeedSettings, seed_everything, seed_of
 
 
 @dataclass(frozen=True)
@@ -69,29 +46,6 @@ class DeviceSettings(Section):
         low=1, high=1024,
     )  # fmt: skip
     compile: bool = setting(False, "compile the network (torch.compile); the first steps take minutes")
-
-
-@dataclass(frozen=True)
-class PrecisionSettings(Section):
-    title = "precision"
-    precision: Literal["fp32", "bf16"] = setting(
-        "fp32", "of the network; bf16: autocast to bfloat16, while heads, losses and statistics stay in float32"
-    )
-    channels_last: bool | None = setting(
-        None,
-        "keep the channels of a pixel together; faster, but PyTorch's BatchNorm on a CPU is then exact to 3 digits alone; "
-        "none: on a GPU",
-    )
-    tf32: bool = setting(False, "on a GPU, round the inputs of float32 convolutions and products to TF32")
-
-
-@dataclass(frozen=True)
-class SeedSettings(Section):
-    title = "seed"
-    seed: int | None = setting(
-        None, "of every random draw; none: drawn, and recorded", low=0, high=2**31 - 1, fixed=True
-    )
-    seeds: tuple[str, ...] | None = setting(None, "one run for each of these, such as 0-4", convert=seeds)
 
 
 SECTIONS = (SeedSettings, PrecisionSettings, DeviceSettings)
@@ -197,7 +151,7 @@ def threads(settings: DeviceSettings) -> int | None:
     """As many as are asked for, by the setting or by OMP_NUM_THREADS."""
     if settings.threads is not None or "," in os.environ.get("OMP_NUM_THREADS", ""):  # OpenMP's list, one a level
         return settings.threads
-    return environment_number("OMP_NUM_THREADS") or None
+    return environment_number("OMP_NUM_THREADS", low=1)
 
 
 def configure(seed: SeedSettings, precision: PrecisionSettings, settings: DeviceSettings) -> None:
@@ -207,44 +161,6 @@ def configure(seed: SeedSettings, precision: PrecisionSettings, settings: Device
     if settings.threads is not None or asked is None:
         torch.set_num_threads(asked or own_cores())
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision.tf32
-
-
-def lowered(where: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The arithmetic of a network: nothing changes under fp32, and under bf16 the products take bfloat16.
-
-    On the `meta` device, which has no such products, estimates count float32.
-    """
-    if precision == "fp32" or where.type == "meta":
-        return nullcontext()
-    return torch.autocast(where.type, torch.bfloat16)
-
-
-def lowers(where: torch.device) -> bool:
-    """Whether `lowered` is in force there."""
-    return where.type in ("cpu", "cuda") and torch.is_autocast_enabled(where.type)
-
-
-def channels_last(where: torch.device, settings: PrecisionSettings) -> bool:
-    """Whether a network is laid out so: as asked for, else on a GPU."""
-    return where.type == "cuda" if settings.channels_last is None else settings.channels_last
-
-
-def computes_in_bf16(where: torch.device) -> bool:
-    """Whether the processor has instructions for bfloat16; without them it is emulated, many times slower."""
-    if where.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return True  # not known
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def remarks(where: torch.device, precision: str) -> list[str]:
-    """What a user may not know of the choice."""
-    if precision == "bf16" and not computes_in_bf16(where):
-        return ["--precision bf16: this processor has no bfloat16 arithmetic and emulates it; fp32 is much faster"]
-    return []
 
 
 def check_compiler(where: torch.device) -> None:
@@ -298,115 +214,3 @@ def processor() -> str:
 
 def gpu_names() -> list[str]:
     return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-
-
-def seed_of(settings: SeedSettings) -> int:
-    """The seed as set, or a fresh one."""
-    return secrets.randbelow(2**31) if settings.seed is None else settings.seed
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (every device)."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def random_state() -> dict[str, Any]:
-    """The states of the generators of Python, NumPy and torch, as tensors and plain values."""
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [str(kind), np.asarray(keys).tolist(), *rest],
-        "torch": torch.get_rng_state(),
-        "gpus": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put the generators back into a state of `random_state`; those of GPUs that are not there are left out."""
-    random.setstate(state["python"])
-    np.random.set_state(tuple(state["numpy"]))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available():
-        for number, held in enumerate(state["gpus"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(held, number)
-
-
-class Interrupts:
-    """While entered, signals that end the run wait for the next `check()`; a second one does not wait.
-
-    A second SIGHUP changes nothing: a closed terminal and its shell send one each.
-
-    Args:
-        agree: on the largest of the ranks' numbers, so that all stop at the same step.
-        alone: this process is the only rank.
-    """
-
-    def __init__(self, agree: Callable[[int], int], alone: bool = True) -> None:
-        self._agree = agree
-        self._alone = alone
-        self._received: int | None = None
-        self._fetching = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Interrupts:
-        self._before = {number: signal.signal(number, self._note) for number in heeded_signals()}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def _note(self, number: int, frame: object) -> None:
-        if self._received is not None:
-            if number == signal.SIGHUP:
-                return
-            raise Interrupted(number, midway=True)
-        self._received = number
-        self._leave_fetch()
-        if not self._alone:
-            signal.signal(signal.SIGALRM, self._give_up_fetch)
-            signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
-
-    def _leave_fetch(self) -> None:
-        if self._fetching and self._alone and self._received is not None:
-            raise Interrupted(self._received)
-
-    def _give_up_fetch(self, number: int, frame: object) -> None:
-        # One of several ranks cannot save the state, which the others may have left behind.
-        if self._fetching and self._received is not None:
-            raise Interrupted(self._received, midway=True)
-
-    def check(self) -> None:
-        """Go on, unless a signal came.
-
-        Raises:
-            Interrupted: one did.
-        """
-        number = self._agree(self._received or 0)
-        if number:
-            raise Interrupted(number)
-
-    def watch(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches, with a `check()` after each.
-
-        A batch may never come, as from a file system that hangs. No step is half done while one is fetched, so a
-        signal ends the wait at once. With several ranks it does so after `PATIENCE`, as all have to stop at one step.
-
-        Raises:
-            Interrupted: a signal came.
-        """
-        iterator = iter(batches)
-        while True:
-            try:
-                self._fetching = True
-                self._leave_fetch()
-                batch = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self._fetching = False
-            yield batch
-            self.check()

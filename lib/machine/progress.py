@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from lib.errors import say
+
 tqdm.monitor_interval = 0  # no thread that watches the bars: it warns where threads are scarce
 
 T = TypeVar("T")
@@ -25,5 +27,5 @@ def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     for count, item in enumerate(items):
         if time.monotonic() - told > EVERY:
             told = time.monotonic()
-            print(f"{what}: {count:,} of {total:,}", file=sys.stderr)
+            say(f"{what}: {count:,} of {total:,}", 0)
         yield item

@@ -22,8 +22,10 @@ from lib.config.settings import Section, setting
 from lib.contracts import Recipe, Source, Views
 from lib.datasets import Pictures
 from lib.errors import UserError
-from lib.machine import devices, processes
-from lib.machine.devices import DeviceSettings, PrecisionSettings, SeedSettings
+from lib.machine import devices, precision, processes
+from lib.machine.devices import DeviceSettings
+from lib.machine.precision import PrecisionSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.networks import batchnorm, freezing, small_map_convolution
 from lib.networks.backbone import Backbone, Features
 from lib.networks.freezing import TuningSettings
@@ -112,7 +114,7 @@ class Method(nn.Module, ABC):
     """Whether a step may leave some of the weights without a gradient, such as those of a head that rests."""
 
     precision: str = "fp32"
-    """Of the network (`lib.machine.devices.PrecisionSettings`)."""
+    """Of the network (`lib.machine.precision.PrecisionSettings`)."""
 
     mixes_views: str = "not placed"
     """Why views pass in turn (`lib.networks.batchnorm.mixes_views`); empty: those of one size share a pass."""
@@ -130,7 +132,7 @@ class Method(nn.Module, ABC):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → (N, feature_dim); not below float32, whatever the network computes in."""
-        with devices.lowered(images.device, self.precision):
+        with precision.lowered(images.device, self.precision):
             features: Tensor = self.network(images)
         return features.float() if features.dtype == torch.bfloat16 else features
 
@@ -174,7 +176,7 @@ class Method(nn.Module, ABC):
         if processes.world() > 1 and config.of(MethodSettings).sync_batchnorm:
             batchnorm.adapt(self.network, synchronised=True)  # the heads see what is gathered
         self.mixes_views = batchnorm.mixes_views(self.network)
-        if devices.channels_last(device, config.of(PrecisionSettings)):
+        if precision.channels_last(device, config.of(PrecisionSettings)):
             self.network.to(memory_format=torch.channels_last)
         if device == devices.CPU:
             small_map_convolution.adapt(self.network)

@@ -14,8 +14,9 @@ from lib.config.command_flags import Command
 from lib.config.config import Config
 from lib.config.settings import Section, setting
 from lib.errors import UserError
-from lib.machine import devices
-from lib.machine.devices import DeviceSettings, PrecisionSettings
+from lib.machine import devices, precision
+from lib.machine.devices import DeviceSettings
+from lib.machine.precision import PrecisionSettings
 
 SHOWN = 12  # digits of a digest in messages
 
@@ -67,7 +68,7 @@ class Backbone(nn.Module):
         return super().train(False)  # its BatchNorm is frozen too
 
     def forward(self, images: Tensor) -> Tensor:
-        with devices.lowered(images.device, self.precision):
+        with precision.lowered(images.device, self.precision):
             features: Tensor = self.network(images)
         return features.float()
 
@@ -78,10 +79,10 @@ class Backbone(nn.Module):
             UserError: no such device, or `--compile` lacks what it needs.
         """
         settings = config.of(DeviceSettings)
-        precision = config.of(PrecisionSettings)
+        chosen = config.of(PrecisionSettings)
         device = devices.device(settings)
-        self.precision = precision.precision
-        if devices.channels_last(device, precision):
+        self.precision = chosen.precision
+        if precision.channels_last(device, chosen):
             self.network.to(memory_format=torch.channels_last)
         if settings.compile and not config.of(Command).dry_run:
             devices.check_compiler(device)

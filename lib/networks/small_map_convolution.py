@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from lib.machine import devices
+from lib.machine import precision
 
 SMALL = 16
 WIDE = 256  # cells of a map at most, and channels at least, where our way is the faster (benchmarks/step.py)
@@ -42,7 +42,7 @@ class SmallMapConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         small = input.dim() == 4 and input.shape[2] * input.shape[3] <= SMALL
-        if not self.training or not small or devices.lowers(input.device):
+        if not self.training or not small or precision.lowers(input.device):
             return super().forward(input)
         convolved: Tensor = _Convolve.apply(input, self.weight)
         return convolved

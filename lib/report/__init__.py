@@ -14,9 +14,10 @@ from lib.checkpoints.checkpoint import write_atomically
 from lib.config.command_flags import Command
 from lib.config.config import Config
 from lib.datasets import DataSettings
+from lib.datasets.folder_tree import counted
 from lib.errors import UserError, outside
 from lib.machine import processes
-from lib.machine.devices import SeedSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import MethodSettings, Task
 from lib.report import comparison, page, session_files, sorted_copies, tensorboard_images, thumbnails
 from lib.scoring import baselines, evaluation, metrics, predictions, summary_over_seeds
@@ -38,6 +39,7 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
     rows: dict[str, Scores] = {}
     if processes.leads():
         rows = _leave_results(session, task, config, outcome, skipped)
+        session.complete()
     problems: list[str] = []
     with _noted(problems):
         thumbnails.keep(session, task, config, outcome)
@@ -157,7 +159,9 @@ def _tell_of_skipped(session: Session, skipped: Mapping[int, str]) -> None:
     session.write("skipped.txt", "\n".join(lines) + "\n")
     shown = "\n".join(f"  {line}" for line in lines[:SHOWN]) + ("\n  …" if len(lines) > SHOWN else "")
     where = " (all are in skipped.txt)" if session.path else ""
-    session.warn(f"{len(lines)} pictures could not be read and were left out{where}:\n{shown}")
+    count = counted(len(lines), "picture", "pictures")
+    verb = "was" if len(lines) == 1 else "were"
+    session.warn(f"{count} could not be read and {verb} left out{where}:\n{shown}")
 
 
 def _scores_file(task: Task, found: Predictions, by: Mapping[str, Scores]) -> Scores:

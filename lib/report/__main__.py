@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib import report
-from lib.errors import UserError, exit_status, prepare_streams
+from lib.errors import UserError, exit_status, prepare_streams, show
 from lib.scoring import summary_over_seeds
 
 
@@ -17,8 +17,8 @@ def main(folders: Sequence[str]) -> None:
         raise UserError("name the folders of one or more sessions: python -m lib.report sessions/NAME …")
     compared = summary_over_seeds.compare([Path(folder) for folder in folders])
     for folder in map(Path, folders):
-        print(f"report: {report.make(folder).resolve().as_uri()}")
-    print(compared)
+        show(f"report: {report.make(folder).resolve().as_uri()}")
+    show(compared)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
+from lib.datasets.folder_tree import counted
 from lib.report import charts, thumbnails
 from lib.report.session_files import Found, Shown
 from lib.scoring import metrics
@@ -180,7 +181,7 @@ def sections(found: Found, shown: Gallery | None) -> str:
 
 
 def _cluster(shown: Gallery, k: int, own: NDArray[np.int64], found: Found, meaning: str) -> str:
-    heading = f"Cluster {k}: {len(own):,} pictures" + (f"; {meaning}" if meaning else "")
+    heading = f"Cluster {k}: {counted(len(own), 'picture', 'pictures')}" + (f"; {meaning}" if meaning else "")
     order = own[np.argsort(-found.confidence[own], kind="stable")]
     content = "<p>Empty.</p>" if not len(own) else ""
     cut = min(thumbnails.MOST_CONFIDENT, -(-len(own) * 3 // 5))

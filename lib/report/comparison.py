@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from html import escape
@@ -16,6 +15,7 @@ from lib.report.clusters import clean
 from lib.scoring.choice_of_k import DIRECTIONS
 from lib.scoring.label_free import TITLES as LABEL_FREE
 from lib.scoring.metrics import TITLES
+from lib.scoring.score_files import FINISHED, TRAINED_AGAIN, read_scores, read_summary
 from lib.scoring.text_tables import spread
 
 
@@ -26,14 +26,15 @@ def overview(folder: Path, runs: list[Path]) -> str:
         UserError: a file of it is missing or damaged.
     """
     try:
-        content = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        settings = load_yaml(folder / "config.yaml")
-        scores = {run: json.loads((run / "scores.json").read_text(encoding="utf-8")) for run in runs}
+        content = read_summary(folder / "summary.json")
+        settings = load_yaml(folder / "config.yaml", FINISHED)
+        scores = {run: read_scores(run / "scores.json", TRAINED_AGAIN) for run in runs}
         split = next(iter(next(iter(scores.values()))))
         body = _numbers(content, split) + _runs(folder, scores, split)
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise UserError(f"cannot read the files of {folder} ({problem}); --resume auto makes them again") from error
+    except (KeyError, StopIteration) as error:
+        raise UserError(
+            f"the runs in {folder} are not those of its summary.json; --resume auto makes it again"
+        ) from error
     name = clean(folder.resolve().name)
     about = clean(
         f"{settings.get('method')}, {len(runs)} runs: {settings.get('dataset')} in {settings.get('data_root')}"
@@ -61,7 +62,9 @@ def _numbers(content: Mapping[str, Any], split: str) -> str:
         for key, title in (*LABEL_FREE, *TITLES)
     }
     agreement = [
-        (float(k), found_["seed_agreement"]) for k, found_ in numbers.items() if found_["seed_agreement"] is not None
+        (float(k), found_["seed_agreement"])
+        for k, found_ in numbers.items()
+        if found_.get("seed_agreement") is not None
     ]
     drawn = charts.lines("Scores", {**series, "seeds agree": sorted(agreement)}, "number of clusters")
     return f"<section><h2>By the number of clusters</h2><p>{escape(DIRECTIONS)}</p>{drawn}</section>"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lib.datasets.folder_tree import counted
 from lib.report import charts
 from lib.report.clusters import Gallery, clean, sections
 from lib.report.session_files import Found
@@ -51,7 +52,8 @@ def page(found: Found) -> str:
     name = clean(found.path.resolve().name)
     settings = found.settings
     kind = f"{settings.get('method')}, {found.k} clusters"
-    about = clean(f"{kind}, {len(found.cluster):,} pictures: {settings.get('dataset')} in {settings.get('data_root')}")
+    count = counted(len(found.cluster), "picture", "pictures")
+    about = clean(f"{kind}, {count}: {settings.get('dataset')} in {settings.get('data_root')}")
     header = f"<header><h1>{escape(name)}</h1><p>{escape(about)}</p>{_nav(parts)}</header>"
     extra = gallery.dialog + gallery.data if gallery else ""
     script = (_HERE / "script.js").read_text(encoding="utf-8") if gallery else ""
@@ -106,9 +108,8 @@ def _overview(found: Found) -> str:
         remarks.append("The clusters collapse: most of the pictures share few of them.")
     if len(found.skipped):
         listed = "".join(f"<li>{escape(line)}</li>" for line in found.skipped)
-        remarks.append(
-            f"<details><summary>{len(found.skipped)} pictures could not be read</summary><ul>{listed}</ul></details>"
-        )
+        count = counted(len(found.skipped), "picture", "pictures")
+        remarks.append(f"<details><summary>{count} could not be read</summary><ul>{listed}</ul></details>")
     noted = "".join(f'<div class="remark">{remark}</div>' for remark in remarks)
     about = f"<p>Of the {'pictures' if len(found.scores) == 1 else f'split <b>{escape(split)}</b>'}"
     if values.get("acc") is None:
@@ -153,7 +154,7 @@ def _training(found: Found) -> str:
     parts = [key for key in last if key.endswith("/loss") or ("/" not in key and key not in BOOKKEEPING)]
     shown = {key: _over_time(found.training, key, "epoch") for key in parts}
     if len(shown) == 2:
-        shown.pop("loss")  # the same as its only part
+        shown.pop("loss", None)  # the same as its only part
     # Apart, since their scales are.
     content = "".join(charts.lines(name, {name: points}, "epochs") for name, points in shown.items())
     content = f'<div class="charts">{content}</div>' if content else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,14 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from lib.config.regular_files import check_regular
 from lib.config.yaml_files import load_yaml
 from lib.errors import UserError
 from lib.report import thumbnails
+from lib.scoring import score_files
 from lib.scoring.label_free import directions
+
+EVALUATED_AGAIN = "--evaluate with its checkpoint makes a session with new ones"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,11 @@ def read(path: Path) -> Found:
     missing = [name for name in wanted if not (path / name).is_file()]
     if missing:
         raise UserError(f"{path} has no {missing[0]}; name the folder of a finished session")
+    settings = load_yaml(path / "config.yaml", score_files.FINISHED)
+    provenance = score_files.read_provenance(path / "provenance.jsonl")
+    scores = score_files.read_scores(path / "scores.json", EVALUATED_AGAIN)
+    metrics = score_files.read_metrics(path / "metrics.jsonl")
+    training = score_files.read_training(path / "training.jsonl")
     try:
         with np.load(path / "predictions.npz") as archive:
             cluster, label, probability = (archive[name] for name in ("cluster", "label", "probability"))
@@ -80,19 +89,29 @@ def read(path: Path) -> Found:
             names = [row[0] for row in list(csv.reader(lines))[1:]]
         if not len(names) == len(cluster) == len(label) == len(probability):
             raise ValueError("predictions.csv and predictions.npz are of different runs")
+        _check_predictions(cluster, label, probability)
         return Found(
-            path, load_yaml(path / "config.yaml"), _lines(path / "provenance.jsonl"),
-            json.loads((path / "scores.json").read_text(encoding="utf-8")), _lines(path / "metrics.jsonl"),
-            _lines(path / "training.jsonl"), _texts(path / "skipped.txt"), names, cluster, label, probability, classes,
-            _shown(path / thumbnails.FILE, len(names)),
+            path, settings, provenance, scores, metrics, training, _texts(path / "skipped.txt"), names, cluster, label,
+            probability, classes, _shown(path / thumbnails.FILE, len(names)),
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile, EOFError) as error:
+    except (OSError, ValueError, LookupError, TypeError, csv.Error, BadZipFile, zlib.error, EOFError) as error:
         problem = f"{type(error).__name__}: {error}"
-        raise UserError(f"cannot read the files of {path} ({problem}); --evaluate makes them again") from error
+        raise UserError(f"cannot read the predictions or images of {path} ({problem}); {EVALUATED_AGAIN}") from error
+
+
+def _check_predictions(cluster: NDArray[Any], label: NDArray[Any], probability: NDArray[Any]) -> None:
+    """Raises ValueError where they are no N clusters, N labels and (N, K) probabilities."""
+    if probability.ndim != 2 or probability.dtype.kind != "f":
+        raise ValueError("the probabilities are no table of numbers")
+    if any(column.ndim != 1 or column.dtype.kind not in "iu" for column in (cluster, label)):
+        raise ValueError("the clusters and labels are no whole numbers")
+    if not 0 <= cluster.min(initial=0) <= cluster.max(initial=0) < probability.shape[1]:
+        raise ValueError("there are more clusters than probabilities")
 
 
 def _shown(path: Path, count: int) -> Shown | None:
-    if not path.is_file():
+    check_regular(path)
+    if not path.exists():
         return None
     with np.load(path) as held:
         feature = directions(np.nan_to_num(held["feature"].astype(np.float32)))  # float16 may have overflowed
@@ -105,8 +124,5 @@ def _shown(path: Path, count: int) -> Shown | None:
 
 
 def _texts(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
-def _lines(path: Path) -> list[Mapping[str, Any]]:
-    return [json.loads(line) for line in _texts(path)]
+    check_regular(path)
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

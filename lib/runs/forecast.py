@@ -11,9 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib.config.config import Config
 from lib.datasets import DataSettings
+from lib.datasets.folder_tree import counted
 from lib.features.views import EncodedViews
 from lib.machine import devices
-from lib.machine.devices import DeviceSettings, PrecisionSettings
+from lib.machine.devices import DeviceSettings
+from lib.machine.precision import PrecisionSettings
 from lib.methods.method import MethodSettings, Task
 from lib.networks import NetworkSettings
 from lib.networks.backbone import Backbone
@@ -48,7 +50,7 @@ def forecast(task: Task) -> str:
         ("data", f"{data.dataset} in {data.data_root}{absent}"),
         *(("data", line) for line in task.pictures.describe()),
         *(("train", f"{expected}{line}") for line in source.describe()),
-        *(("score", f"{expected}{name}: {len(split.index):,} pictures") for name, split in task.splits.items()),
+        *(("score", f"{expected}{name}: {counted(len(split.index), 'picture', 'pictures')}") for name, split in task.splits.items()),
         ("values", _values(config)),
         ("method", f"{config.of(MethodSettings).method}, {method.num_clusters} clusters"),
         ("network", f"{config.of(NetworkSettings).network} with heads: {trained:,} trained weights, {fixed:,} fixed ones"),

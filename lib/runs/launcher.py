@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from lib.errors import ENDS_WITH_PARENT, UserError, heeded_signals, say
+from lib.errors import ENDS_WITH_PARENT, UserError, advice, heeded_signals, say
 from lib.machine import devices, processes
 from lib.machine.devices import DeviceSettings
 
@@ -73,7 +73,8 @@ def launch(command: Sequence[str], count: int) -> int:
         return 128 + int(stopped.sigval)  # the processes have said whether their state is saved
     except OSError as error:
         problem = f"{count} processes cannot be started: {error.strerror}"
-        raise UserError(f"{problem}; raise the limit of processes (ulimit -u), or leave --processes out") from error
+        place = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"{problem}{place}; {advice(error)}, or leave --processes out") from error
     assert ended is not None  # it waits without end
     # Of those that fail within a moment, one is the cause, and the others miss it.
     ends = {rank: failure.exitcode for rank, failure in ended.failures.items()}

@@ -13,8 +13,8 @@ from lib.config.command_flags import Command
 from lib.config.config import Raw
 from lib.config.settings import Section
 from lib.config.yaml_files import load_yaml
-from lib.errors import UserError
-from lib.machine.devices import SeedSettings
+from lib.errors import UserError, warn
+from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import MethodSettings
 from lib.runs import run_list
 from lib.serving import export
@@ -78,7 +78,7 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
     folder = Path(path).resolve().parent.parent
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{path} lies in no session that could go on; --restart takes its weights into a new one")
-    written = load_yaml(folder / "config.yaml")
+    written = load_yaml(folder / "config.yaml", "--restart takes the checkpoint's weights into a new session")
     if any(name in written and written[name] != stored["config"].get(name) for name in ("method", "seed")):
         raise UserError(
             f"{path} is of another run than the session {folder}; --restart takes its weights into a new one"
@@ -93,9 +93,6 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
 
 def _check_combination(command: Command, several: str) -> None:
     """`several`: the flag that asks for several runs, or nothing."""
-    for name in ("evaluate", "predict", "resume"):
-        if getattr(command, name) == "":
-            raise UserError(f"--{name} has an empty value; name a checkpoint, or leave it out")
     given = [f"--{name}" for name in ("evaluate", "predict", "resume") if getattr(command, name)]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} exclude each other; leave one out")
@@ -133,9 +130,13 @@ def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]], several: 
     }  # fmt: skip
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
         try:
+            written = load_yaml(folder / "config.yaml", "--resume auto passes over its session")
+        except UserError as error:
+            warn(str(error))
+            continue
+        try:
             found = config.resolve(
-                {name: Raw(value, "its config.yaml") for name, value in load_yaml(folder / "config.yaml").items()},
-                sections,
+                {name: Raw(value, "its config.yaml") for name, value in written.items()}, sections
             ).identity()
         except UserError:  # of another version, or of components that are not imported here
             continue

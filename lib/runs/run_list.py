@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lib.config.config import Config
-from lib.machine.devices import SeedSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import MethodSettings
 from lib.scoring.summary_over_seeds import Member
 

@@ -16,9 +16,11 @@ from lib import report
 from lib.config.config import Config
 from lib.config.yaml_files import load_yaml
 from lib.datasets import disk_cache, open_pictures
-from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError
-from lib.machine import devices, processes
-from lib.machine.devices import DeviceSettings, Interrupts, SeedSettings
+from lib.errors import ENDS_WITH_PARENT, Echo, Interrupted, RunStopped, UserError, say, surviving
+from lib.machine import devices, processes, random_seeds
+from lib.machine.devices import DeviceSettings
+from lib.machine.interrupts import Interrupts
+from lib.machine.random_seeds import SeedSettings
 from lib.methods import method
 from lib.runs import run_list, settings_from_images
 from lib.scoring import summary_over_seeds
@@ -97,9 +99,10 @@ def _common_seed(settings: Config, goes_on: Path | None) -> int | None:
     if settings.of(SeedSettings).seeds is not None:
         return None
     if goes_on is not None and settings.of(SeedSettings).seed is None:
-        held: int = load_yaml(goes_on / "config.yaml")["seed"]
-        return held
-    return devices.seed_of(settings.of(SeedSettings))
+        held: int | None = load_yaml(goes_on / "config.yaml", "give --seed").get("seed")
+        if held is not None:
+            return held
+    return random_seeds.seed_of(settings.of(SeedSettings))
 
 
 def _folder(session: Path, member: Member) -> Path:
@@ -192,10 +195,11 @@ class _Run:
     def _tell(self, title: str) -> None:
         for line in self._process.stdout or ():
             if not line.startswith(("error:", "warning:")):
-                print(f"{title} | {line.rstrip()}", flush=True)
+                with surviving(sys.stdout):
+                    print(f"{title} | {line.rstrip()}", flush=True)
             elif line not in self._told:
                 self._told.add(line)
-                print(line.rstrip(), file=sys.stderr, flush=True)
+                say(line.rstrip(), 0)
 
     def status(self) -> int | None:
         """None while it runs."""

@@ -17,7 +17,7 @@ from lib.config.settings import Section, setting
 from lib.datasets import DataSettings
 from lib.errors import RunStopped, UserError
 from lib.machine import processes
-from lib.machine.devices import SeedSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import Method, Task
 from lib.networks import batchnorm
 from lib.scoring import label_free, metrics

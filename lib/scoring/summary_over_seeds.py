@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.config.config import Config
+from lib.config.regular_files import check_regular
 from lib.config.settings import Section, setting
 from lib.config.yaml_files import load_yaml
 from lib.datasets import parts_of
 from lib.errors import UserError
-from lib.machine.devices import SeedSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.scoring import choice_of_k
 from lib.scoring.metrics import TITLES
+from lib.scoring.score_files import FINISHED, TRAINED_AGAIN, read_metrics, read_scores, read_summary
 from lib.scoring.text_tables import aligned, spread
 from lib.session import METRICS, Session
 
@@ -66,19 +67,6 @@ class PublishedSettings(Section):
     published_nmi: Literal["nmi", "nmi_geometric"] = setting("nmi", "which of our NMIs theirs is")
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """A file of a finished session, or a UserError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no scores")
-    except FileNotFoundError as error:
-        raise UserError(f"there is no {path}; name the folder of a finished session") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; name the folder of a finished session") from error
-    return found
-
-
 def summarise(session: Session, config: Config, runs: Mapping[Member, Path]) -> None:
     """Leave summary.json over the finished runs of a family, and show its table.
 
@@ -114,10 +102,16 @@ def of_seeds(runs: Mapping[str, Path]) -> dict[str, Any]:
 
     Args:
         runs: the folder of each seed.
+
+    Raises:
+        UserError: a file of a run is missing or damaged.
     """
-    scores = {seed: _read(folder / "scores.json") for seed, folder in runs.items()}
+    scores = {seed: read_scores(folder / "scores.json", TRAINED_AGAIN) for seed, folder in runs.items()}
     losses = {seed: _last_loss(folder) for seed, folder in runs.items()}
     first = next(iter(next(iter(scores.values()))))
+    for seed, run in scores.items():
+        if first not in run:
+            raise UserError(f"{runs[seed] / 'scores.json'} has no scores of {first}; {TRAINED_AGAIN}")
     return {
         "seeds": scores,
         **over(list(scores.values())),
@@ -136,10 +130,11 @@ def _clusters(path: Path, expression: str) -> Assigned:
         UserError: it cannot be read.
     """
     try:
+        check_regular(path)
         with np.load(path) as archive:
             split, index, cluster = (archive[name] for name in ("split", "index", "cluster"))
     except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise UserError(f"cannot read {path}: {error}; remove the run's folder, and it is trained again") from error
+        raise UserError(f"cannot read {path}: {error}; {TRAINED_AGAIN}") from error
     parts = [(number, split == name) for number, name in enumerate(parts_of(expression))]
     keys = np.concatenate([number * 2**40 + index[own] for number, own in parts])
     return keys, np.concatenate([cluster[own] for _, own in parts])
@@ -161,7 +156,10 @@ def _baselines(runs: list[Row]) -> dict[str, Any]:
     """What `over` gives, for each baseline."""
     held = [{split: v["baselines"] for split, v in run.items() if "baselines" in v} for run in runs]
     names: list[str] = list(next(iter(held[0].values()), {}))
-    return {name: over([{split: found[name] for split, found in run.items()} for run in held]) for name in names}
+    return {
+        name: over([{split: found[name] for split, found in run.items() if name in found} for run in held])
+        for name in names
+    }
 
 
 def _published(settings: PublishedSettings) -> dict[str, Any]:
@@ -202,8 +200,11 @@ def _extreme(values: Mapping[str, float | None], which: Callable[..., str]) -> s
 
 def _last_loss(folder: Path) -> float | None:
     """The training loss of the last finished epoch: of the part that the method names as its criterion."""
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    loss: float | None = json.loads(lines[-1])["loss"]
+    path = folder / METRICS
+    lines = read_metrics(path, TRAINED_AGAIN)
+    if not lines or "loss" not in lines[-1]:
+        raise UserError(f"{path} has lost its last line; {TRAINED_AGAIN}")
+    loss: float | None = lines[-1]["loss"]
     return loss
 
 
@@ -265,7 +266,7 @@ def compare(folders: list[Path]) -> str:
     for folder in folders:
         for name, split, seeds, *cells in _cells(folder):
             lines.append((folder.resolve().name + name, split, seeds, *cells))
-    settings = [load_yaml(folder / "config.yaml") for folder in folders]
+    settings = [load_yaml(folder / "config.yaml", FINISHED) for folder in folders]
     names = dict.fromkeys(name for held in settings for name in held if name != "session_root")
     values = {name: [held.get(name) for held in settings] for name in names}
     differing = [
@@ -280,10 +281,10 @@ def _cells(folder: Path) -> Iterator[tuple[str, ...]]:
     """Of a single run, of all seeds, or of each number of clusters: what to add to the name, split, seeds, a text each."""
     held = folder / "summary.json"
     if not held.is_file():
-        for split, values in _read(folder / "scores.json").items():
+        for split, values in read_scores(folder / "scores.json").items():
             yield "", split, "1", *(spread(values.get(key), None) for key, _ in TITLES)
         return
-    content = _read(held)
+    content = read_summary(held)
     numbers = {f"/clusters-{number}": found for number, found in content.get("num_clusters", {}).items()}
     for name, found in (numbers or {"": content}).items():
         for split, values in found["mean"].items():

@@ -51,6 +51,6 @@ class Means:
         return {"sums": sums, "pictures": self._pictures, "seconds": self._seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
-        self._pictures = state["pictures"]
-        self._seconds = state["seconds"]
+        self._sums = {str(name): (float(total), int(count)) for name, (total, count) in state["sums"].items()}
+        self._pictures = int(state["pictures"])
+        self._seconds = float(state["seconds"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.config.registry import Registry
+from lib.config.regular_files import check_regular
 from lib.config.settings import Section, expanded, setting
 from lib.errors import UserError
 
@@ -120,6 +121,7 @@ class MultiStep:
 
 def _read_file(path: str) -> Pairs:
     try:
+        check_regular(path)  # read at each epoch, which no pipe can be
         lines = [line.partition("#")[0].strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
         entries = [line.partition(":")[::2] for line in lines if line]
         pairs = read_pairs(tuple((int(e), "-" if r.strip() == "-" else float(r)) for e, r in entries))

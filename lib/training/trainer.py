@@ -20,9 +20,11 @@ from lib.config.config import Config
 from lib.config.settings import Section, setting
 from lib.datasets import DataSettings
 from lib.datasets.fingerprint import Fingerprint, fingerprint
+from lib.datasets.folder_tree import counted
 from lib.errors import Interrupted, RunStopped, UserError
-from lib.machine import devices, processes
-from lib.machine.devices import DeviceSettings, Interrupts
+from lib.machine import devices, precision, processes, random_seeds
+from lib.machine.devices import DeviceSettings
+from lib.machine.interrupts import Interrupts
 from lib.methods.method import Method, Task
 from lib.networks import backbone, freezing
 from lib.scoring import evaluation, metrics
@@ -98,7 +100,7 @@ class Trainer:
         self._loss: float | None = None  # of the last finished epoch, the part that `selection` names
         # For every picture, the cluster that it was last assigned to in training; −1: to none in this epoch.
         self._assigned = torch.full((len(task.pictures),), -1)
-        self._notes = devices.remarks(device, task.method.precision)
+        self._notes = precision.remarks(device, task.method.precision)
         self._resumed: dict[str, int] | None = None
         self._fingerprint = fingerprint(task.pictures, config.of(DataSettings).data_root)
         self._means = Means()
@@ -136,8 +138,9 @@ class Trainer:
         self.session = session
         if self._resumed is not None:
             # First, so that latest.ckpt never counts lines that are gone.
-            self._save("latest", mark=self._resumed)
-            session.rewind(self._resumed)
+            mark = session.reached(self._resumed)
+            self._save("latest", mark=mark)
+            session.rewind(mark)
             session.info(f"goes on after step {self.step:,}, with {self.epoch} epochs finished")
         session.info(f"views: {self.task.views.describe()}")
         for note in self._notes:
@@ -359,7 +362,7 @@ class Trainer:
             "stamps": self._fingerprint.stamps,
             "assigned": self._assigned.cpu(),
             "views": self.task.views.kind,
-            "random": devices.random_state(),
+            "random": random_seeds.random_state(),
             "statistics": self._statistics,
             **backbone.stored(self.task.encode, self.config),
         }
@@ -377,12 +380,12 @@ class Trainer:
             load_optimizer(self.optimizer, state["optimizer"])
             self.epoch, self.position, self.step = (int(state[name]) for name in ("epoch", "position", "step"))
             self._scored_step = int(state["scored_step"])
-            self._assigned = state["assigned"]
+            self._assigned = torch.as_tensor(state["assigned"]).long()
             self._means.load_state_dict(state["means"])
-            self._loss = state["loss"]
-            self._statistics = state["statistics"]
-            devices.set_random_state(state["random"])
-            self._resumed = dict(state.get("mark", {}))
+            self._loss = None if state["loss"] is None else float(state["loss"])
+            self._statistics = dict(state["statistics"])
+            random_seeds.set_random_state(state["random"])
+            self._resumed = {str(name): int(length) for name, length in state.get("mark", {}).items()}
             self._notes += self.config.changes(state["config"])
             before = state.get("views", "pil")
             now = self.task.views.kind
@@ -391,14 +394,17 @@ class Trainer:
                     f"views: {before} before, {now} now; they differ by rounding (--tfm-backend {before})"
                 )
             # Another criterion has another scale.
-            self.best = state["best"] if state["config"]["best_by"] == self.settings.best_by else math.inf
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            best = float(state["best"])
+            self.best = best if state["config"]["best_by"] == self.settings.best_by else math.inf
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError) as error:
             raise UserError(f"no run can go on from the checkpoint: {error!r}; --restart takes its weights") from error
         if not 0 <= self.position <= len(self.task.source) or self._assigned.shape != (len(self.task.pictures),):
             raise UserError("the checkpoint's place within its epoch is none; --restart takes its weights")
         if len(changed):
             first = self.task.pictures.path(int(changed[0]))
-            self._notes.append(f"{len(changed)} pictures were written since the run began, such as {first}")
+            count = counted(len(changed), "picture", "pictures")
+            verb = "was" if len(changed) == 1 else "were"
+            self._notes.append(f"{count} {verb} written since the run began, such as {first}")
 
 
 def build_optimizer(method: Method, config: Config) -> Optimizer:

@@ -9,6 +9,8 @@ from lib.config.settings import Section, setting
 from lib.contracts import Recipe
 from lib.errors import UserError
 
+LARGEST_SIDE = 4096  # px, of a view; one of that side is 192 MiB in float32
+
 
 @dataclass(frozen=True)
 class TransformSettings(Section):
@@ -20,6 +22,7 @@ class TransformSettings(Section):
         "shorter side to which every picture is brought before anything else; none: as it is",
         unit="px",
         low=4,
+        high=LARGEST_SIDE,
         side=True,
     )
     tfm_size: int | None = setting(
@@ -27,13 +30,14 @@ class TransformSettings(Section):
         "side of the picture that the network sees; none: the network's own",
         unit="px",
         low=4,
+        high=LARGEST_SIDE,
         adaptive=True,
         side=True,
     )
     tfm_resize: int | None = setting(
         256,
         "shorter side before an unscaled crop; none: the network's own, in proportion to tfm_size",
-        unit="px", low=4, adaptive=True, side=True,
+        unit="px", low=4, high=LARGEST_SIDE, adaptive=True, side=True,
     )  # fmt: skip
     tfm_scale: tuple[float, float] | None = setting(
         None, "area of a scaled crop, as shares of the picture's; none: no scaled crop", low=1e-6, high=1

@@ -15,8 +15,9 @@ from lib.datasets import DataSettings, Pictures
 from lib.datasets.image_files import ADVICE, PictureFiles
 from lib.errors import UserError
 from lib.machine import devices
-from lib.machine.devices import DeviceSettings, SeedSettings
+from lib.machine.devices import DeviceSettings
 from lib.machine.progress import progress
+from lib.machine.random_seeds import SeedSettings
 from lib.networks import NetworkSettings
 from lib.transforms import LoaderSettings, TransformSettings, ViewSettings, normalisation
 from lib.transforms.batched_views import BatchedViews

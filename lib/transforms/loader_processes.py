@@ -34,7 +34,7 @@ from torch import Tensor
 
 from lib.contracts import Request
 from lib.errors import SIGNALS, RunStopped, UserError, end_with_parent
-from lib.machine import devices
+from lib.machine import random_seeds
 
 IN_FLIGHT = 2  # batches of each process: one is ready while the next is prepared
 PIPE_BYTES = 2**20  # of each pipe for results, where the system allows it
@@ -259,7 +259,7 @@ def _serve(prepare: Prepare, number: int, requests: Connection, replies: Connect
     for end in others:
         end.close()
     torch.set_num_threads(1)  # those of the training process were not inherited, and would be waited for
-    devices.seed_everything(number)  # for data sets with draws of their own
+    random_seeds.seed_everything(number)  # for data sets with draws of their own
     queue: SimpleQueue[_Reply] = SimpleQueue()
     try:
         Thread(target=_write_all, args=(replies, queue), daemon=True).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
@@ -197,6 +198,31 @@ def test_results_outlive_a_failure_of_what_follows_them(
                         ("report", session / "report.html")):  # fmt: skip
         assert left.exists() == (other != part), "one failure keeps nothing else from being done"
     assert "all" in out
+
+
+def test_a_signal_after_the_results_says_so(
+    cli: Cli, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lib.report.page.page", lambda _: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, lambda *_: pytest.fail("the session does not heed it"))
+    status, _, err = cli(*FOLDER, "--data-root", images, "--session", "a")
+    signal.signal(signal.SIGINT, before)
+    session = tmp_path / "sessions" / "a"
+    assert status == 128 + signal.SIGINT
+    assert err.splitlines()[-1] == f"stopped by SIGINT; the results are complete in {session}"
+    assert (session / "scores.json").exists() and not (session / LOCK).exists()
+
+
+def test_a_log_that_cannot_be_closed_is_named(
+    cli: Cli, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: logging.FileHandler) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(logging.FileHandler, "close", fails)
+    status, _, err = cli(*FOLDER, "--data-root", images, "--session", "a")
+    log = tmp_path / "sessions" / "a" / "log.txt"
+    assert status == 2 and err.splitlines()[-1] == f"error: cannot write {log}: Input/output error; check the disk"
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_under_its_name(

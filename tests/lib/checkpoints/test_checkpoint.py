@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -41,6 +42,18 @@ def test_a_flipped_bit_is_refused(saved: Path, place: float) -> None:
     content[int(place * len(content)) if place > 0 else int(place)] ^= 1
     saved.write_bytes(bytes(content))
     with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(saved)
+
+
+def test_a_disk_that_fails_is_told_from_a_wrong_path(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="No such file or directory; check the path"):
+        checkpoint.load(saved.with_name("absent.ckpt"))
+
+    def fails(self: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(UserError, match="Input/output error; check the disk"):
         checkpoint.load(saved)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -235,6 +236,16 @@ def test_what_a_later_file_supersedes_is_not_remarked_upon(later: str, tmp_path:
         ("just words", "holds a str, not a mapping"),
         ("a: [1", r"line \d+ is not valid YAML"),
         ("a: 1\na: 2", "given twice"),
+        ("seed: 1\nnet_width: 2\ndebug: true\nnet-width: 3", "line 4 .*'net_width' is given twice, before in line 2"),
+        ('cache: "a\\0b"', r"cache in .*bad\.yaml: .* NUL"),
+        ('copy_to: "a\\0b"', "NUL"),
+        ('dataset: image_folder\nlabels: "a\\0b"', "NUL"),
+        ('include: "a\\0b"', "a file or a list of files"),
+        ("tfm_size: 100000", "above 4096"),
+        ("tfm_resize: 100000", "above 4096"),
+        ("tfm_working_size: 100000", "above 4096"),
+        ("data_nrepeat: 9999999999999999999999", "above 1000"),
+        ("batch_size: 9999999999999999999999", "above 2147483647"),
         ("1: 2", "no name of a setting"),
         ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
         ("a: 2001-99-99", "not valid YAML"),
@@ -254,6 +265,17 @@ def test_missing_and_binary_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(UserError, match="not a text file"):
         resolve("--cfgs", tmp_path / "binary.yaml")
+
+
+def test_a_fifo_is_no_file_of_settings_and_the_pipe_of_a_shell_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match="fifo: it is no regular file; check the path"):
+        resolve("--cfgs", tmp_path / "fifo")
+    reading, writing = os.pipe()
+    os.write(writing, b"max_epochs: 3")
+    os.close(writing)
+    assert resolve("--cfgs", ROOT / "configs/digits.yaml", f"/dev/fd/{reading}").as_dict()["max_epochs"] == 3
+    os.close(reading)
 
 
 @pytest.mark.parametrize("words", [("stray",), ("--max-epochs",), ("--gpus",), ("--max-epochs", "1", "2")])

@@ -121,3 +121,30 @@ def test_bounds() -> None:
         convert("9" * 400, int, high=9)
     with pytest.raises(ValueError, match="above 1"):
         convert([0.5, 2], tuple[float, float], high=1)
+
+
+@pytest.mark.parametrize(
+    ("raw", "hint"),
+    [
+        (2**31, int),
+        ("9" * 23, int | None),
+        ([10, 2**31], tuple[int, ...]),
+        (f"[({2**31}, 1e-3)]", tuple[tuple[int, float | str], ...] | str),
+    ],
+)
+def test_every_whole_number_has_a_bound(raw: Any, hint: Any) -> None:
+    with pytest.raises(ValueError, match="above 2147483647, the most allowed"):
+        convert(raw, hint)
+    assert convert(2**31 - 1, int) == 2**31 - 1
+    assert convert(2**40, int, high=2**41) == 2**40
+
+
+@pytest.mark.parametrize("hint", [str, str | None, tuple[str, ...], tuple[int, ...] | str])
+def test_a_text_with_a_nul_is_refused(hint: Any) -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        convert("a\0b", hint)
+
+
+def test_an_empty_path_is_named() -> None:
+    with pytest.raises(ValueError, match="an empty value"):
+        convert("", str | None, convert=expanded)

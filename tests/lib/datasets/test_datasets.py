@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.datasets import load_digits
 from lib import datasets
 from lib.config.registry import Registry
 from lib.datasets.digits import Digits
+from lib.datasets.image_files import PictureFiles
 from lib.datasets.image_folder import ImageFolder
 from lib.errors import UserError
 
@@ -119,6 +121,15 @@ def test_defaults_of_a_data_set_that_declares_nothing() -> None:
         datasets.register("plain", Plain)
     pictures = datasets.open_pictures(resolve("--dataset", "plain"))
     assert len(pictures) == 6 and pictures.labels().tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(10**11, 2**63 - 1), (-(10**11), -(2**63)), (5, 5 * 10**9)])
+def test_a_file_may_be_of_any_year(seconds: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = datasets.Pictures({"all": PictureFiles(["a.png"], [0])})
+    with monkeypatch.context() as patch:
+        patch.setattr("os.stat", lambda path: SimpleNamespace(st_size=3, st_mtime_ns=seconds * 10**9))
+        stamps = pictures.stamps
+    assert stamps.tolist() == [[3, kept]]
 
 
 def test_a_registry_refuses_doubles_and_suggests_names() -> None:

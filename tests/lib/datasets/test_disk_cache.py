@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import pickle
 import resource
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,16 @@ def test_a_file_cut_anywhere_loses_what_is_beyond_alone(name: str, tmp_path: Pat
         }, "nothing is left over"
 
 
+@pytest.mark.parametrize("name", ["data.bin", "index.bin"])
+def test_a_fifo_in_the_place_of_a_file_is_named(name: str, tmp_path: Path) -> None:
+    noises(tmp_path / "pictures", 3)
+    reader(tmp_path)
+    (store_of(tmp_path) / name).unlink()
+    os.mkfifo(store_of(tmp_path) / name)
+    with pytest.raises(UserError, match="it is no regular file; choose another folder"):
+        reader(tmp_path)
+
+
 def test_any_damaged_byte_is_noticed(tmp_path: Path, decodes: list[int]) -> None:
     noises(tmp_path / "pictures", 5)
     expected = plain(reader(tmp_path))
@@ -178,6 +190,43 @@ def test_any_damaged_byte_is_noticed(tmp_path: Path, decodes: list[int]) -> None
             assert equal(arrays(reader(tmp_path)), expected) and not decodes, "mended"
 
 
+def test_a_usual_folder_that_fails_only_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noises(tmp_path / "pictures", 6)
+    expected = arrays(reader(tmp_path))
+    kept = store_of(tmp_path)
+    shutil.rmtree(kept)
+    kept.write_text("")
+    with pytest.raises(UserError, match="cannot keep decoded pictures.*Not a directory"):
+        reader(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "cache").rename(tmp_path / "deep-image-clustering")
+    made = reader(tmp_path, "--cache", "none")
+    assert equal(arrays(made), expected) and "6 pictures are not kept" in made.describe()
+    (tmp_path / "deep-image-clustering" / kept.name).unlink()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))  # of six, it holds two
+    try:
+        made = reader(tmp_path, "--cache", "none")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert equal(arrays(made), expected) and "4 pictures are not kept" in made.describe()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("warning: cannot keep decoded pictures in ") for line in lines)
+
+
+def test_no_file_is_left_open(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for count in (3, 5, 5):  # made, added to, read
+            noises(tmp_path / "pictures", count)
+            assert len(arrays(reader(tmp_path))) == count
+        gc.collect()
+    assert not [warning for warning in caught if issubclass(warning.category, ResourceWarning)]
+
+
 def test_the_bound_holds_and_what_does_not_fit_is_decoded_each_time(tmp_path: Path, decodes: list[int]) -> None:
     noises(tmp_path / "pictures", 40, size=(16, 16))
     small = ("--disk-cache", 5_000 / 2**30)
@@ -188,7 +237,7 @@ def test_the_bound_holds_and_what_does_not_fit_is_decoded_each_time(tmp_path: Pa
     found = arrays(made)
     rest = len(decodes)
     assert 0 < rest < 40 and equal(found, plain(made))
-    assert made.describe() == f"; {rest} pictures, for which --disk-cache is too small, are decoded each time"
+    assert made.describe() == f"; {rest} pictures are not kept on disk (--disk-cache), and are decoded each time"
     decodes.clear()
     assert equal(arrays(reader(tmp_path)), found), "with room they are kept"
     assert len(set(decodes)) == rest and not reader(tmp_path).describe()

@@ -15,7 +15,7 @@ from conftest import picture
 from PIL import Image, ImageDraw, PngImagePlugin
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from lib.datasets import image_decoder, image_files
+from lib.datasets import image_decoder, image_files, image_metadata
 from lib.datasets.image_folder import ImageFolder
 from lib.errors import RunStopped, UserError
 from lib.transforms.image_reader import prepare
@@ -75,6 +75,38 @@ def read(folder: Path, content: bytes, ending: str = "") -> Image.Image:
     image = image_files.read(path)
     image_decoder.check_header(path, image_decoder.MEGAPIXELS)
     return image
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "problem"),
+    [
+        (saved("JPEG")[:300], 2**28, "behind its header is no image"),
+        (saved("GIF")[:40], 2**28, "behind its header is no image"),
+        (saved("WEBP")[:100], 2**31, "its format is read whole"),
+    ],
+)
+def test_zeros_without_end_behind_a_header(content: bytes, size: int, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(content)
+    os.truncate(tmp_path / "image", size)
+    with pytest.raises(UserError, match=problem):
+        image_files.read(tmp_path / "image")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "BMP"])
+def test_a_large_file_is_read_as_a_small_one(kind: str, tmp_path: Path) -> None:
+    small = read(tmp_path, saved(kind))
+    os.truncate(tmp_path / "image", image_decoder.USUAL + 1)
+    assert np.array_equal(np.asarray(image_files.read(tmp_path / "image")), np.asarray(small))
+
+
+def test_a_large_file_is_not_brought_into_memory_for_its_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "image").write_bytes(png(PNG_METADATA["pHYs cut"]))
+    image_files.read(tmp_path / "image")
+    monkeypatch.setattr(image_metadata, "LARGEST", 100)
+    with pytest.raises(UserError, match="Truncated pHYs"):
+        image_files.read(tmp_path / "image")
 
 
 TURNED = (0x0112, 3, 1, 6)

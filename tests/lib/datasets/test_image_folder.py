@@ -469,5 +469,26 @@ def test_labels_come_in_the_order_of_their_files(tmp_path: Path) -> None:
 
 def test_a_device_is_no_table(tmp_path: Path) -> None:
     fill(tmp_path, "a", "b")
-    with pytest.raises(UserError, match="--labels /dev/zero: it is a device"):
+    with pytest.raises(UserError, match="--labels /dev/zero: it is no regular file"):
         open_folder(tmp_path, "--labels", "/dev/zero")
+
+
+def test_a_fifo_is_no_table_and_the_pipe_of_a_shell_is(tmp_path: Path) -> None:
+    fill(tmp_path / "images", "", count=2)
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match="fifo: it is no regular file"):
+        open_folder(tmp_path / "images", "--labels", tmp_path / "fifo")
+    reading, writing = os.pipe()
+    os.write(writing, f"{names[0]},x\n{names[1]},y\n".encode())
+    os.close(writing)
+    assert open_folder(tmp_path / "images", "--labels", f"/dev/fd/{reading}").classes == ("x", "y")
+    os.close(reading)
+
+
+def test_a_class_with_a_nul_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "images", "", count=2)
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    (tmp_path / "labels.csv").write_text(f"{names[0]},x\n{names[1]},y\0z\n")
+    with pytest.raises(UserError, match="labels.csv, line 2: the class has a NUL"):
+        open_folder(tmp_path / "images", "--labels", tmp_path / "labels.csv")

@@ -130,13 +130,15 @@ def test_empty_variables_are_as_unset_ones(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_threads_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for text, threads in (("3", 3), ("0", None), ("4,2", None)):
+    for text, threads in (("3", 3), ("4,2", None)):
         monkeypatch.setenv("OMP_NUM_THREADS", text)
         assert devices.threads(DeviceSettings()) == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
     assert devices.threads(DeviceSettings(threads=2)) == 2
-    with pytest.raises(UserError, match="OMP_NUM_THREADS is 'many'"):
-        devices.threads(DeviceSettings())
+    for text in ("many", "0"):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        with pytest.raises(UserError, match=f"OMP_NUM_THREADS is '{text}'"):
+            devices.threads(DeviceSettings())
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])

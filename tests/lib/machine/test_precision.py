@@ -21,8 +21,10 @@ from imc_swav.losses import sinkhorn
 from imc_swav.method import IMCSwAV
 from lib.checkpoints import checkpoint
 from lib.errors import UserError
-from lib.machine import devices
-from lib.machine.devices import DeviceSettings, PrecisionSettings, SeedSettings
+from lib.machine import devices, precision
+from lib.machine.devices import DeviceSettings
+from lib.machine.precision import PrecisionSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.networks.convnet import ConvNet
 from pica.data import Batch as PICABatch
 from pica.method import PICA
@@ -173,11 +175,11 @@ def test_a_run_goes_on_as_it_computed_before(cli: Cli, tmp_path: Path, words: tu
 
 
 def test_bf16_without_the_arithmetic_is_remarked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "computes_in_bf16", lambda where: False)
-    (remark,) = devices.remarks(devices.CPU, "bf16")
-    assert "bfloat16" in remark and devices.remarks(devices.CPU, "fp32") == []
-    monkeypatch.setattr(devices, "computes_in_bf16", lambda where: True)
-    assert devices.remarks(devices.CPU, "bf16") == []
+    monkeypatch.setattr(precision, "computes_in_bf16", lambda where: False)
+    (remark,) = precision.remarks(devices.CPU, "bf16")
+    assert "bfloat16" in remark and precision.remarks(devices.CPU, "fp32") == []
+    monkeypatch.setattr(precision, "computes_in_bf16", lambda where: True)
+    assert precision.remarks(devices.CPU, "bf16") == []
 
 
 def test_compiling_without_a_compiler_is_an_error(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

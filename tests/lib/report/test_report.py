@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html.parser
 import json
+import math
 import os
 import re
 import shutil
@@ -23,8 +24,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lib.datasets import Pictures
+from lib.errors import UserError
 from lib.report import charts, clusters, page, session_files, tensorboard_images, thumbnails
-from lib.scoring import metrics
+from lib.scoring import metrics, summary_over_seeds
 from lib.scoring.inference import Predictions
 from main import main
 
@@ -219,6 +221,76 @@ def test_damaged_files_end_in_one_line(
     assert main([str(tmp_path / "a")]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and str(tmp_path) in err
+
+
+SCORES = {"acc": 0.5, "smallest": 0.1, "largest": 0.4, "entropy": 1.2}
+TRAINING = {"epoch": 1, "step": 4, "seconds": 1.0, "pictures_per_second": 9.0, "loss": 1.0}
+NESTED = "[" * 100_000
+WRONG = [
+    *(("scores.json", text) for text in (
+        "{}", "[]", "5", NESTED, '{"all": 5}', '{"all": {"acc": NaN}}', '{"all": {"acc": "x"}}', '{"all": {"acc": 0.5}}',
+        *(json.dumps({"all": SCORES | wrong}) for wrong in (
+            {"acc": "x"}, {"acc": True}, {"acc": math.nan}, {"acc": 10**400}, {"entropy": None}, {"nmi": []}, {"unscored": 5},
+            {"baselines": 5}, {"baselines": {"kmeans": 5}},
+        )),
+    )),
+    *(("training.jsonl", text) for text in (
+        "5", "null", "{}", NESTED, '{"epoch": 1', *(json.dumps(TRAINING | {key: value}) for key, value in (
+            ("seconds", "x"), ("epoch", None), ("loss", []), ("other/loss", {}), ("step", math.inf),
+        )),
+    )),
+    *(("metrics.jsonl", text) for text in ("5", NESTED, '{"split": "all", "epoch": "x", "acc": 1}', '{"acc": "x"}')),
+    *(("provenance.jsonl", text) for text in ("null", "[]", NESTED, '{"command": 5}')),
+    *(("summary.json", text) for text in (
+        "{}", "[]", NESTED, '{"num_clusters": {}}', '{"num_clusters": {"x": {}}}', '{"seeds": {}, "mean": {"all": 5}}',
+        '{"seeds": {}, "mean": {"all": {}}, "deviation": {}}', '{"seeds": {}, "mean": {}, "deviation": {}, "seed_agreement": "x"}',
+    )),
+    ("predictions.csv", "path,cluster\n\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), WRONG, ids=[f"{name}-{i}" for i, (name, _) in enumerate(WRONG)])
+def test_another_structure_ends_in_one_line(
+    name: str, text: str, session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lib.report.__main__ import main
+
+    shutil.copytree(session, tmp_path / "a")
+    (tmp_path / "a" / name).write_text(text + "\n")
+    assert main([str(tmp_path / "a")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and str(tmp_path / "a") in err and len(err) < 1000
+    assert name in err or name == "predictions.csv"
+    assert ("--evaluate" in err) <= (name in ("scores.json", "predictions.csv"))
+
+
+@pytest.mark.parametrize("name", ["scores.json", "metrics.jsonl", "training.jsonl", "provenance.jsonl", "shown.npz",
+                                  "config.yaml", "predictions.npz", "predictions.csv"])  # fmt: skip
+def test_a_fifo_is_no_file_of_a_session(
+    name: str, session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lib.report.__main__ import main
+
+    shutil.copytree(session, tmp_path / "a")
+    (tmp_path / "a" / name).unlink()
+    os.mkfifo(tmp_path / "a" / name)
+    assert main([str(tmp_path / "a")]) == 2
+    assert str(tmp_path / "a") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spoil", ["gone", "empty", "cut", "without a loss", "a FIFO"])
+def test_a_finished_run_without_its_last_loss_is_named(spoil: str, session: Path, tmp_path: Path) -> None:
+    shutil.copytree(session, tmp_path / "a")
+    file = tmp_path / "a" / "metrics.jsonl"
+    whole = file.read_text()
+    assert summary_over_seeds.of_seeds({"3": tmp_path / "a"})["chosen"] == "3"
+    file.unlink()
+    if spoil == "a FIFO":
+        os.mkfifo(file)
+    elif spoil != "gone":
+        file.write_text({"empty": "", "cut": whole[:-20], "without a loss": '{"split": "all"}\n'}[spoil])
+    with pytest.raises(UserError, match="metrics.jsonl.*; remove the run's folder, and it is trained again"):
+        summary_over_seeds.of_seeds({"3": tmp_path / "a"})
 
 
 def test_extremes_are_among_the_shown() -> None:

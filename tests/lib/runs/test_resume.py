@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -144,7 +145,7 @@ def test_pictures_that_changed_are_noticed(cli: Cli, tmp_path: Path, class_folde
     resume = ("--resume", tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt", "--max-epochs", 2)
     picture(class_folders / "bee" / "3.png", seed=99)
     status, _, err = cli(*resume)
-    assert status == 0 and "1 pictures were written since the run began, such as" in err and "bee/3.png" in err
+    assert status == 0 and "1 picture was written since the run began, such as" in err and "bee/3.png" in err
     shutil.move(class_folders, tmp_path / "moved")
     status, _, err = cli(*resume, "--data-root", tmp_path / "moved", "--max-epochs", 3)
     assert status == 0, err
@@ -230,16 +231,62 @@ def test_resume_says_what_it_will_not_do(cli: Cli, tmp_path: Path) -> None:
     cli(*QUICK, "--max-steps", 1, "--session", "a")
     path = tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt"
     for name in ("--resume", "--evaluate"):
-        refused(cli(*QUICK, name, ""), f"{name} has an empty value")
+        refused(cli(*QUICK, name, ""), f"{name}: an empty value")
     refused(cli("--resume", path, "--session", "b"), "leave one out")
     refused(cli("--resume", path, "--session-root", tmp_path / "elsewhere"), "is not where the session lies")
     whole = path.read_bytes()
     state = checkpoint.load(path)
-    for spoil in ({"random": None}, {"means": {}}, {"optimizer": {}}, {"epoch": "x"}, {"position": 99}, {"stamps": 3}):
+    for spoil in (
+        {"random": None},
+        {"means": {}},
+        {"optimizer": {}},
+        {"epoch": "x"},
+        {"position": 99},
+        {"stamps": 3},
+        {"assigned": 5},
+        {"best": {}},
+        {"epoch": math.inf},
+        {"loss": "x"},
+        {"statistics": 5},
+        {"mark": 5},
+        {"mark": {"metrics.jsonl": "x"}},
+        {"means": {"sums": {"loss": [{}, 1]}, "pictures": 1, "seconds": 1}},
+    ):
         checkpoint.save({**state, **spoil}, path)
         refused(cli("--resume", path), "--restart")
     path.write_bytes(whole[:100])
     refused(cli(*QUICK, "--max-steps", 1, "--resume", "auto"), "latest.ckpt", "other checkpoints beside it")
+
+
+@pytest.mark.parametrize("name", ["training.jsonl", "metrics.jsonl"])
+def test_lost_lines_are_warned_of_and_no_line_is_glued(name: str, cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-epochs", 3, "--session", "a")
+    path = tmp_path / "sessions" / "a"
+    lines = (path / name).read_bytes()
+    (path / name).write_bytes(lines[: len(lines) // 2])
+    status, _, err = cli("--resume", path / "checkpoint" / "latest.ckpt", "--max-epochs", 4)
+    assert status == 0 and f"{name} has lost its end" in err, err
+    assert [json.loads(line)["epoch"] for line in (path / name).read_text().splitlines()] == [1, 4]
+
+
+def test_auto_names_a_session_that_it_passes_over(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-steps", 1, "--session", "a")
+    (tmp_path / "sessions" / "a" / "config.yaml").write_text("a: [1")
+    status, _, err = cli(*QUICK, "--max-steps", 1, "--session", "b", "--resume", "auto")
+    assert status == 0 and "warning: " in err and str(tmp_path / "sessions" / "a" / "config.yaml") in err
+    assert "--resume auto passes over its session" in err and "--cfgs" not in err
+
+
+def test_a_fifo_in_a_session_is_named(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-steps", 1, "--session", "a")
+    path = tmp_path / "sessions" / "a"
+    (path / "log.txt").unlink()
+    os.mkfifo(path / "log.txt")
+    refused(cli("--resume", path / "checkpoint" / "latest.ckpt"), "log.txt is no regular file")
+    (path / "config.yaml").unlink()
+    os.mkfifo(path / "config.yaml")
+    status, _, err = cli(*QUICK, "--max-steps", 1, "--session", "b", "--resume", "auto")
+    assert status == 0 and "config.yaml: it is no regular file" in err
 
 
 def test_a_batch_of_unreadable_pictures_is_passed_over(cli: Cli, tmp_path: Path) -> None:
@@ -247,7 +294,7 @@ def test_a_batch_of_unreadable_pictures_is_passed_over(cli: Cli, tmp_path: Path)
         picture(tmp_path / "pictures" / f"{i:02}.png", seed=i)
     (tmp_path / "pictures" / "05.png").write_text("text")
     status, _, err = cli(*folder_run(tmp_path), "--on-bad-image", "skip", "--max-epochs", 8)
-    assert status == 0 and "1 pictures could not be read" in err and err.count("--on-bad-image") == 0, err
+    assert status == 0 and "1 picture could not be read" in err and err.count("--on-bad-image") == 0, err
     for file in (tmp_path / "pictures").iterdir():
         file.write_text("text")
     refused(

@@ -20,7 +20,7 @@ from runs import METHODS, RUN, assert_same_run, finished, launch, loaders, only,
 from lib.checkpoints import checkpoint
 from lib.contracts import Request
 from lib.errors import Interrupted, UserError
-from lib.machine.devices import Interrupts
+from lib.machine.interrupts import Interrupts
 from lib.transforms.loader_processes import IN_FLIGHT, ImageBatch, Loader
 
 BYTES = 2**22  # of a batch: more than a pipe holds

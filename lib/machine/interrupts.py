@@ -1,0 +1,94 @@
+"""Signals that end a run between two steps, so that nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from lib.errors import Interrupted, has_launcher, heeded_signals
+
+T = TypeVar("T")
+
+
+PATIENCE = 15.0  # s, of several ranks with a batch after a signal; launchers kill after 30
+
+
+class Interrupts:
+    """While entered, signals that end the run wait for the next `check()`; a second one does not wait.
+
+    A second SIGHUP changes nothing: a closed terminal and its shell send one each. Nor does a second SIGTERM in a
+    process that has a launcher: each thread of a launcher that is killed sends one.
+
+    Args:
+        agree: on the largest of the ranks' numbers, so that all stop at the same step.
+        alone: this process is the only rank.
+    """
+
+    def __init__(self, agree: Callable[[int], int], alone: bool = True) -> None:
+        self._agree = agree
+        self._alone = alone
+        self._received: int | None = None
+        self._fetching = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        self._before = {number: signal.signal(number, self._note) for number in heeded_signals()}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self._received is not None:
+            if number == signal.SIGHUP or (number == signal.SIGTERM and has_launcher()):
+                return
+            raise Interrupted(number, midway=True)
+        self._received = number
+        self._leave_fetch()
+        if not self._alone:
+            signal.signal(signal.SIGALRM, self._give_up_fetch)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
+
+    def _leave_fetch(self) -> None:
+        if self._fetching and self._alone and self._received is not None:
+            raise Interrupted(self._received)
+
+    def _give_up_fetch(self, number: int, frame: object) -> None:
+        # One of several ranks cannot save the state, which the others may have left behind.
+        if self._fetching and self._received is not None:
+            raise Interrupted(self._received, midway=True)
+
+    def check(self) -> None:
+        """Go on, unless a signal came.
+
+        Raises:
+            Interrupted: one did.
+        """
+        number = self._agree(self._received or 0)
+        if number:
+            raise Interrupted(number)
+
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, with a `check()` after each.
+
+        A batch may never come, as from a file system that hangs. No step is half done while one is fetched, so a
+        signal ends the wait at once. With several ranks it does so after `PATIENCE`, as all have to stop at one step.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        iterator = iter(batches)
+        while True:
+            try:
+                self._fetching = True
+                self._leave_fetch()
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._fetching = False
+            yield batch
+            self.check()

@@ -1,0 +1,64 @@
+"""In which arithmetic and layout a network computes: float32, TF32 or bfloat16."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lib.config.settings import Section, setting
+
+
+@dataclass(frozen=True)
+class PrecisionSettings(Section):
+    title = "precision"
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "of the network; bf16: autocast to bfloat16, while heads, losses and statistics stay in float32"
+    )
+    channels_last: bool | None = setting(
+        None,
+        "keep the channels of a pixel together; faster, but PyTorch's BatchNorm on a CPU is then exact to 3 digits alone; "
+        "none: on a GPU",
+    )
+    tf32: bool = setting(False, "on a GPU, round the inputs of float32 convolutions and products to TF32")
+
+
+def lowered(where: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The arithmetic of a network: nothing changes under fp32, and under bf16 the products take bfloat16.
+
+    On the `meta` device, which has no such products, estimates count float32.
+    """
+    if precision == "fp32" or where.type == "meta":
+        return nullcontext()
+    return torch.autocast(where.type, torch.bfloat16)
+
+
+def lowers(where: torch.device) -> bool:
+    """Whether `lowered` is in force there."""
+    return where.type in ("cpu", "cuda") and torch.is_autocast_enabled(where.type)
+
+
+def channels_last(where: torch.device, settings: PrecisionSettings) -> bool:
+    """Whether a network is laid out so: as asked for, else on a GPU."""
+    return where.type == "cuda" if settings.channels_last is None else settings.channels_last
+
+
+def computes_in_bf16(where: torch.device) -> bool:
+    """Whether the processor has instructions for bfloat16; without them it is emulated, many times slower."""
+    if where.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return True  # not known
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def remarks(where: torch.device, precision: str) -> list[str]:
+    """What a user may not know of the choice."""
+    if precision == "bf16" and not computes_in_bf16(where):
+        return ["--precision bf16: this processor has no bfloat16 arithmetic and emulates it; fp32 is much faster"]
+    return []
