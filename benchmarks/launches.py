@@ -78,7 +78,8 @@ def count(method: str, *words: object) -> Launches:
             Image.fromarray(image).save(folder / f"{i:05}.png")
         config = settings(
             "--cfgs", ROOT / CONFIGS[method] / "base.yaml", ROOT / CONFIGS[method] / "cifar10.yaml",
-            "--dataset", "image_folder", "--data-root", made, "--train-splits", "train", "--test-splits", "train", "--num-clusters", 10,
+            "--dataset", "image_folder", "--data-root", made, "--train-splits", "train", "--test-splits", "train",
+            "--num-clusters", 10,
             "--batch-size", IMAGES, "--seed", 0, "--disk-cache", 0, "--debug", *words,
         )  # fmt: skip
         task = main.build(config)

@@ -101,6 +101,8 @@ class Trainer:
         # For every picture, the cluster that it was last assigned to in training; −1: to none in this epoch.
         self._assigned = torch.full((len(task.pictures),), -1)
         self._notes = precision.remarks(device, task.method.precision)
+        if mixes := task.method.mixes_views:
+            self._notes.append(f"the network has a {mixes}, so views of one size pass it in turn, which is slower")
         self._resumed: dict[str, int] | None = None
         self._fingerprint = fingerprint(task.pictures, config.of(DataSettings).data_root)
         self._means = Means()
