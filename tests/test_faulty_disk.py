@@ -148,7 +148,7 @@ def check_export(places: Places, number: int, code: int) -> None:
     if code != KILL:
         assert [path.name for path in places.work.iterdir() if path.name.startswith(".")] == []
         assert session.exists() == (session / "predictions.csv").exists(), "a session without results is removed"
-        assert ("the results are complete in" in end.err) == (session / "scores.json").exists()
+        assert end.status == 0 or ("the results are complete in" in end.err) == (session / "scores.json").exists()
     if (session / "scores.json").exists():
         for file in ("predictions.csv", "scores.json"):
             assert (session / file).read_bytes() == places.after[f"sessions/scored/{file}"]

@@ -175,7 +175,8 @@ def test_a_run_does_not_go_on_with_features_of_another_backbone(
 def test_killed_on_features_and_resumed(method: str, views: tuple[object, ...], tmp_path: Path) -> None:
     words = (*METHODS[method], *RUN, *views)
     straight = launch(words, tmp_path / "straight")
-    assert straight.wait() == 0
+    _, err = straight.communicate()
+    assert straight.returncode == 0, err
     assert kill_and_resume(words, tmp_path / "killed", 1, random.Random(0), longest=1.0) == 1
     assert_same_run(only(tmp_path / "straight"), finished(tmp_path / "killed"))
 

@@ -48,7 +48,8 @@ def kill_and_resume(
 def test_killed_and_resumed(method: str, workers: int, kills: int, epochs: int, tmp_path: Path) -> None:
     words = (*METHODS[method], *RUN, *loaders(workers), "--max-epochs", epochs)
     straight = launch(words, tmp_path / "straight")
-    assert straight.wait() == 0
+    _, err = straight.communicate()  # reads what the run prints, which would otherwise fill its pipe
+    assert straight.returncode == 0, err
     assert kill_and_resume(words, tmp_path / "killed", kills, random.Random(0), longest=2.5) == kills
     assert_same_run(only(tmp_path / "straight"), finished(tmp_path / "killed"))
     assert "goes on after step" in (finished(tmp_path / "killed") / "log.txt").read_text()
@@ -61,7 +62,8 @@ def test_killed_and_resumed(method: str, workers: int, kills: int, epochs: int, 
 def test_killed_fifty_times_and_resumed(method: str, threads: int, workers: int, tmp_path: Path) -> None:
     words = (*METHODS[method], *RUN, *loaders(workers), "--max-epochs", 150, "--save-every-steps", 2)
     straight = launch(words, tmp_path / "straight", threads)
-    assert straight.wait() == 0
+    _, err = straight.communicate()
+    assert straight.returncode == 0, err
     chance = random.Random(threads + 10 * workers)
     kills = 0
     kills = kill_and_resume(words, tmp_path / "killed", 50, chance, threads)

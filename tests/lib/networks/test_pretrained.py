@@ -66,7 +66,7 @@ def test_features_are_those_in_front_of_the_classifier() -> None:
     torch.manual_seed(0)
     full = models.resnet18().train(False)
     found = networks.get("torchvision:resnet18")(3).train(False)
-    networks.weights.fit(found, full.state_dict(), "it")
+    networks.weight_files.fit(found, full.state_dict(), "it")
     images = torch.randn(2, 3, 40, 40)
     with torch.no_grad():
         torch.testing.assert_close(full.fc(found(images)), full(images))

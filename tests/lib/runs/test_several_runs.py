@@ -147,7 +147,7 @@ def test_seeds_are_compared_on_the_first_split_alone(tmp_path: Path) -> None:
     for seed, clusters in enumerate((one, other, third)):
         folders[str(seed)] = tmp_path / str(seed)
         folders[str(seed)].mkdir()
-        values = {"acc": None, "entropy": 0.5}
+        values = {"acc": None, "smallest": 0.1, "largest": 0.5, "entropy": 0.5}
         (tmp_path / f"{seed}/scores.json").write_text(json.dumps({"b+a": values, "c": values}))
         (tmp_path / f"{seed}/metrics.jsonl").write_text(json.dumps({"loss": seed}) + "\n")
         pictures = [*zip("aabbcc", (0, 2, 0, 1, 0, 1), (*clusters, seed, 9), strict=True)]
