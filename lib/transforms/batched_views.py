@@ -3,6 +3,9 @@
 A crop and the antialiased resize that follows it are one linear map along each axis, so each picture's
 view is two small matrix products with weights of its own (Pillow's bilinear filter). Pictures of several
 sizes are multiplied in groups, padded; the padding has no weight. Nothing is copied to the device but the draws.
+
+A `Plan` holds the draws on the device, in one of two forms. `plan` computes least, which is fastest on a CPU.
+`static_plan` launches few operations, and the same in each step, which a GPU and a compiler want.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from lib.transforms.images_in_memory import Part
 from lib.transforms.random_draws import Draws, Integers, draw, resized
 
 WORK = 2**28  # bytes, which may be at work at a time,
-STATIC_WORK = 2**30  # or where each operation is to be launched
+STATIC_WORK = 2**30  # and in the static form, where fewer images at a time are more operations
 Floats32 = NDArray[np.float32]
 
 
@@ -54,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class SubsetColours:
-    """Colours, each operation of those images that drew it: fewest numbers to compute, which suits a CPU."""
+    """Colours: each operation for the images that drew it."""
 
     jitter: Tensor  # (4, M)
     # In the order of time: which of colour.JITTER, and to which of the images.
@@ -75,7 +78,7 @@ class SubsetColours:
 
 @dataclass(frozen=True)
 class StaticColours:
-    """Colours, each operation of all images, neutral for those that did not draw it: nothing depends on the draws.
+    """Colours: each operation for all images, with neutral numbers for those that did not draw it.
 
     The hue is turned once, with places for three other operations before it and for three after it.
     """
@@ -85,7 +88,7 @@ class StaticColours:
     grayscale: Tensor  # (M,) bool
 
     def __call__(self, planes: Tensor) -> Tensor:
-        before, after = self.blends.split(3)
+        before, after = torch.split(self.blends, 3)
         for weights in before:
             colour.blend(planes, *weights)
         planes = colour.turned(planes, self.turns)
@@ -95,7 +98,7 @@ class StaticColours:
 
 
 def plan(recipe: Recipe, draws: Draws, sizes: Integers, device: torch.device) -> Plan:
-    """Bring draws for N images, (N, 2) their heights and widths, to the device, for colours of those chosen."""
+    """Bring draws for N images, (N, 2) their heights and widths, to the device; one view, `SubsetColours`."""
     crop = _crop(recipe, draws, sizes)
     numbers = _send(np.concatenate([crop, _jitter(draws)]), device)
     kinds = [which for which, strength in enumerate(recipe.jitter or ()) if strength]
@@ -108,14 +111,18 @@ def plan(recipe: Recipe, draws: Draws, sizes: Integers, device: torch.device) ->
 
 
 def static_plan(recipes: Sequence[Recipe], draws: Sequence[Draws], sizes: Integers, device: torch.device) -> Plan:
-    """The same for V views of one size, with the same operations and shapes whatever was drawn."""
+    """The same for V views of one size; `StaticColours`, so that no operation and no shape depends on the draws."""
     has_colours = any(recipe.jitter or recipe.grayscale for recipe in recipes)
     rows = [_crop(recipe, each, sizes) for recipe, each in zip(recipes, draws, strict=True)]
     if has_colours:
         rows = [np.concatenate([row, _static_colours(each)]) for row, each in zip(rows, draws, strict=True)]
     side_by_side = np.stack(rows, axis=2)  # (rows, N, V)
     numbers = _send(side_by_side.reshape(len(side_by_side), -1), device)
-    recolour = StaticColours(numbers[10:28].unflatten(0, (6, 3)), numbers[28], numbers[29] > 0) if has_colours else _as_it_is
+    recolour = (
+        StaticColours(torch.unflatten(numbers[10:28], 0, (6, 3)), numbers[28], numbers[29] > 0)
+        if has_colours
+        else _as_it_is
+    )
     return Plan(recipes[0].size, len(recipes), _axes(numbers[:10]), recolour)
 
 
@@ -131,12 +138,12 @@ def _crop(recipe: Recipe, draws: Draws, sizes: Integers) -> Floats32:
         numbers = (corner, extent / recipe.size, corner, corner + extent, mirrored)
     else:
         scale = (sizes / resized(sizes, recipe.resize)).T
-        numbers = (corner * scale, scale, np.zeros_like(corner), sizes.T, mirrored)
+        numbers = (corner * scale, scale, np.zeros_like(corner), sizes.T.astype(np.float64), mirrored)
     return np.concatenate(numbers).astype(np.float32)
 
 
 def _axes(numbers: Tensor) -> Axes:
-    start, scale, low, high, mirrored = numbers.unflatten(0, (5, 2))
+    start, scale, low, high, mirrored = torch.unflatten(numbers, 0, (5, 2))
     return Axes(start, scale, low, high, mirrored > 0)
 
 
@@ -150,7 +157,7 @@ def _jitter(draws: Draws) -> Floats32:
 def _static_colours(draws: Draws) -> Floats32:
     """(20, N): the numbers of `StaticColours`."""
     n = len(draws.flip)
-    *factors, turns = np.where(draws.jittered, _jitter(draws), np.float32([[1], [1], [1], [0]]))
+    *factors, turns = np.where(draws.jittered, _jitter(draws), np.array([[1], [1], [1], [0]], dtype=np.float32))
     time = np.argsort(draws.order, axis=1).T  # (4, N) when each of the operations is due
     slots = time[:3] + 2 * (time[:3] > time[3])  # of 6
     blends = np.zeros((6, 3, n), dtype=np.float32)
@@ -345,7 +352,7 @@ class BatchedViews:
             else:
                 drawn = plan(recipes[0], draws[0], sizes, self._device)
             planes = view(groups, drawn).sub_(self._means).div_(self._stds)
-            yield planes.unflatten(1, (len(index), len(stack))).permute(2, 1, 0, 3, 4).contiguous()
+            yield torch.unflatten(planes, 1, (len(index), len(stack))).permute(2, 1, 0, 3, 4).contiguous()
 
     def _gather(self, index: NDArray[np.int64]) -> Tensor:
         """(N, H, C, W) floats in [0, 1] of pictures of one shape."""
@@ -354,7 +361,7 @@ class BatchedViews:
         first = holder[0] if len(index) else 0
         pictures = torch.empty(len(index), *self._parts[first].shape[1:], device=self._device)
         if self.static:
-            pictures.copy_(self._gather_bytes(holder, row, first))
+            pictures.copy_(self._gather_bytes(holder, row, np.flatnonzero(self._shape == self._shape[first])))
             return pictures.div_(255)
         for number in np.unique(holder):
             own = np.flatnonzero(holder == number)
@@ -365,20 +372,19 @@ class BatchedViews:
                 pictures[_send(own, self._device)] = chosen.float()
         return pictures.div_(255)
 
-    def _gather_bytes(self, holder: NDArray[np.int64], row: NDArray[np.int64], first: int) -> Tensor:
-        """Bytes from all parts of one shape, with the same operations whichever of them hold the images.
+    def _gather_bytes(self, holder: NDArray[np.int64], row: NDArray[np.int64], numbers: NDArray[np.int64]) -> Tensor:
+        """Bytes from parts of one shape, with the same operations whichever of the parts hold the images.
 
         Args:
             holder, row: (N,) the part of each image, and its row there.
-            first: one of the parts.
+            numbers: all parts of the shape.
         """
-        numbers = [n for n in np.flatnonzero(self._shape == self._shape[first]) if len(self._parts[n])]
-        images = self._parts[first][:0]
-        for number in numbers:
-            own = holder == number
-            chosen = self._parts[number].index_select(0, _send(np.where(own, row, 0), self._device))
-            is_own = _send(own, self._device)[:, None, None, None]
-            images = chosen if number == numbers[0] else torch.where(is_own, chosen, images)
+        first, *others = numbers
+        images: Tensor = self._parts[first].index_select(0, _send(np.where(holder == first, row, 0), self._device))
+        for number in others:
+            is_there = holder == number
+            chosen = self._parts[number].index_select(0, _send(np.where(is_there, row, 0), self._device))
+            images = torch.where(_send(is_there, self._device)[:, None, None, None], chosen, images)
         return images
 
 

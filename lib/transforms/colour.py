@@ -80,9 +80,9 @@ def blend(planes: Tensor, own: Tensor, luma: Tensor, mean: Tensor) -> None:
         luma: (N,) weight of the luma of each pixel: saturation has 1 - factor, and the others 0.
         mean: (N,) weight of the mean luma of the image: contrast has 1 - factor, and the others 0.
     """
-    brightness = grey(planes)
-    means = brightness.mean(dim=(1, 2), keepdim=True)
-    added = (brightness * _wide(luma)).addcmul_(means, _wide(mean))
+    lumas = grey(planes)
+    means = lumas.mean(dim=(1, 2), keepdim=True)
+    added = (lumas * _wide(luma)).addcmul_(means, _wide(mean))
     planes.mul_(_wide(own)).add_(added).clamp_(0, 1)
 
 
