@@ -83,6 +83,7 @@ def count(method: str, *words: object) -> Launches:
             "--batch-size", IMAGES, "--seed", 0, "--disk-cache", 0, "--debug", *words,
         )  # fmt: skip
         task = main.build(config)
+        task.views.static = True  # as on a GPU
         task.method.train()
         trainer = Trainer(task, config)
         trainer._rate = 1e-4
