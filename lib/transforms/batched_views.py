@@ -234,11 +234,13 @@ class BatchedViews:
         means, stds: one per channel, on the scale [0, 1].
         seed: of the draws.
         device: where the pictures lie, and the views are made.
-        static: every batch of images of one size goes through the same operations on the same shapes, whatever was
-            drawn; on a GPU always.
     """
 
     kind = "batched"
+
+    static: bool
+    """Whether every batch of images of one size goes through the same operations on the same shapes, whatever was
+    drawn: on a GPU, where each operation is launched. A CPU computes fewer numbers without."""
 
     def __init__(
         self,
@@ -250,10 +252,9 @@ class BatchedViews:
         *,
         seed: int,
         device: torch.device,
-        static: bool = False,
     ) -> None:
         self.skipped = skipped
-        self.static = static or device.type != "cpu"
+        self.static = device.type != "cpu"
         # (n, H, C, W), whatever the order in memory.
         self._parts = [_tensor(part.array).permute(0, 1, 3, 2).to(device) for part in parts]
         shapes = [part.shape[1:] for part in self._parts]

@@ -58,8 +58,7 @@ def open_views(config: Config, pictures: Pictures, test: Recipe) -> Views:
     if wanted != "pil" and not config.of(Command).dry_run:
         try:
             held = _Held(reader, loading.memory_budget, skip, fixed=wanted == "batched")
-            static = config.of(DeviceSettings).compile
-            return BatchedViews(held.parts(), held.skipped, test, means, stds, seed=seed, device=device, static=static)
+            return BatchedViews(held.parts(), held.skipped, test, means, stds, seed=seed, device=device)
         except _Unfit as reason:
             if wanted == "batched":
                 raise UserError(f"--tfm-backend batched: {reason}; or take --tfm-backend pil") from None

@@ -146,8 +146,10 @@ def held(*arrays: NDArray[np.uint8], skipped: dict[int, str] | None = None, stat
     starts = np.cumsum([0, *map(len, arrays)]).tolist()
     parts = [whole(array, start) for array, start in zip(arrays, starts, strict=False)]
     channels = arrays[0].shape[3]
-    return BatchedViews(parts, skipped or {}, Recipe(32, "center", 32), (0.5,) * channels, (0.25,) * channels,
-                        seed=0, device=devices.CPU, static=static)  # fmt: skip
+    views = BatchedViews(parts, skipped or {}, Recipe(32, "center", 32), (0.5,) * channels, (0.25,) * channels,
+                         seed=0, device=devices.CPU)  # fmt: skip
+    views.static = static
+    return views
 
 
 IMC = {"jitter": JITTER, "jitter_probability": 0.8, "grayscale": 0.25, "flip": 0.5}
