@@ -76,10 +76,10 @@ class Config:
         return {name: _plain(getattr(self._sections[kind], name)) for kind in kinds for name in _lasting(kind)}
 
     def undecided(self) -> list[str]:
-        """The settings that are left to the pictures."""
+        """The settings that are left to the pictures or the machine."""
         fields = (pair for kind in self._sections for pair in _fields(kind).items())
         plain = self.as_dict()
-        return [name for name, field in fields if field.metadata["adaptive"] and plain[name] is None]
+        return [name for name, field in fields if field.metadata["adaptive"] and plain[name] in settings.OPEN]
 
     def changes(self, earlier: Mapping[str, Any]) -> list[str]:
         """What differs from the settings in a checkpoint of the same run."""
@@ -204,7 +204,8 @@ def resolve(
             if section.local and name not in raw:
                 merged.pop(name, None)
             given = raw.get(name)
-            if name in known and given and field.metadata["adaptive"] and _read(given, name, field, section) is None:
+            is_open = given and field.metadata["adaptive"] and _read(given, name, field, section) in settings.OPEN
+            if name in known and is_open:
                 given = None
                 merged[name] = Raw(known[name], origin)
             if name in known and (section.bound or (goes_on and field.metadata["fixed"])):
