@@ -6,13 +6,15 @@ only looks at a tensor in another shape is left out.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from common import ROOT, arguments, photographs, publish, settings
@@ -23,7 +25,6 @@ from lib.errors import exit_status
 
 CONFIGS = {"imc_swav": "configs/imc_swav", "pica": "configs"}
 PARTS = ("views", "network", "heads and losses", "backward", "optimiser and checks")
-BOUNDS = {"imc_swav": 1500, "pica": 800}
 IMAGES = 256
 
 
@@ -34,22 +35,27 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.part = PARTS[0]
         self.counts: Counter[str] = Counter()
-        self.names: Counter[str] = Counter()
+        self.operations: list[tuple[str, list[tuple[int, ...]]]] = []  # each with the shapes that it gets
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not only_looks(func):
             self.counts[self.part] += 1
-            self.names[f"{self.part}: {func}"] += 1
+            shapes = [tuple(value.shape) for value in args if isinstance(value, torch.Tensor)]
+            self.operations.append((str(func), shapes))
         return func(*args, **(kwargs or {}))
 
-    @contextmanager
-    def within(self, part: str) -> Iterator[None]:
-        before = self.part
-        self.part = part
-        try:
-            yield
-        finally:
-            self.part = before
+    def within(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose operations count for that part."""
+
+        def attributed(*args: Any, **kwargs: Any) -> Any:
+            before = self.part
+            self.part = part
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.part = before
+
+        return attributed
 
 
 def only_looks(func: Any) -> bool:
@@ -58,50 +64,46 @@ def only_looks(func: Any) -> bool:
     return any(alias is not None and not alias.is_write for alias in returns)
 
 
-def attributed(launches: Launches, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        with launches.within(part):
-            return function(*args, **kwargs)
-
-    return counted
-
-
-def count(method: str, *words: object) -> Launches:
-    """The operations of the fourth step, when the optimiser has its state."""
+def count(method: str, images: int = IMAGES, steps: int = 1) -> list[Launches]:
+    """The operations of each of some steps after the third, when the optimiser has its state."""
     import main
     from lib.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "train"
         folder.mkdir()
-        for i, image in enumerate(photographs(2 * IMAGES, 32, 32)):
+        for i, image in enumerate(photographs(2 * images, 32, 32)):
             Image.fromarray(image).save(folder / f"{i:05}.png")
         config = settings(
             "--cfgs", ROOT / CONFIGS[method] / "base.yaml", ROOT / CONFIGS[method] / "cifar10.yaml",
             "--dataset", "image_folder", "--data-root", made, "--train-splits", "train", "--test-splits", "train",
-            "--num-clusters", 10,
-            "--batch-size", IMAGES, "--seed", 0, "--disk-cache", 0, "--debug", *words,
+            "--num-clusters", 10, "--batch-size", images, "--seed", 0, "--disk-cache", 0, "--debug", "--display-freq", 1000,
         )  # fmt: skip
         task = main.build(config)
         task.views.static = True  # as on a GPU
         task.method.train()
         trainer = Trainer(task, config)
         trainer._rate = 1e-4
-        launches = Launches()
-        task.method.network.forward = attributed(launches, "network", task.method.network.forward)
-        task.method.forward = attributed(launches, "heads and losses", task.method.forward)
-        batches = (batch for epoch in range(4) for batch in task.source.epoch(epoch))
+        batches = (batch for epoch in itertools.count() for batch in task.source.epoch(epoch))
         for _ in range(3):
             trainer._train_step(next(batches))
-        backward = torch.Tensor.backward
-        torch.Tensor.backward = attributed(launches, "backward", backward)  # type: ignore[method-assign]
-        try:
-            with launches:
-                batch = next(batches)
-                launches.part = "optimiser and checks"
-                trainer._train_step(batch)
-        finally:
-            torch.Tensor.backward = backward  # type: ignore[method-assign]
+        return [counted(trainer, batches) for _ in range(steps)]
+
+
+def counted(trainer: Any, batches: Iterator[Any]) -> Launches:
+    """One step, the views of its batch included."""
+    launches = Launches()
+    method = trainer.method
+    whole = {"network": method.network, "heads and losses": method}
+    with ExitStack() as stack:
+        for part, module in whole.items():
+            stack.enter_context(mock.patch.object(module, "forward", launches.within(part, module.forward)))
+        backward = launches.within("backward", torch.Tensor.backward)
+        stack.enter_context(mock.patch.object(torch.Tensor, "backward", backward))
+        stack.enter_context(launches)
+        batch = next(batches)
+        launches.part = "optimiser and checks"
+        trainer._train_step(batch)
     return launches
 
 
@@ -110,18 +112,13 @@ def main() -> None:
     rows = []
     data = {}
     for method in CONFIGS:
-        counts = count(method).counts
-        total = counts.total()
-        rows.append([method, *(f"{counts[part]:,}" for part in PARTS), f"{total:,}"])
+        (launches,) = count(method)
+        counts = launches.counts
+        rows.append([method, *(f"{counts[part]:,}" for part in PARTS), f"{counts.total():,}"])
         print(*rows[-1], sep=", ", flush=True)
         data[method] = dict(counts)
-    publish(
-        "launches",
-        "Operations that one training step of 256 images dispatches.",
-        ("method", *PARTS, "in all"),
-        rows,
-        data,
-    )
+    about = f"Operations that one training step of {IMAGES} images dispatches."
+    publish("launches", about, ("method", *PARTS, "in all"), rows, data)
 
 
 if __name__ == "__main__":

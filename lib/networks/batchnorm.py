@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -98,12 +96,8 @@ class ViewBatchNorm(_BatchNorm):
         if self.momentum is None or self.num_batches_tracked is None:
             return torch.cat([normalise(view) for view in views])
         self.num_batches_tracked.add_(len(views))
-        apply = partial(
-            F.batch_norm,
-            running_mean=self.running_mean, running_var=self.running_var, weight=self.weight, bias=self.bias,
-            training=True, momentum=self.momentum, eps=self.eps,
-        )  # fmt: skip
-        return torch.cat([apply(view) for view in views])
+        settings = (self.weight, self.bias, self.running_mean, self.running_var, True, self.momentum, self.eps)
+        return torch.cat([torch.native_batch_norm(view, *settings)[0] for view in views])
 
     def _over_ranks(self, input: Tensor, sizes: Sequence[int]) -> Tensor:
         axes = [0, *range(2, input.dim())]
