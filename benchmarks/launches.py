@@ -80,7 +80,7 @@ def count(method: str, images: int = IMAGES, steps: int = 1) -> list[Launches]:
             "--num-clusters", 10, "--batch-size", images, "--seed", 0, "--disk-cache", 0, "--debug", "--display-freq", 1000,
         )  # fmt: skip
         task = main.build(config)
-        task.views.static = True  # as on a GPU
+        task.views.static = task.method.shares_passes = True  # as on a GPU
         task.method.train()
         trainer = Trainer(task, config)
         trainer._rate = 1e-4

@@ -73,12 +73,12 @@ def imc_method(classified: int = N) -> tuple[Method, Any]:
         return imc_swav.method.IMCSwAV(ResNet18(3), 10, N), batch
 
 
-@pytest.mark.parametrize("mixes", ["", "Dropout"])
+@pytest.mark.parametrize("shares", [True, False])
 @pytest.mark.parametrize("build", [pica_method, imc_method, lambda: imc_method(3)], ids=["pica", "imc", "imc-bank"])
-def test_views_forward_pass_and_loss_stay_on_the_gpu(cuda: None, build: Any, mixes: str) -> None:
+def test_views_forward_pass_and_loss_stay_on_the_gpu(cuda: None, build: Any, shares: bool) -> None:
     method, batch = build()
     batchnorm.adapt(method)
-    method.mixes_views = mixes
+    method.shares_passes = shares
     method.before_forward(0)
     parts = method(batch)
     assert parts["loss"].device.type == "cuda" and parts["loss"].dtype == torch.float32 and parts["loss"].requires_grad

@@ -116,8 +116,8 @@ class Method(nn.Module, ABC):
     precision: str = "fp32"
     """Of the network (`lib.machine.precision.PrecisionSettings`)."""
 
-    mixes_views: str = "not placed"
-    """Why views pass in turn (`lib.networks.batchnorm.mixes_views`); empty: those of one size share a pass."""
+    shares_passes: bool = False
+    """Whether neighbouring views of one size pass a part together, which to rounding is as if they passed in turn."""
 
     network_rate: float = 1.0
     """Factor of the learning rate for the network's weights."""
@@ -150,7 +150,7 @@ class Method(nn.Module, ABC):
             views: V of (n, …); n may differ.
             forward: the pass of the part.
         """
-        if self.mixes_views:
+        if not self.shares_passes:
             return [forward(view) for view in views]
         results: list[Tensor] = []
         for _, neighbours in itertools.groupby(views, key=lambda view: view.shape[1:]):
@@ -175,7 +175,9 @@ class Method(nn.Module, ABC):
         batchnorm.adapt(self)
         if processes.world() > 1 and config.of(MethodSettings).sync_batchnorm:
             batchnorm.adapt(self.network, synchronised=True)  # the heads see what is gathered
-        self.mixes_views = batchnorm.mixes_views(self.network)
+        # In float32 a CPU is faster in turn: the maps of one view are more likely to stay in its caches.
+        is_faster = device != devices.CPU or self.precision == "bf16"
+        self.shares_passes = is_faster and not batchnorm.mixes_views(self.network)
         if precision.channels_last(device, config.of(PrecisionSettings)):
             self.network.to(memory_format=torch.channels_last)
         if device == devices.CPU:

@@ -51,17 +51,17 @@ class Recorder(nn.Module):
         return images.mean(dim=(2, 3))
 
 
-@pytest.mark.parametrize("mixes", ["", "Dropout"])
-def test_neighbouring_views_of_one_size_share_a_pass(mixes: str) -> None:
+@pytest.mark.parametrize("shares", [True, False])
+def test_neighbouring_views_of_one_size_share_a_pass(shares: bool) -> None:
     method = PICA(Recorder(), (4,))  # type: ignore[arg-type]
-    method.mixes_views = mixes
+    method.shares_passes = shares
     views = [torch.full((n, 3, side, side), float(i)) for i, (n, side) in enumerate(((4, 8), (12, 8), (4, 6), (4, 8)))]
     features = method.encode(views)
     assert [feature.shape for feature in features] == [(4, 3), (12, 3), (4, 3), (4, 3)]
     assert [float(feature.mean()) for feature in features] == [0, 1, 2, 3]
     assert isinstance(method.network, Recorder)
     in_turn = [(4, 3, 8, 8), (12, 3, 8, 8), (4, 3, 6, 6), (4, 3, 8, 8)]
-    assert method.network.seen == (in_turn if mixes else [(16, 3, 8, 8), (4, 3, 6, 6), (4, 3, 8, 8)])
+    assert method.network.seen == ([(16, 3, 8, 8), (4, 3, 6, 6), (4, 3, 8, 8)] if shares else in_turn)
 
 
 def batches() -> tuple[PICABatch, IMCBatch]:

@@ -32,8 +32,8 @@ def passed(views: list[Tensor], together: bool, change: Callable[[nn.Module], An
     change(method.network)
     if together:
         batchnorm.adapt(method)
-        method.mixes_views = batchnorm.mixes_views(method.network)
-        assert not method.mixes_views
+        assert not batchnorm.mixes_views(method.network)
+        method.shares_passes = True
     features = method.encode(views)
     weights = [
         torch.randn(feature.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -83,12 +83,15 @@ def test_a_layer_of_another_kind_stays_what_it_is() -> None:
     assert list(network.state_dict()) == list(Mixed(nn.BatchNorm2d(4), nn.BatchNorm1d(4)).state_dict())
 
 
-def test_a_run_places_its_method_so_that_views_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = main.build(resolve(*IMC, "--debug"))
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", [256, 256, 256]), ("bf16", [2 * 256, 256])])
+def test_views_share_a_pass_where_that_is_faster(
+    precision: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = main.build(resolve(*IMC, "--debug", "--precision", precision))
     passes = []
     forward = task.method.features
     monkeypatch.setattr(task.method, "features", lambda images: passes.append(len(images)) or forward(images))
     task.method.train()
     batch = next(task.source.epoch(0))
     task.method(batch)
-    assert passes == [2 * 256, 256]  # two large crops, then a small one
+    assert passes == expected  # two large crops, then a small one
