@@ -28,8 +28,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "float32": (),
     "--tf32": ("--tf32",),
     "--precision bf16": BF16,
-    "--precision bf16 --group-crops": (*BF16, "--group-crops"),
-    "--precision bf16 --compile --group-crops": (*BF16, "--compile", "--group-crops"),
+    "--precision bf16 --compile": (*BF16, "--compile"),
 }
 
 

@@ -126,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     n, rounds = (16, 3) if options.short else (options.batch, options.rounds)
     arithmetic = "bf16" if precision.computes_in_bf16(devices.CPU) else "fp32"
-    words = ("--precision", arithmetic, "--channels-last", "true", "--group-crops", "true", "--compile", "true")
+    words = ("--precision", arithmetic, "--channels-last", "true", "--compile", "true")
     product = best_product()
     convolution = best_convolution()
     rows = []

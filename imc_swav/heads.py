@@ -21,17 +21,17 @@ class Layer(nn.Sequential):
 
 
 class Projection(nn.Sequential):
-    """(N, feature_dim) → (N, project_dim) of length 1; two linear layers with nothing in between."""
+    """(…, feature_dim) → (…, project_dim) of length 1; two linear layers with nothing in between."""
 
     def __init__(self, feature_dim: int, project_dim: int) -> None:
         super().__init__(nn.Linear(feature_dim, feature_dim), nn.Linear(feature_dim, project_dim))
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.normalize(super().forward(features), dim=1)  # type: ignore[no-untyped-call]
+        return F.normalize(super().forward(features), dim=-1)  # type: ignore[no-untyped-call]
 
 
 class Prototypes(nn.Linear):
-    """(N, project_dim) → (N, P) scores."""
+    """(…, project_dim) → (…, P) scores."""
 
     def __init__(self, project_dim: int, prototypes: int) -> None:
         super().__init__(project_dim, prototypes, bias=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 ENTROPY_WEIGHT = 4.0  # of H(Y) against H(Y|U)
@@ -26,40 +25,40 @@ def sinkhorn(scores: Tensor, eps: float = 0.05, iterations: int = 3) -> Tensor:
     scores changes nothing.
 
     Args:
-        scores: (N, P).
+        scores: (N, P), or (…, N, P), each by itself.
         eps: the smaller, the harder the assignments.
         iterations: of the scaling.
 
     Returns:
-        (N, P), rows summing to 1, in float32 or better, without gradient.
+        as `scores`, rows summing to 1, in float32 or better, without gradient.
     """
     # Autocast leaves these operations in float32: none of them is a matrix product.
     log_q = (scores if scores.dtype == torch.float64 else scores.float()) / eps
     for _ in range(iterations):
-        log_q.sub_(log_q.logsumexp(dim=0, keepdim=True))
-        log_q.sub_(log_q.logsumexp(dim=1, keepdim=True))
+        log_q.sub_(log_q.logsumexp(dim=-2, keepdim=True))
+        log_q.sub_(log_q.logsumexp(dim=-1, keepdim=True))
     return log_q.exp_()
 
 
 def swapped_prediction_loss(
-    scores: Sequence[Tensor], n_large: int, tau: float = 0.1, eps: float = 0.05, iterations: int = 3
+    scores: Tensor | Sequence[Tensor], n_large: int, tau: float = 0.1, eps: float = 0.05, iterations: int = 3
 ) -> Tensor:
     """Predict the assignments of each large view from every other view (Caron et al., 2020, section 3.2).
 
     The mean of −Σ q_i log softmax(u_v / tau) over the batch, over large views i, and over views v ≠ i.
 
     Args:
-        scores: V of (N, P), the large views first.
+        scores: (V, N, P), or V of (N, P), the large views first.
         n_large: number of large views.
         tau: temperature of the predictions.
         eps, iterations: of `sinkhorn`.
     """
-    log_p = [F.log_softmax(view / tau, dim=1) for view in scores]
-    terms = []
-    for i in range(n_large):
-        q = sinkhorn(scores[i], eps, iterations)
-        terms += [-(q * log_p[v]).sum(dim=1).mean() for v in range(len(scores)) if v != i]
-    return torch.stack(terms).mean()
+    stacked = scores if isinstance(scores, Tensor) else torch.stack(list(scores))
+    views, images, _ = stacked.shape
+    q = sinkhorn(stacked[:n_large], eps, iterations)
+    log_p = (stacked / tau).log_softmax(dim=2)
+    others = log_p.sum(dim=0) - log_p[:n_large]  # for each large view, the sum over v ≠ i
+    return -(q * others).sum() / (n_large * (views - 1) * images)
 
 
 def mutual_information_loss(class_logits: Tensor, prototype_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,14 +73,28 @@ def mutual_information_loss(class_logits: Tensor, prototype_logits: Tensor) -> t
     Returns:
         H(Y|U) − 4 H(Y), and .01 times the mean over images of Σ relu(|y| − 5).
     """
-    p_y = class_logits.softmax(dim=1)
-    p_u = prototype_logits.detach().softmax(dim=1)
-    joint = p_y.T @ p_u  # (K, P)
-    joint = joint / joint.sum()
-    conditional = -(joint * (_log(joint) - _log(joint.sum(dim=0)))).sum()
-    marginal = joint.sum(dim=1)
-    entropy = -(marginal * _log(marginal)).sum()
-    excess = (class_logits.abs() - LOGIT_BOUND).relu().sum(dim=1).mean()
+    mi, excess = mutual_information_losses(class_logits[None], prototype_logits[None])
+    return mi[0, 0], excess[0]
+
+
+def mutual_information_losses(class_logits: Tensor, prototype_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """`mutual_information_loss` of every view of the classifier with every view of the prototypes.
+
+    Args:
+        class_logits: (V, N, K).
+        prototype_logits: (W, N, P).
+
+    Returns:
+        (V, W) and (V,).
+    """
+    p_y = class_logits.softmax(dim=2)
+    p_u = prototype_logits.detach().softmax(dim=2)
+    joint = torch.einsum("vnk,wnp->vwkp", p_y, p_u)
+    joint = joint / joint.sum(dim=(2, 3), keepdim=True)
+    conditional = -(joint * (_log(joint) - _log(joint.sum(dim=2, keepdim=True)))).sum(dim=(2, 3))
+    marginal = joint.sum(dim=3)
+    entropy = -(marginal * _log(marginal)).sum(dim=2)
+    excess = (class_logits.abs() - LOGIT_BOUND).relu().sum(dim=2).mean(dim=1)
     return conditional - ENTROPY_WEIGHT * entropy, LOGIT_WEIGHT * excess
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from imc_swav.bank import Bank, Banked
 from imc_swav.data import Batch, IMCSource, recipes
 from imc_swav.heads import Classifier, Layer, Projection, Prototypes
-from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
+from imc_swav.losses import mutual_information_losses, swapped_prediction_loss
 from lib import datasets, networks
 from lib.config.command_flags import Command
 from lib.config.config import Config
@@ -91,26 +91,25 @@ class IMCSwAV(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         s = self.settings
-        own = self.encode(batch.views)
-        scores = processes.gather_views([self.prototypes(self.projection(f)) for f in own], batch.counts)
-        features = processes.gather_views([feature.detach() for feature in own], batch.counts)
+        own = torch.stack(self.encode(batch.views))  # (V, n, feature_dim)
+        scores = processes.gather_stacked(self.prototypes(self.projection(own)), batch.counts)  # (V, N, P)
+        features = processes.gather_stacked(own.detach(), batch.counts)
         swapped = swapped_prediction_loss(scores, s.nmb_crops[0], s.tau, s.eps, s.sinkhorn_iterations)
         learned = self._classified(batch, features, scores)
         if learned is None:
             nothing = swapped.new_zeros(())
             return {"loss": swapped, "swapped": swapped.detach(), "mi": nothing, "logits": nothing}
-        logits = [self.classifier(feature) for feature in learned.features]
-        pairs = [mutual_information_loss(y, u / s.tau) for y in logits for u in learned.scores]
-        mi, excess = (torch.stack(terms).mean() for terms in zip(*pairs, strict=True))
+        logits = torch.stack(self.pass_views(self.classifier, learned.features.unbind(), self.classifier))
+        mi, excess = (term.mean() for term in mutual_information_losses(logits, learned.scores / s.tau))
         return {
             "loss": swapped + mi + excess,
             "swapped": swapped.detach(), "mi": mi.detach(), "logits": excess.detach(),
             "index": learned.index, "cluster": logits[0].detach().argmax(dim=1),
         }  # fmt: skip
 
-    def _classified(self, batch: Batch, features: list[Tensor], scores: list[Tensor]) -> Banked | None:
+    def _classified(self, batch: Batch, features: Tensor, scores: Tensor) -> Banked | None:
         """What the classifier learns from in this step, if anything."""
-        held = [torch.stack(parts).detach() for parts in (features, scores)]
+        held = (features, scores.detach())
         if batch.classified.all() and not len(self.bank):
             return Banked(batch.index, *held)
         chosen = torch.from_numpy(np.flatnonzero(batch.classified))

@@ -19,7 +19,7 @@ import main
 from imc_swav.data import Batch as IMCBatch
 from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
 from imc_swav.method import IMCSwAV, IMCSwAVSettings
-from lib.machine import devices, processes
+from lib.machine import processes
 from lib.networks import batchnorm
 from lib.networks.convnet import ConvNet
 from lib.training.running_means import Means
@@ -71,7 +71,7 @@ def norms(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     """A BatchNorm of maps that lie far from zero."""
     norm: Any = nn.BatchNorm2d(3).double()
     if processes.world() > 1:
-        batchnorm.synchronise(norm, devices.CPU)
+        batchnorm.adapt(norm, synchronised=True)
     images = own(noise(8, 3, 2, 2) + 5, counts).requires_grad_()
     out = processes.gather(norm(images), counts)
     (out * noise(8, 3, 2, 2, seed=1)).sum().backward()
@@ -125,7 +125,7 @@ def labelled_on_one(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     made = IMCSwAVSettings(nmb_crops=(2,), prototypes=5, project_dim=3, classifier_dim=8)
     method = IMCSwAV(ConvNet(1, ConvNet.Settings(net_width=4)), 3, 4, made).double().train()
     if processes.world() > 1:
-        method.network = batchnorm.synchronise(method.network, devices.CPU)
+        batchnorm.adapt(method.network, synchronised=True)
     parallel = processes.together(method, idles=True)
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-3)
     for i in range(5):

@@ -126,8 +126,8 @@ def test_a_run_that_stopped_goes_on_and_its_checkpoint_serves_on_a_cpu(method: s
     "words",
     [
         ("--compile",),
-        ("--precision", "bf16", "--group-crops"),
-        ("--tf32", "--compile", "--precision", "bf16", "--group-crops"),
+        ("--precision", "bf16"),
+        ("--tf32", "--compile", "--precision", "bf16"),
         ("--channels-last", "false"),
         ("--tfm-backend", "pil", "--num-workers", 2),
         ("--optimizer", "sgd"),

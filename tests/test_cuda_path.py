@@ -22,6 +22,7 @@ import pica.method
 from lib.contracts import Recipe, Request
 from lib.machine import devices
 from lib.methods.method import Method
+from lib.networks import batchnorm
 from lib.networks.resnet import ResNet18, ResNet34
 from lib.networks.sobel import Sobel
 from lib.training.nonfinite_numbers import Guard
@@ -43,6 +44,7 @@ def views(recipe: Recipe) -> Tensor:
     shapes = ((0, 4, 32, 32), (4, 1, 32, 32), (5, N, 40, 48))  # two of one shape, and another
     parts = [whole(np.zeros((n, height, width, 3), dtype=np.uint8), start) for start, n, height, width in shapes]
     held = BatchedViews(parts, {}, recipe, (0.5,) * 3, (0.2,) * 3, seed=0, device=CUDA)
+    assert held.static
     (made,) = held._views(
         np.arange(N), Request(torch.arange(N), (recipe,))
     )  # `stream` reads the index, which has no content
@@ -71,11 +73,12 @@ def imc_method(classified: int = N) -> tuple[Method, Any]:
         return imc_swav.method.IMCSwAV(ResNet18(3), 10, N), batch
 
 
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("shares", [True, False])
 @pytest.mark.parametrize("build", [pica_method, imc_method, lambda: imc_method(3)], ids=["pica", "imc", "imc-bank"])
-def test_views_forward_pass_and_loss_stay_on_the_gpu(cuda: None, build: Any, grouped: bool) -> None:
+def test_views_forward_pass_and_loss_stay_on_the_gpu(cuda: None, build: Any, shares: bool) -> None:
     method, batch = build()
-    method.group_crops = grouped
+    batchnorm.adapt(method)
+    method.shares_passes = shares
     method.before_forward(0)
     parts = method(batch)
     assert parts["loss"].device.type == "cuda" and parts["loss"].dtype == torch.float32 and parts["loss"].requires_grad

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, picture
 from faulty_disk import KILL, End, FaultyDisk
+from runs import assert_same_run
 
 from lib.checkpoints import checkpoint
 
@@ -226,3 +227,20 @@ def test_some_places(disk: FaultyDisk) -> None:
     assert len(copies) >= 16 and len(swap) == 2
     for number, code in ((copies[3], errno.ENOSPC), (swap[1], KILL)):
         check_copies(places, number, code)
+
+
+def test_killed_while_a_checkpoint_is_written(disk: FaultyDisk) -> None:
+    words = (*METHODS["pica"], "--session", "run", "--max-epochs", 2, "--save-every-steps", 1, "--resume", "auto")
+    places = Places(disk, words, lambda: None)
+    session = places.work / "sessions" / "run"
+    straight = disk.folder / "straight"
+    shutil.copytree(session, straight)
+    calls = [(number, call.split()) for number, call in enumerate(places.calls, 1)]
+    last_best = max(number for number, (name, path, *_) in calls if name == "rename" and "/.best.ckpt" in path)
+    latest = [number for number, (_, path, *_) in calls if "/.latest.ckpt" in path]
+    for number in (last_best, latest[len(latest) // 2], latest[-1]):
+        places.end(number, KILL)
+        checkpoints_load(places)
+        end = disk.run(places.words)
+        assert end.status == 0, end.err
+        assert_same_run(straight, session)

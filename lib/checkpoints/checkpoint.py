@@ -66,8 +66,8 @@ def check_writable(path: Path) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}; {advice(error)}") from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`; at every moment it holds the old content or the new.
+def write_atomically(path: Path, *content: bytes | memoryview) -> None:
+    """Replace `path` by `content`, part after part; at every moment it holds the old content or the new.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written; the old content is intact.
@@ -77,7 +77,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         # `tempfile` would give rights to its owner alone.
         with open(_beside(path), "xb") as file:
             temporary = Path(file.name)
-            file.write(content)
+            for part in content:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -101,11 +102,25 @@ def save(content: Mapping[str, Any], *paths: Path) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written; an earlier checkpoint is intact.
     """
+    write(serialize(content), *paths)
+
+
+def serialize(content: Mapping[str, Any]) -> memoryview:
+    """A checkpoint of tensors and plain Python values, without its checksum."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
-    body = buffer.getvalue()
+    return buffer.getbuffer()
+
+
+def write(body: memoryview, *paths: Path) -> None:
+    """Write what `serialize` gave, and its checksum, to each of the paths in turn.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written; an earlier checkpoint is intact.
+    """
+    digest = hashlib.sha256(body).digest()
     for path in paths:
-        write_atomically(path, body + MAGIC + hashlib.sha256(body).digest())
+        write_atomically(path, body, MAGIC, digest)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:

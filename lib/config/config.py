@@ -76,10 +76,10 @@ class Config:
         return {name: _plain(getattr(self._sections[kind], name)) for kind in kinds for name in _lasting(kind)}
 
     def undecided(self) -> list[str]:
-        """The settings that are left to the pictures."""
+        """The settings that are left to the pictures or the machine."""
         fields = (pair for kind in self._sections for pair in _fields(kind).items())
         plain = self.as_dict()
-        return [name for name, field in fields if field.metadata["adaptive"] and plain[name] is None]
+        return [name for name, field in fields if field.metadata["adaptive"] and plain[name] in settings.OPEN]
 
     def changes(self, earlier: Mapping[str, Any]) -> list[str]:
         """What differs from the settings in a checkpoint of the same run."""
@@ -204,7 +204,8 @@ def resolve(
             if section.local and name not in raw:
                 merged.pop(name, None)
             given = raw.get(name)
-            if name in known and given and field.metadata["adaptive"] and _read(given, name, field, section) is None:
+            is_open = given and field.metadata["adaptive"] and _read(given, name, field, section) in settings.OPEN
+            if name in known and is_open:
                 given = None
                 merged[name] = Raw(known[name], origin)
             if name in known and (section.bound or (goes_on and field.metadata["fixed"])):
@@ -221,8 +222,12 @@ def resolve(
         found[section] = section(**values)
     active = {name: field for section in found for name, field in _fields(section).items()}
     strangers = {n: r for n, r in merged.items() if n not in active and r.origin != origin}
-    notes += [f"{name}: accepted, and without effect" for name, given in raw.items()
-            if given.value is not None and name in active and active[name].metadata["idle"]]  # fmt: skip
+    idle = {name: field for name, field in active.items() if field.metadata["idle"]}
+    notes += [
+        f"{name}: accepted, and without effect"
+        for name, given in merged.items()
+        if name in idle and given.value is not None and (name in raw or given.value != idle[name].default)
+    ]
     return Config(found, notes + _strangers(strangers, registries, set(active)), stored is not None)
 
 

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from lib.config.registry import Registry, nearest
 
 MOST = 2**31 - 1  # the largest whole number; PyTorch takes no larger size
+OPEN = (None, "auto")  # values of an adaptive setting for which the run finds another
 _OPERATIONS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.UAdd: operator.pos, ast.USub: operator.neg,
@@ -56,7 +57,7 @@ def setting(
         idle: the value is accepted, and has no effect; it is not kept with a run.
         fixed: a run that has begun cannot go on with another value.
         about_data: it says which pictures a run had; --predict has others.
-        adaptive: none leaves it to the pictures, so it contradicts no value that a run has found.
+        adaptive: one of `OPEN` leaves it to the pictures or the machine, so it contradicts no value that a run has found.
         side: of a square; a pair of equal sides, such as `(32, 32)`, is that side.
     """
     metadata = {

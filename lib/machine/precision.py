@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ from lib.config.settings import Section, setting
 @dataclass(frozen=True)
 class PrecisionSettings(Section):
     title = "precision"
-    precision: Literal["fp32", "bf16"] = setting(
-        "fp32", "of the network; bf16: autocast to bfloat16, while heads, losses and statistics stay in float32"
+    precision: Literal["fp32", "bf16", "auto"] = setting(
+        "fp32",
+        "of the network; bf16: autocast to bfloat16, while heads, losses and statistics stay in float32; auto: bf16 where "
+        "the processor computes in it, else fp32; the run records which",
+        adaptive=True,
     )
     channels_last: bool | None = setting(
         None,
@@ -46,19 +50,33 @@ def channels_last(where: torch.device, settings: PrecisionSettings) -> bool:
     return where.type == "cuda" if settings.channels_last is None else settings.channels_last
 
 
-def computes_in_bf16(where: torch.device) -> bool:
-    """Whether the processor has instructions for bfloat16; without them it is emulated, many times slower."""
+def computes_in_bf16(where: torch.device) -> bool | None:
+    """Whether the processor has instructions for bfloat16; without them it is emulated, many times slower.
+
+    None where the system does not tell.
+    """
     if where.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         words = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
-        return True  # not known
+        return None
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def for_scoring(settings: Mapping[str, Any], where: torch.device) -> tuple[dict[str, Any], str]:
+    """A checkpoint's settings to score it on a device, and what to tell of them; empty: nothing."""
+    if settings.get("precision") != "bf16" or computes_in_bf16(where) is not False:
+        return dict(settings), ""
+    remark = (
+        "the checkpoint was trained with --precision bf16; this processor has no bfloat16 arithmetic, so the network "
+        "computes in float32"
+    )
+    return {**settings, "precision": "fp32"}, remark
 
 
 def remarks(where: torch.device, precision: str) -> list[str]:
     """What a user may not know of the choice."""
-    if precision == "bf16" and not computes_in_bf16(where):
+    if precision == "bf16" and computes_in_bf16(where) is False:
         return ["--precision bf16: this processor has no bfloat16 arithmetic and emulates it; fp32 is much faster"]
     return []

@@ -227,8 +227,13 @@ def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def gather_views(views: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """`gather` of several views of the same pictures at once: V of (n, …) → V of (N, …)."""
-    return list(views) if world() == 1 else list(gather(torch.stack(list(views), dim=1), counts).unbind(dim=1))
+    """`gather` of several views of the same images at once: V of (n, …) → V of (N, …)."""
+    return list(views) if world() == 1 else list(gather_stacked(torch.stack(list(views)), counts))
+
+
+def gather_stacked(views: Tensor, counts: Sequence[int]) -> Tensor:
+    """The same of views in one tensor: (V, n, …) → (V, N, …)."""
+    return views if world() == 1 else gather(views.transpose(0, 1), counts).transpose(0, 1)
 
 
 class _Gather(torch.autograd.Function):

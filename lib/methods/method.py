@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,9 +53,7 @@ class MethodSettings(Section):
         "groups to find; several numbers: a run for each; none: as the method's own settings say",
         low=2, convert=_numbers,
     )  # fmt: skip
-    group_crops: bool = setting(
-        False, "pass views of one size through the network together, as one BatchNorm batch; theirs are apart"
-    )
+    group_crops: bool = setting(False, "of earlier versions; views of one size always share a pass", idle=True)
     sync_batchnorm: bool = setting(
         True, "of several processes, make one BatchNorm batch; false: each its own, so that their number matters"
     )
@@ -117,8 +116,8 @@ class Method(nn.Module, ABC):
     precision: str = "fp32"
     """Of the network (`lib.machine.precision.PrecisionSettings`)."""
 
-    group_crops: bool = False
-    """Whether views of one size are one BatchNorm batch."""
+    shares_passes: bool = False
+    """Whether neighbouring views of one size pass a part together, which to rounding is as if they passed in turn."""
 
     network_rate: float = 1.0
     """Factor of the learning rate for the network's weights."""
@@ -138,16 +137,28 @@ class Method(nn.Module, ABC):
         return features.float() if features.dtype == torch.bfloat16 else features
 
     def encode(self, views: Sequence[Tensor]) -> list[Tensor]:
-        """The features of each view, each a BatchNorm batch of its own unless `group_crops`."""
-        if not self.group_crops:
-            return [self.features(view) for view in views]
-        found: dict[int, Tensor] = {}
-        for size in dict.fromkeys(view.shape[-1] for view in views):
-            own = [v for v, view in enumerate(views) if view.shape[-1] == size]
-            together = self.features(torch.cat([views[v] for v in own]))
-            parts = torch.split(together, [len(views[v]) for v in own])
-            found |= dict(zip(own, parts, strict=True))
-        return [found[v] for v in range(len(views))]
+        """The features of each view, each a BatchNorm batch by itself; neighbouring views of one size share a pass."""
+        return self.pass_views(self.network, views, self.features)
+
+    def pass_views(
+        self, module: nn.Module, views: Sequence[Tensor], forward: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """What a part of the method makes of each view, as if the views passed in turn.
+
+        Args:
+            module: the part.
+            views: V of (n, …); n may differ.
+            forward: the pass of the part.
+        """
+        if not self.shares_passes:
+            return [forward(view) for view in views]
+        results: list[Tensor] = []
+        for _, neighbours in itertools.groupby(views, key=lambda view: view.shape[1:]):
+            run = list(neighbours)
+            sizes = [len(view) for view in run]
+            with batchnorm.of_views(module, sizes):
+                results += torch.split(forward(torch.cat(run) if len(run) > 1 else run[0]), sizes)
+        return results
 
     def place(self, config: Config) -> Self:
         """To the device, in the layout and the precision that the settings ask for.
@@ -158,12 +169,15 @@ class Method(nn.Module, ABC):
         settings = config.of(DeviceSettings)
         device = devices.device(settings)
         self.precision = config.of(PrecisionSettings).precision
-        self.group_crops = config.of(MethodSettings).group_crops
         tuned = config.of(TuningSettings)
         self.network_rate = tuned.net_lr_scale
         self.idles = self.idles or tuned.net_freeze_epochs is not None
+        batchnorm.adapt(self)
         if processes.world() > 1 and config.of(MethodSettings).sync_batchnorm:
-            self.network = batchnorm.synchronise(self.network, device)
+            batchnorm.adapt(self.network, synchronised=True)  # the heads see what is gathered
+        # In float32 a CPU is faster in turn: the maps of one view are more likely to stay in its caches.
+        is_faster = device != devices.CPU or self.precision == "bf16"
+        self.shares_passes = is_faster and not batchnorm.mixes_views(self.network)
         if precision.channels_last(device, config.of(PrecisionSettings)):
             self.network.to(memory_format=torch.channels_last)
         if device == devices.CPU:

@@ -1,18 +1,20 @@
-"""BatchNorm's statistics: of all processes' pictures; and re-estimated for a score, and put back afterwards."""
+"""BatchNorm's statistics: of each view, over all processes; and re-estimated for a score, and put back afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
-from lib.machine import devices, processes
+from lib.machine import processes
 from lib.networks import freezing
 
 BATCHES = 50  # at most, from which the statistics are estimated
+EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @contextmanager
@@ -63,38 +65,64 @@ def _norms(module: nn.Module) -> list[_BatchNorm]:
     return [part for part in every if part.track_running_stats and part not in held]
 
 
-class SyncBatchNorm(_BatchNorm):
-    """BatchNorm over the pictures of all ranks, some of which may have none; PyTorch's own refuses CPU tensors.
+class ViewBatchNorm(_BatchNorm):
+    """BatchNorm in which each view of the images is a batch by itself, of one process or of all.
 
-    Raises:
-        ValueError: in all there is a single value per channel.
+    PyTorch's own layers become it (`adapt`), and are equal to it as long as `sizes` is empty.
     """
+
+    sizes: tuple[int, ...] = ()
+    """Images of each view in the input, in the views' order; empty: it is one view."""
+
+    synchronised: bool = False
+    """Whether a view's batch is that of all ranks, some of which may have no image of it."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
     def forward(self, input: Tensor) -> Tensor:
+        """
+        Raises:
+            ValueError: a view has a single value per channel.
+        """
+        normalise = super().forward
         if not self.training:
-            return super().forward(input)
+            return normalise(input)
+        if self.synchronised:
+            return self._over_ranks(input, self.sizes or (len(input),))
+        if len(self.sizes) < 2:
+            return normalise(input)
+        views = torch.split(input, list(self.sizes))
+        if self.momentum is None or self.num_batches_tracked is None:
+            return torch.cat([normalise(view) for view in views])
+        self.num_batches_tracked.add_(len(views))
+        settings = (self.weight, self.bias, self.running_mean, self.running_var, True, self.momentum, self.eps)
+        return torch.cat([torch.native_batch_norm(view, *settings)[0] for view in views])
+
+    def _over_ranks(self, input: Tensor, sizes: Sequence[int]) -> Tensor:
         axes = [0, *range(2, input.dim())]
-        shape = [1, -1] + [1] * (input.dim() - 2)
         values = input if input.dtype == torch.float64 else input.float()
-        count = values.numel() // self.num_features
-        # The sum of nothing is zero, and stays in the graph: the backward pass meets the other ranks too.
-        own = torch.var_mean(values, axes, correction=0) if count else (values.sum(axes), values.sum(axes))
-        row = torch.cat([*own, values.new_tensor([count])])
-        every = processes.gather(row[None], (1,) * processes.world())
-        variances, means, counts = torch.split(every, [self.num_features, self.num_features, 1], dim=1)
-        total = counts.detach().sum()
-        if total <= 1:
+        rows = []
+        for view in torch.split(values, list(sizes)):
+            count = view.numel() // self.num_features
+            # The sum of nothing is zero, and stays in the graph: the backward pass meets the other ranks too.
+            own = torch.var_mean(view, axes, correction=0) if count else (view.sum(axes), view.sum(axes))
+            rows.append(torch.cat([*own, values.new_tensor([count])]))
+        every = processes.gather(torch.stack(rows)[None], (1,) * processes.world())  # (ranks, V, 2C + 1)
+        variances, means, counts = torch.split(every, [self.num_features, self.num_features, 1], dim=2)
+        totals = counts.detach().sum(dim=0)
+        if (totals <= 1).any():
             raise ValueError("a single value per channel has no variance")
-        shares = counts.detach() / total
-        mean = (shares * means).sum(dim=0)
+        shares = counts.detach() / totals
+        mean = (shares * means).sum(dim=0)  # (V, C)
         variance = (shares * (variances + (means - mean).square())).sum(dim=0)
-        self._follow(mean.detach(), variance.detach() * total / (total - 1))
+        for statistics in zip(mean.detach(), variance.detach() * totals / (totals - 1), strict=True):
+            self._follow(*statistics)
         scale = (variance + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
         shift = (0 if self.bias is None else self.bias) - mean * scale
-        return torch.addcmul(shift.view(shape), values, scale.view(shape)).to(input.dtype)
+        images = torch.repeat_interleave(torch.tensor(sizes, device=input.device), output_size=len(input))
+        shape = [len(input), self.num_features] + [1] * (input.dim() - 2)
+        return torch.addcmul(shift[images].view(shape), values, scale[images].view(shape)).to(input.dtype)
 
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -105,11 +133,42 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
 
 
-def synchronise(network: nn.Module, where: torch.device) -> nn.Module:
-    """The network with BatchNorms whose batch is that of all ranks; weights and their names stay."""
-    if where != devices.CPU:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call, no-any-return]
-    for part in network.modules():
-        if isinstance(part, _BatchNorm):
-            part.__class__ = SyncBatchNorm
-    return network
+def adapt(module: nn.Module, synchronised: bool = False) -> None:
+    """Make each of PyTorch's BatchNorm layers a `ViewBatchNorm`; weights and their names stay.
+
+    Args:
+        module: its parts are changed in place.
+        synchronised: a view's batch is that of all ranks.
+    """
+    for part in module.modules():
+        if type(part) in EXACT:
+            part.__class__ = ViewBatchNorm
+        if isinstance(part, ViewBatchNorm):
+            part.synchronised = synchronised
+
+
+def mixes_views(module: nn.Module) -> str:
+    """The part of it, if any, for which views in one pass would not be as views in turn.
+
+    A random draw of a dropout would be another; a BatchNorm of another kind would make one batch of the views.
+    """
+    for part in module.modules():
+        draws = isinstance(part, _DropoutNd) and part.p > 0
+        if draws or type(part).__name__ in ("DropPath", "StochasticDepth", "RReLU"):
+            return type(part).__name__
+        if isinstance(part, _BatchNorm) and not isinstance(part, ViewBatchNorm):
+            return type(part).__name__
+    return ""
+
+
+@contextmanager
+def of_views(module: nn.Module, sizes: Sequence[int]) -> Iterator[None]:
+    """Within the block, an input is several views: so many images of each, one view after the other."""
+    norms = [part for part in module.modules() if isinstance(part, ViewBatchNorm)]
+    for part in norms:
+        part.sizes = tuple(sizes)
+    try:
+        yield
+    finally:
+        for part in norms:
+            part.sizes = ()

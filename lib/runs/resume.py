@@ -11,9 +11,11 @@ from lib.checkpoints import checkpoint
 from lib.config import config
 from lib.config.command_flags import Command
 from lib.config.config import Raw
-from lib.config.settings import Section
+from lib.config.settings import OPEN, Section
 from lib.config.yaml_files import load_yaml
 from lib.errors import UserError, warn
+from lib.machine import devices, precision
+from lib.machine.devices import DeviceSettings
 from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import MethodSettings
 from lib.runs import run_list
@@ -45,7 +47,7 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
         UserError: no such checkpoint, a damaged one, one that holds weights alone and is to go on, or
             options that exclude each other.
     """
-    early = config.part(raw, [Command, SeedSettings, MethodSettings])
+    early = config.part(raw, [Command, SeedSettings, DeviceSettings, MethodSettings])
     command = early.of(Command)
     several = run_list.asked(early)
     path: str | Path | None = command.resume
@@ -56,9 +58,12 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
         if "data_root" not in raw:
             raise UserError("--predict needs --data-root, the folder of the pictures")
         stored = checkpoint.load(command.predict)
-        return Start({**stored, "config": {**config.for_other_pictures(stored["config"], sections), "dataset": FOLDER}})
-    if command.evaluate or (path and command.restart):
-        return Start(checkpoint.load(str(command.evaluate or path)))
+        known = {**config.for_other_pictures(stored["config"], sections), "dataset": FOLDER}
+        return _scored({**stored, "config": known}, raw, early.of(DeviceSettings))
+    if command.evaluate:
+        return _scored(checkpoint.load(command.evaluate), raw, early.of(DeviceSettings))
+    if path and command.restart:
+        return Start(checkpoint.load(path))
     if not path:
         return AFRESH
     if path == "auto":
@@ -89,6 +94,16 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
     if command.resume != "auto" and "session" in raw and raw["session"].value != folder.name:
         raise UserError(f"--session names a new session, and --resume goes on in {folder}; leave one out")
     return Start(stored, folder)
+
+
+def _scored(stored: Mapping[str, Any], raw: Mapping[str, Raw], settings: DeviceSettings) -> Start:
+    """What is scored on this device; a precision that the command line asks for is left as it is."""
+    if "precision" in raw and raw["precision"].value not in OPEN:
+        return Start(stored)
+    known, remark = precision.for_scoring(stored["config"], devices.device(settings))
+    if remark:
+        warn(remark)
+    return Start({**stored, "config": known})
 
 
 def _check_combination(command: Command, several: str) -> None:

@@ -1,4 +1,4 @@
-"""Settings that were left open, and follow from how many pictures there are, or from the network."""
+"""Settings that were left open, and follow from how many pictures there are, the network or the processor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from lib.config.config import Config
 from lib.datasets import DataSettings, Pictures
 from lib.errors import UserError
 from lib.features import FeatureSettings
+from lib.machine import devices, precision, processes
+from lib.machine.devices import DeviceSettings
+from lib.machine.precision import PrecisionSettings
 from lib.methods.method import number_if_given
 from lib.networks import NetworkSettings
 from lib.training.trainer import TrainerSettings
@@ -21,12 +24,12 @@ MOST = 500  # epochs
 
 
 def counted(config: Config, pictures: Pictures) -> Config:
-    """The same with a batch size, epochs and neighbours; those that are `none` follow from the training pictures.
+    """The same with what was left open: batch size, epochs and neighbours follow from the training pictures.
 
     Raises:
         UserError: from `seen`.
     """
-    config = seen(config)
+    config = precise(seen(config))
     count = len(pictures.index(pictures.train[-1]))
     size = config.of(DataSettings).batch_size
     number = config.of(TrainerSettings).max_epochs
@@ -84,3 +87,12 @@ def seen(config: Config) -> Config:
         if values is not None and getattr(settings, name) is None:
             found[name] = values if network.net_cin == len(values) else (sum(values) / len(values),) * network.net_cin
     return config.replace(**found)
+
+
+def precise(config: Config) -> Config:
+    """The same with a precision: `auto` is bfloat16 where the first rank's device computes in it, else float32."""
+    if config.of(PrecisionSettings).precision != "auto":
+        return config
+    device = devices.device(config.of(DeviceSettings))
+    lowered = processes.from_first(lambda: precision.computes_in_bf16(device))
+    return config.replace(precision="bf16" if lowered else "fp32")

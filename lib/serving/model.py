@@ -17,7 +17,7 @@ from lib.config.config import Config, Raw
 from lib.config.settings import Section
 from lib.datasets import image_decoder
 from lib.errors import UserError
-from lib.machine import devices
+from lib.machine import devices, precision
 from lib.machine.devices import DeviceSettings
 from lib.methods import method
 from lib.methods.method import Method
@@ -132,8 +132,10 @@ def load(path: str, defaults: Mapping[str, Raw], sections: Sequence[type[Section
         UserError: no such file, or it cannot be read.
     """
     stored = checkpoint.load(path)
-    known = config.for_other_pictures(stored["config"], sections)
-    return Model(config.resolve(defaults, sections, known), stored)
+    known, remark = precision.for_scoring(config.for_other_pictures(stored["config"], sections), devices.CPU)
+    model = Model(config.resolve(defaults, sections, known), stored)
+    model.warning = "; ".join(filter(None, (remark, model.warning)))
+    return model
 
 
 def _images(images: Sequence[Image.Image] | Tensor) -> Sequence[Image.Image]:

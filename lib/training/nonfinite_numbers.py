@@ -93,6 +93,7 @@ class Guard:
         self._tensors: dict[str, list[Tensor]] = {}
         self._values: dict[str, Flat] = {}  # of these tensors before the step
         self._steps: list[_Step] = []  # since the last look
+        self._limits = torch.empty(0)  # of what `_broken` looks at
         self._recent: list[Tensor] = []  # images of the batches before them
         self.faulty = torch.zeros((), dtype=torch.bool, device=self._device)
         """Whether any step so far was faulty; on the device."""
@@ -145,9 +146,10 @@ class Guard:
         norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         self._optimizer.step()
         after = {name: _flat(tensors) for name, tensors in self._tensors.items()}
-        faults = {name: ~value.isfinite() for name, value in {**parts, GRADIENT: norm}.items()}
-        faults |= {name: self._broken(name, values) for name, values in after.items()}
-        self._steps.append(_Step(self._before, index, tuple(faults), torch.stack(list(faults.values()))))
+        single = {**parts, GRADIENT: norm}
+        names, broken = self._broken(after)
+        faults = torch.cat([~torch.stack(list(single.values())).isfinite(), broken])
+        self._steps.append(_Step(self._before, index, (*single, *names), faults))
         self.faulty = self.faulty | self._steps[-1].faults.any()
         if self._defers or self.faulty:
             for name, values in after.items():
@@ -157,13 +159,25 @@ class Guard:
         if not self._defers or len(self._steps) == LAG:
             self.check()
 
-    def _broken(self, name: str, after: Flat) -> Tensor:
-        """Whether all numbers were below the limit and no longer are; a mask among them may be infinite from the start."""
-        limit = LIMITS[name]
-        before = self._values[name]
-        pairs = [(before[kind], values) for kind, values in after.items() if kind.is_floating_point and len(values)]
-        found = [_below(limit, was) & ~_below(limit, values) for was, values in pairs]
-        return torch.stack(found).any() if found else torch.zeros_like(self.faulty)
+    def _broken(self, after: Mapping[str, Flat]) -> tuple[list[str], Tensor]:
+        """Of which tensors all numbers were below their limit and no longer are, a mask being perhaps infinite all along.
+
+        Returns:
+            n names, some of them perhaps twice, and (n,) on the device.
+        """
+        found = [
+            (name, self._values[name][kind], values)
+            for name, flat in after.items()
+            for kind, values in flat.items()
+            if kind.is_floating_point and len(values)
+        ]
+        names = [name for name, _, _ in found]
+        # The largest and the smallest number tell of all, NaN too, ten times as fast as to look at each.
+        extremes = [number for _, *both in found for values in both for number in values.aminmax()]
+        if self._limits.shape != (len(names), 1, 1):
+            self._limits = torch.tensor([LIMITS[name] for name in names], device=self._device).view(-1, 1, 1)
+        below = (torch.stack(extremes).view(-1, 2, 2).abs() < self._limits).all(dim=2)
+        return names, below[:, 0] & ~below[:, 1]
 
     def check(self) -> None:
         """See that all steps so far were finite; waits for the device.
@@ -195,10 +209,6 @@ def _flat(tensors: Sequence[Tensor]) -> Flat:
     """The values of all tensors, one after the other: few operations, however many tensors."""
     kinds = dict.fromkeys(tensor.dtype for tensor in tensors)
     return {kind: torch.cat([tensor.flatten() for tensor in tensors if tensor.dtype == kind]) for kind in kinds}
-
-
-def _below(limit: float, values: Tensor) -> Tensor:
-    return (torch.stack(values.aminmax()).abs() < limit).all()  # NaN is not; ten times as fast as to look at each
 
 
 def _put(tensors: Sequence[Tensor], before: Flat, after: Flat, back: Tensor) -> None:

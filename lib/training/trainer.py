@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from lib.checkpoints import checkpoint
+from lib.checkpoints.background_writer import BackgroundWriter
 from lib.config.config import Config
 from lib.config.settings import Section, setting
 from lib.datasets import DataSettings
@@ -26,7 +27,7 @@ from lib.machine import devices, precision, processes, random_seeds
 from lib.machine.devices import DeviceSettings
 from lib.machine.interrupts import Interrupts
 from lib.methods.method import Method, Task
-from lib.networks import backbone, freezing
+from lib.networks import backbone, batchnorm, freezing
 from lib.scoring import evaluation, metrics
 from lib.scoring.evaluation import Outcome
 from lib.session import METRICS, TRAINING, Session
@@ -49,15 +50,20 @@ class TrainerSettings(Section):
     )
     max_steps: int | None = setting(None, "to train at most; none: no bound", unit="steps", low=0)
     display_freq: int = setting(80, "between two lines of progress", unit="steps", low=1)
+    save_every_epochs: int = setting(
+        1, "between two checkpoints at the end of an epoch; the last is always written", unit="epochs", low=1
+    )
     save_every_steps: int | None = setting(
         None, "between two checkpoints within an epoch; none: at its end alone", unit="steps", low=1
     )
-    keep: int = setting(0, "finished epochs whose checkpoints stay beside latest.ckpt", unit="epochs", low=0)
+    keep: int = setting(
+        0, "saved epochs (save_every_epochs) whose checkpoints stay beside latest.ckpt", unit="epochs", low=0
+    )
     eval_every: int = setting(1, "between two evaluations; 0: at the end alone", unit="epochs", low=0)
     best_by: Literal["loss", "acc"] = setting(
         "loss",
-        "what chooses best.ckpt: the training loss, or the accuracy by labels, which is an oracle's choice, among the "
-        "evaluated epochs (eval_every) and the run's end",
+        "what chooses best.ckpt among the saved epochs (save_every_epochs) and the run's end: the training loss, or the "
+        "accuracy by labels, which is an oracle's choice, where they are evaluated (eval_every)",
     )
 
     @property
@@ -79,6 +85,7 @@ class Trainer:
     """
 
     session: Session
+    _writer: BackgroundWriter
 
     def __init__(self, task: Task, config: Config) -> None:
         self.task = task
@@ -101,6 +108,8 @@ class Trainer:
         # For every picture, the cluster that it was last assigned to in training; −1: to none in this epoch.
         self._assigned = torch.full((len(task.pictures),), -1)
         self._notes = precision.remarks(device, task.method.precision)
+        if mixes := batchnorm.mixes_views(task.method.network):
+            self._notes.append(f"the network has a {mixes}, so views of one size pass it in turn, which is slower")
         self._resumed: dict[str, int] | None = None
         self._fingerprint = fingerprint(task.pictures, config.of(DataSettings).data_root)
         self._means = Means()
@@ -136,20 +145,22 @@ class Trainer:
             UserError: a picture cannot be read, or the disk is full.
         """
         self.session = session
-        if self._resumed is not None:
-            # First, so that latest.ckpt never counts lines that are gone.
-            mark = session.reached(self._resumed)
-            self._save("latest", mark=mark)
-            session.rewind(mark)
-            session.info(f"goes on after step {self.step:,}, with {self.epoch} epochs finished")
-        session.info(f"views: {self.task.views.describe()}")
-        for note in self._notes:
-            session.warn(note)
-        with self._interrupts:
-            try:
-                self._train()
-            except Fault as fault:
-                raise self._record_fault(fault) from None
+        with BackgroundWriter() as self._writer:
+            if self._resumed is not None:
+                # First, so that latest.ckpt never counts lines that are gone.
+                mark = session.reached(self._resumed)
+                self._save("latest", mark=mark)
+                self._writer.wait()
+                session.rewind(mark)
+                session.info(f"goes on after step {self.step:,}, with {self.epoch} epochs finished")
+            session.info(f"views: {self.task.views.describe()}")
+            for note in self._notes:
+                session.warn(note)
+            with self._interrupts:
+                try:
+                    self._train()
+                except Fault as fault:
+                    raise self._record_fault(fault) from None
         assert self._latest is not None
         return self._latest[1]
 
@@ -163,12 +174,14 @@ class Trainer:
             if self._scored_step != self.step:
                 self._record_scores(self.epoch)
             self._interrupts.check()
-            self._save("latest", *(["best"] if self._ends_best() else []))
+            self._save(*(["best"] if self._ends_best() else []), "latest")
+            self._writer.wait()
         except Interrupted as interrupted:
             if interrupted.midway:
                 raise
             self._guard.check()
             self._save("latest")
+            self._writer.wait()
             processes.largest(0)  # no rank goes before the state is saved
             raise Interrupted(interrupted.number, saved=True) from None
 
@@ -194,6 +207,7 @@ class Trainer:
                 self._train_step(batch)
             else:  # what remains is no batch
                 self.position += 1
+            self._writer.check()
             if self.step == self.settings.max_steps:
                 break
             every = self.settings.save_every_steps
@@ -245,30 +259,35 @@ class Trainer:
         self._record_epoch(means)
         if evaluated:
             self._record_scores(self.epoch + 1)
-        better = self._criterion(means) < self.best
-        self.best = min(self.best, self._criterion(means))
         self.epoch = self.epoch + 1
         self.position = 0
         self._means = Means()
-        self._save("latest", *(["best"] if better else []))
-        self.session.keep(self.epoch, self.settings.keep)
+        if self.epoch % self.settings.save_every_epochs == 0:
+            keep = partial(self.session.keep, self.epoch, self.settings.keep)
+            # latest.ckpt counts on best.ckpt, so it is written last.
+            self._save(*(["best"] if self._improves() else []), "latest", afterwards=keep)
 
-    def _criterion(self, means: dict[str, float]) -> float:
-        """The lower the better."""
+    def _improves(self) -> bool:
+        """Whether the present state is the best so far, which it is from then on."""
+        criterion = self._criterion()
+        is_better = criterion < self.best
+        self.best = min(self.best, criterion)
+        return is_better
+
+    def _criterion(self) -> float:
+        """Of the present state, the lower the better; infinite where there is none."""
         if self.settings.best_by == "loss":
-            return means[self.method.selection]
+            return math.inf if self._loss is None or self.position else self._loss
         current = self._latest[1].scores if self._latest and self._latest[0] == self.step else None
         accuracy = None if current is None else current[self._scored]["acc"]
         return math.inf if accuracy is None else -accuracy
 
     def _ends_best(self) -> bool:
-        """Whether the end of the run, which may lie within an epoch or after one that was not evaluated, is its best state."""
-        if self.settings.best_by == "loss":
-            return self.epoch == 0 and self.step > 0  # no epoch was finished, so there is no other
-        criterion = self._criterion({})
-        is_better = self.step > 0 and criterion < self.best
-        self.best = min(self.best, criterion)
-        return is_better
+        """Whether the end of the run, which may lie within an epoch or after one that was not saved, is its best state."""
+        if self.step == 0:
+            return False
+        is_only = self.settings.best_by == "loss" and self.best == math.inf
+        return self._improves() or is_only
 
     def _display(self) -> None:
         self._guard.check()
@@ -288,6 +307,7 @@ class Trainer:
             {"fault": str(fault), "step": self.step, "epoch": self.epoch, "recent": recent, "last_files": files},
         )
         self._save("fault")
+        self._writer.wait()
         told = "fault.json and checkpoint/fault.ckpt tell more; " if self.session.path else ""
         return RunStopped(f"the run diverged: {fault} in step {self.step + 1}; {told}a lower --base-lr may help")
 
@@ -339,11 +359,13 @@ class Trainer:
         )  # fmt: skip
         yield from bar
 
-    def _save(self, *names: str, mark: dict[str, int] | None = None) -> None:
+    def _save(
+        self, *names: str, mark: dict[str, int] | None = None, afterwards: Callable[[], object] = lambda: None
+    ) -> None:
         paths = [path for path in map(self.session.checkpoint, names) if path is not None]
         if paths:
             here = {"mark": mark or self.session.mark(), "provenance": self.session.provenance}
-            checkpoint.save({**self.state_dict(), **here}, *paths)
+            self._writer.save({**self.state_dict(), **here}, *paths, afterwards=afterwards)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as tensors and plain values."""

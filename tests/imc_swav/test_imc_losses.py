@@ -7,6 +7,7 @@ from conftest import GOLDEN
 from scipy.special import logsumexp
 
 from imc_swav import mutual_information_loss, sinkhorn, swapped_prediction_loss
+from imc_swav.losses import mutual_information_losses
 
 
 def by_scipy(scores: np.ndarray, eps: float, iterations: int) -> np.ndarray:
@@ -84,3 +85,50 @@ def test_swapped_prediction_by_its_definition_and_its_laws() -> None:
     torch.testing.assert_close(swapped_prediction_loss(renamed, 2), swapped_prediction_loss(scores, 2))
     swapped = [scores[1], scores[0], scores[3], scores[2]]
     torch.testing.assert_close(swapped_prediction_loss(swapped, 2), swapped_prediction_loss(scores, 2))
+
+
+def pairwise(y: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mutual information of each pair of views by itself, written out (Ntelemis et al., 2021, section 3.3)."""
+    information = y.new_zeros(len(y), len(u))
+    for v, logits in enumerate(y):
+        for w, scores in enumerate(u):
+            joint = torch.zeros(logits.shape[1], scores.shape[1], dtype=y.dtype)
+            for p_y, p_u in zip(logits.softmax(dim=1), scores.detach().softmax(dim=1), strict=True):
+                joint = joint + torch.outer(p_y, p_u) / len(logits)
+            conditional = -(joint * (joint / joint.sum(dim=0)).log()).sum()
+            cluster = joint.sum(dim=1)
+            information[v, w] = conditional + 4 * (cluster * cluster.log()).sum()
+    penalty = torch.stack([0.01 * (logits.abs() - 5).clamp_min(0).sum() / len(logits) for logits in y])
+    return information, penalty
+
+
+def test_mutual_information_of_stacked_views_equals_that_of_each_pair() -> None:
+    chance = torch.Generator().manual_seed(0)
+    u = torch.randn(3, 7, 5, generator=chance, dtype=torch.float64)
+    values = 4 * torch.randn(2, 7, 4, generator=chance, dtype=torch.float64)
+    gradients = []
+    results = []
+    for function in (mutual_information_losses, pairwise):
+        y = values.clone().requires_grad_()
+        result = function(y, u)
+        (result[0].mean() + result[1].mean()).backward()
+        results.append(result)
+        gradients.append(y.grad)
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_stacked_scores_are_as_a_list_with_the_gradient_of_the_loops() -> None:
+    chance = torch.Generator().manual_seed(0)
+    stacked = torch.randn(4, 6, 5, generator=chance, dtype=torch.float64).requires_grad_()
+    loops = stacked.detach().clone().requires_grad_()
+    terms = [
+        -(sinkhorn(loops[i]) * (loops[v] / 0.1).log_softmax(dim=1)).sum(dim=1).mean()
+        for i in range(2) for v in range(4) if v != i
+    ]  # fmt: skip
+    torch.stack(terms).mean().backward()
+    loss = swapped_prediction_loss(stacked, 2)
+    loss.backward()
+    torch.testing.assert_close(loss, swapped_prediction_loss(list(stacked), 2), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(loss, torch.stack(terms).mean(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(stacked.grad, loops.grad, rtol=1e-12, atol=1e-12)

@@ -16,6 +16,8 @@ from conftest import resolve
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.common import photographs
 from lib import datasets
@@ -140,11 +142,94 @@ def test_a_view_does_not_depend_on_its_batch() -> None:
     assert not torch.allclose(whole.views[0], whole.views[1])
 
 
-def held(*arrays: NDArray[np.uint8], skipped: dict[int, str] | None = None) -> BatchedViews:
+def held(*arrays: NDArray[np.uint8], skipped: dict[int, str] | None = None, static: bool = False) -> BatchedViews:
     starts = np.cumsum([0, *map(len, arrays)]).tolist()
     parts = [whole(array, start) for array, start in zip(arrays, starts, strict=False)]
-    return BatchedViews(parts, skipped or {}, Recipe(32, "center", 32), (0.5,) * 3, (0.25,) * 3,
-                        seed=0, device=devices.CPU)  # fmt: skip
+    channels = arrays[0].shape[3]
+    views = BatchedViews(parts, skipped or {}, Recipe(32, "center", 32), (0.5,) * channels, (0.25,) * channels,
+                         seed=0, device=devices.CPU)  # fmt: skip
+    views.static = static
+    return views
+
+
+IMC = {"jitter": JITTER, "jitter_probability": 0.8, "grayscale": 0.25, "flip": 0.5}
+IMC_RECIPES = (Recipe(28, "resized", scale=(0.2, 1.0), **IMC),) * 2 + (
+    Recipe(18, "resized", scale=(0.08, 0.4), **IMC),
+) * 4
+PICA_RECIPES = (Recipe(32, "random", 40),) + (
+    Recipe(32, "resized", scale=(0.2, 1.0), jitter=(0.4,) * 4, grayscale=0.2, flip=0.5),
+) * 3
+RECIPES_OF_ALL_KINDS = (
+    Recipe(20, "center", 24),
+    Recipe(16, "resized", jitter=STRONG, jitter_probability=0.5, flip=0.5),
+    Recipe(20, "random", 24, jitter=(0.4, 0.0, 0.0, 0.5), grayscale=1.0),
+    Recipe(20, "resized", jitter=(0.0, 0.8, 0.8, 0.0), jitter_probability=0.9),
+    Recipe(12, "center", 12),
+    Recipe(16, "random", 16, grayscale=0.5),
+)
+
+
+@pytest.mark.parametrize("recipes", [IMC_RECIPES, PICA_RECIPES, RECIPES_OF_ALL_KINDS], ids=["imc", "pica", "all-kinds"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("chosen", [[], [7], range(60)], ids=len)
+def test_static_views_are_those_of_the_images_that_drew_an_operation(
+    recipes: tuple[Recipe, ...], channels: int, chosen: Any
+) -> None:
+    arrays = [photographs(60, 32, 32)[..., :channels].copy() for _ in range(2)]
+    index = torch.tensor([*chosen], dtype=torch.int64) + 25  # of both arrays
+    ours, expected = (
+        next(held(*arrays, static=static).stream([Request(index, recipes, 4)])).views for static in (True, False)
+    )
+    for recipe, view, other in zip(recipes, ours, expected, strict=True):
+        assert view.shape == other.shape == (len(index), channels, recipe.size, recipe.size) and view.is_contiguous()
+        torch.testing.assert_close(view * 0.25, other * 0.25, rtol=0, atol=1e-6)
+
+
+def test_neutral_numbers_leave_an_image_exactly_as_it_is() -> None:
+    planes = floats().transpose(0, 1).contiguous()
+    n = planes.shape[1]
+    blended = planes.clone()
+    colour.blend(blended, torch.ones(n), torch.zeros(n), torch.zeros(n))
+    assert torch.equal(blended, planes)
+    assert torch.equal(colour.turned(planes, torch.zeros(n)), planes)
+    assert torch.equal(colour.where_grey(planes, torch.zeros(n, dtype=torch.bool)), planes)
+
+
+class Operations(TorchDispatchMode):
+    """Records what is dispatched, with the shapes of its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[tuple[str, list[torch.Size]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        self.entries.append((str(func), [tensor.shape for tensor in tensors]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("recipes", "bound"), [(IMC_RECIPES, 500), (PICA_RECIPES, 250)], ids=["imc", "pica"])
+def test_static_views_are_the_same_operations_on_the_same_shapes_in_each_step(
+    recipes: tuple[Recipe, ...], bound: int
+) -> None:
+    arrays = [photographs(n, 32, 32) for n in (5, 20)]
+    views = held(*arrays, static=True)
+    random = np.random.default_rng(0)
+    steps = []
+    for epoch in range(20):
+        index = torch.from_numpy(random.choice(25, 4, replace=False))  # of either array, or of both
+        with Operations() as operations:
+            list(views.stream([Request(index, recipes, epoch)]))
+        steps.append(operations.entries)
+    assert all(step == steps[0] for step in steps)
+    assert len(steps[0]) < bound, "with those that only look at a tensor in another shape"
+
+
+def test_static_views_of_one_size_are_neighbours_in_memory() -> None:
+    (prepared,) = held(photographs(9, 32, 32), static=True).stream([Request(torch.arange(9), IMC_RECIPES)])
+    for views in (prepared.views[:2], prepared.views[2:]):
+        ends = [view.data_ptr() + view.nbytes for view in views]
+        assert [view.data_ptr() for view in views[1:]] == ends[:-1]
 
 
 def test_several_parts_are_one_numbering_and_unreadable_pictures_are_left_out() -> None:
@@ -322,6 +407,15 @@ def test_large_pictures_are_transformed_a_few_at_a_time(monkeypatch: pytest.Monk
     (whole,) = views.stream([Request(torch.arange(10), (recipe,) * 2)])
     monkeypatch.setattr(batched_views, "WORK", 32 * 32 * 32 * 3 * 4)  # four pictures
     (parts,) = views.stream([Request(torch.arange(10), (recipe,) * 2)])
+    for one, other in zip(whole.views, parts.views, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_static_views_are_computed_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    views = held(photographs(10, 32, 32), static=True)
+    (whole,) = views.stream([Request(torch.arange(10), PICA_RECIPES)])
+    monkeypatch.setattr(batched_views, "STATIC_WORK", 32 * 32 * 32 * 3 * 4 * 3)  # three images, of four views
+    (parts,) = views.stream([Request(torch.arange(10), PICA_RECIPES)])
     for one, other in zip(whole.views, parts.views, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 

@@ -84,6 +84,20 @@ def test_the_same_draws_give_pillows_pictures(mixed: Path, words: tuple[object, 
     assert ours.skipped == theirs.skipped and list(ours.skipped) == [7, 33]
 
 
+@pytest.mark.parametrize("words", [(), ("--net-cin", 1)])
+def test_static_views_of_several_sizes(mixed: Path, words: tuple[object, ...]) -> None:
+    ours: Any = folder_views(mixed, *words)
+    ours.static = True
+    assert len(ours._parts) > 2, "groups"
+    others = folder_views(mixed, *words)
+    for one, other in zip(made(ours, *BATCHES), made(others, *BATCHES), strict=True):
+        assert torch.equal(one.index, other.index)
+        for view, expected in zip(one.views, other.views, strict=True):
+            torch.testing.assert_close(
+                view * ours._stds[0, 0].item(), expected * ours._stds[0, 0].item(), rtol=0, atol=2e-6
+            )
+
+
 def test_a_view_depends_neither_on_its_batch_nor_on_how_many_are_at_work(
     mixed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
