@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from lib.machine import processes
+from lib.machine import devices, processes
 from lib.networks import freezing
 
 BATCHES = 50  # at most, from which the statistics are estimated
@@ -107,11 +107,11 @@ class ViewBatchNorm(_BatchNorm):
             count = view.numel() // self.num_features
             # The sum of nothing is zero, and stays in the graph: the backward pass meets the other ranks too.
             own = torch.var_mean(view, axes, correction=0) if count else (view.sum(axes), view.sum(axes))
-            rows.append(torch.cat([*own, values.new_tensor([count])]))
+            rows.append(torch.cat([*own, values.new_full((1,), count)]))
         every = processes.gather(torch.stack(rows)[None], (1,) * processes.world())  # (ranks, V, 2C + 1)
         variances, means, counts = torch.split(every, [self.num_features, self.num_features, 1], dim=2)
         totals = counts.detach().sum(dim=0)
-        if (totals <= 1).any():
+        if not devices.defers(input.device) and (totals <= 1).any():  # a GPU is not waited for: NaN ends the run
             raise ValueError("a single value per channel has no variance")
         shares = counts.detach() / totals
         mean = (shares * means).sum(dim=0)  # (V, C)
@@ -120,9 +120,7 @@ class ViewBatchNorm(_BatchNorm):
             self._follow(*statistics)
         scale = (variance + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
         shift = (0 if self.bias is None else self.bias) - mean * scale
-        images = torch.repeat_interleave(torch.tensor(sizes, device=input.device), output_size=len(input))
-        shape = [len(input), self.num_features] + [1] * (input.dim() - 2)
-        return torch.addcmul(shift[images].view(shape), values, scale[images].view(shape)).to(input.dtype)
+        return torch.addcmul(_of_images(shift, sizes, values), values, _of_images(scale, sizes, values)).to(input.dtype)
 
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -131,6 +129,12 @@ class ViewBatchNorm(_BatchNorm):
         weight = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
         self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
+
+
+def _of_images(views: Tensor, sizes: Sequence[int], images: Tensor) -> Tensor:
+    """(V, C) of the views → (N, C, 1, …) of their images."""
+    rows = [view.expand(count, -1) for view, count in zip(views, sizes, strict=True)]
+    return torch.cat(rows).view([len(images), images.shape[1]] + [1] * (images.dim() - 2))
 
 
 def adapt(module: nn.Module, synchronised: bool = False) -> None:
