@@ -16,7 +16,7 @@ test: .venv/test  ## linters, types and tests; under 10 minutes
 test-slow: .venv/test  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-torture: .venv/test  ## runs killed fifty times and resumed; half an hour
+torture: .venv/test  ## disks that fail and runs that are killed at every place; an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture -s
 
 bench: .venv/main  ## the claims of speed, in short; benchmarks/results/ gets the tables
