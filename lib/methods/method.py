@@ -119,6 +119,9 @@ class Method(nn.Module, ABC):
     shares_passes: bool = False
     """Whether neighbouring views of one size pass a part together, which to rounding is as if they passed in turn."""
 
+    remark: str = ""
+    """What to know of the way in which it computes, if anything."""
+
     network_rate: float = 1.0
     """Factor of the learning rate for the network's weights."""
 
@@ -177,7 +180,10 @@ class Method(nn.Module, ABC):
             batchnorm.adapt(self.network, synchronised=True)  # the heads see what is gathered
         # In float32 a CPU is faster in turn: the maps of one view are more likely to stay in its caches.
         is_faster = device != devices.CPU or self.precision == "bf16"
-        self.shares_passes = is_faster and not batchnorm.mixes_views(self.network)
+        mixes = batchnorm.mixes_views(self.network)
+        self.shares_passes = is_faster and not mixes
+        if is_faster and mixes:
+            self.remark = f"the network has a {mixes}, so views of one size pass it in turn, which is slower"
         if precision.channels_last(device, config.of(PrecisionSettings)):
             self.network.to(memory_format=torch.channels_last)
         if device == devices.CPU:

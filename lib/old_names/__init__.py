@@ -1,1 +1,1 @@
-"""Former names of modules, one line each; `lib/__init__.py` makes them importable."""
+"""Former names of modules, with what documents showed of them; `lib/__init__.py` makes them importable."""

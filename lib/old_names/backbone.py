@@ -1,3 +1,5 @@
-"""`lib.networks.backbone`."""
+"""`lib.networks.backbone`, as it was called before."""
 
-from lib.networks.backbone import *  # noqa: F403
+from lib.networks.backbone import Backbone, Features
+
+__all__ = ["Backbone", "Features"]

@@ -1,3 +1,5 @@
-"""`lib.methods.batches`."""
+"""`lib.methods.batches`, as it was called before."""
 
-from lib.methods.batches import *  # noqa: F403
+from lib.methods.batches import ViewBatch, stream
+
+__all__ = ["ViewBatch", "stream"]

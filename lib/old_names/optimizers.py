@@ -1,3 +1,5 @@
-"""`lib.training.optimizers`."""
+"""`lib.training.optimizers`, as it was called before."""
 
-from lib.training.optimizers import *  # noqa: F403
+from lib.training.optimizers import get, names, register
+
+__all__ = ["get", "names", "register"]

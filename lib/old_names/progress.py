@@ -1,3 +1,5 @@
-"""`lib.machine.progress`."""
+"""`lib.machine.progress`, as it was called before."""
 
-from lib.machine.progress import *  # noqa: F403
+from lib.machine.progress import progress
+
+__all__ = ["progress"]

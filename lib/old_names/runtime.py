@@ -1,6 +1,7 @@
-"""`lib.machine.devices`, and what was in the same file."""
+"""`lib.machine.devices`, `lib.machine.precision`, `lib.machine.random_seeds`, as it was called before."""
 
-from lib.machine.devices import *  # noqa: F403
-from lib.machine.interrupts import *  # noqa: F403
-from lib.machine.precision import *  # noqa: F403
-from lib.machine.random_seeds import *  # noqa: F403
+from lib.machine.devices import DeviceSettings
+from lib.machine.precision import PrecisionSettings
+from lib.machine.random_seeds import SeedSettings
+
+__all__ = ["DeviceSettings", "PrecisionSettings", "SeedSettings"]

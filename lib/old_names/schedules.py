@@ -1,3 +1,5 @@
-"""`lib.training.schedules`."""
+"""`lib.training.schedules`, as it was called before."""
 
-from lib.training.schedules import *  # noqa: F403
+from lib.training.schedules import get, names, register
+
+__all__ = ["get", "names", "register"]

@@ -1,3 +1,5 @@
-"""`lib.config.settings`."""
+"""`lib.config.settings`, as it was called before."""
 
-from lib.config.settings import *  # noqa: F403
+from lib.config.settings import Section, setting
+
+__all__ = ["Section", "setting"]

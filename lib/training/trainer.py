@@ -27,7 +27,7 @@ from lib.machine import devices, precision, processes, random_seeds
 from lib.machine.devices import DeviceSettings
 from lib.machine.interrupts import Interrupts
 from lib.methods.method import Method, Task
-from lib.networks import backbone, batchnorm, freezing
+from lib.networks import backbone, freezing
 from lib.scoring import evaluation, metrics
 from lib.scoring.evaluation import Outcome
 from lib.session import METRICS, TRAINING, Session
@@ -108,8 +108,8 @@ class Trainer:
         # For every picture, the cluster that it was last assigned to in training; −1: to none in this epoch.
         self._assigned = torch.full((len(task.pictures),), -1)
         self._notes = precision.remarks(device, task.method.precision)
-        if mixes := batchnorm.mixes_views(task.method.network):
-            self._notes.append(f"the network has a {mixes}, so views of one size pass it in turn, which is slower")
+        if task.method.remark:
+            self._notes.append(task.method.remark)
         self._resumed: dict[str, int] | None = None
         self._fingerprint = fingerprint(task.pictures, config.of(DataSettings).data_root)
         self._means = Means()

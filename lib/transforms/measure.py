@@ -1,3 +1,5 @@
-"""`lib.transforms.channel_statistics`."""
+"""`lib.transforms.channel_statistics`, as it was called before."""
 
-from lib.transforms.channel_statistics import *  # noqa: F403
+from lib.transforms.channel_statistics import measured
+
+__all__ = ["measured"]

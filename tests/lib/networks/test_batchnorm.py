@@ -15,6 +15,7 @@ import main
 from lib.networks import batchnorm
 from lib.networks.batchnorm import ViewBatchNorm
 from lib.networks.resnet import ResNet18
+from lib.training.trainer import Trainer
 from pica.method import PICA
 
 VIEWS = {
@@ -95,3 +96,15 @@ def test_views_share_a_pass_where_that_is_faster(
     batch = next(task.source.epoch(0))
     task.method(batch)
     assert passes == expected  # two large crops, then a small one
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_passes_that_cannot_be_shared_are_told_where_they_would_be(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batchnorm, "mixes_views", lambda module: "Dropout")
+    settings = resolve(*IMC, "--debug", "--precision", precision)
+    task = main.build(settings)
+    assert not task.method.shares_passes
+    notes = [note for note in Trainer(task, settings)._notes if "a Dropout" in note]
+    assert len(notes) == (precision == "bf16")
