@@ -7,6 +7,7 @@ nothing here does anything.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -93,6 +94,16 @@ def joined(settings: DeviceSettings) -> Iterator[None]:
         if lost or isinstance(error, dist.DistError):
             raise RunStopped(f"rank {own} lost another rank; --resume auto goes on from the last checkpoint") from error
         raise
+    _leave()
+
+
+def _leave() -> None:
+    """End the group.
+
+    An exchange that is still referred to, such as by a cycle of objects, keeps a thread of gloo; one that outlives the
+    group aborts the process when the interpreter ends.
+    """
+    gc.collect()
     dist.destroy_process_group()
 
 
