@@ -20,7 +20,7 @@ from lib.transforms import TransformSettings
 class Batch(ViewBatch):
     """N pictures in V views, the large ones first."""
 
-    classified: NDArray[np.bool_]  # (N,) whether the classifier learns from the picture
+    classified: NDArray[np.bool_] | None = None  # (N,) whether the classifier learns from the picture; none: from all
 
 
 def recipes(
@@ -116,11 +116,12 @@ class IMCSource:
         order = np.random.default_rng((self._seed, index)).permutation(self._chosen)
         parts = [order[i * self._batch_size :][: self._batch_size] for i in range(start, len(self))]
         for batch in stream(self._views, (Request(torch.from_numpy(part), self._recipes, index) for part in parts)):
-            yield Batch(**vars(batch), classified=self._classified[batch.index.numpy()])
+            classified = self._classified[batch.index.numpy()]
+            yield Batch(**vars(batch), classified=None if classified.all() else classified)
 
     def blank(self, empty: Callable[[Recipe, int], Tensor]) -> Batch:
         n = self._batch_size
-        return Batch(torch.arange(n), [empty(recipe, n) for recipe in self._recipes], np.ones(n, dtype=np.bool_))
+        return Batch(torch.arange(n), [empty(recipe, n) for recipe in self._recipes])
 
     def describe(self) -> list[str]:
         sizes = "+".join(f"{recipe.size}" for recipe in self._recipes)

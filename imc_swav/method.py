@@ -101,20 +101,25 @@ class IMCSwAV(Method):
             return {"loss": swapped, "swapped": swapped.detach(), "mi": nothing, "logits": nothing}
         logits = torch.stack(self.pass_views(self.classifier, learned.features.unbind(), self.classifier))
         mi, excess = (term.mean() for term in mutual_information_losses(logits, learned.scores / s.tau))
-        return {
+        parts = {
             "loss": swapped + mi + excess,
             "swapped": swapped.detach(), "mi": mi.detach(), "logits": excess.detach(),
-            "index": learned.index, "cluster": logits[0].detach().argmax(dim=1),
+            "cluster": logits[0].detach().argmax(dim=1),
         }  # fmt: skip
+        return parts if learned.index is batch.index else {**parts, "index": learned.index}
 
     def _classified(self, batch: Batch, features: Tensor, scores: Tensor) -> Banked | None:
         """What the classifier learns from in this step, if anything."""
         held = (features, scores.detach())
-        if batch.classified.all() and not len(self.bank):
+        if self.compiles(batch):
             return Banked(batch.index, *held)
-        chosen = torch.from_numpy(np.flatnonzero(batch.classified))
+        classified = np.ones(len(batch.index), dtype=np.bool_) if batch.classified is None else batch.classified
+        chosen = torch.from_numpy(np.flatnonzero(classified))
         on_device = devices.send(chosen, held[0].device)
         return self.bank.add(Banked(batch.index[chosen], *(part[:, on_device] for part in held)))
+
+    def compiles(self, batch: Batch) -> bool:
+        return batch.classified is None and not len(self.bank)
 
     def classify(self, features: Tensor) -> Tensor:
         logits: Tensor = self.classifier(features)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
@@ -63,7 +63,7 @@ class Prepared:
     """What became of a request."""
 
     index: Tensor  # (N,) those of the pictures that could be read
-    views: list[Tensor]  # for each recipe (N, C, H, W), or (N, feature_dim) behind a frozen backbone
+    views: Sequence[Tensor]  # for each recipe (N, C, H, W), or (N, feature_dim) behind a frozen backbone
 
 
 class Views(Protocol):

@@ -11,18 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.contracts import Recipe, Request, Views
-from lib.methods.batches import Shares, stream
+from lib.methods.batches import ViewBatch, stream
 from lib.transforms import TransformSettings
 
 
 @dataclass(frozen=True)
-class Batch(Shares):
-    """N pictures for one head; the views are of this process's n of them."""
+class Batch(ViewBatch):
+    """N pictures for one head, in their original view and in perturbed copies."""
 
     head: int
-    index: Tensor  # (N,) positions among the run's pictures
-    original: Tensor  # (n, C, H, W), or (n, D) features of a frozen backbone
-    perturbed: Tensor  # (copies, n, C, H, W), or (copies, n, D)
 
 
 def recipes(s: TransformSettings) -> tuple[Recipe, Recipe]:
@@ -75,11 +72,7 @@ class PICASource:
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
         plan = [(head, step) for head in range(len(self._sets)) for step in range(self._steps(head))][start:]
         for (head, _), batch in zip(plan, stream(self._views, self._requests(index, plan)), strict=True):
-            original, *perturbed = batch.views
-            copies = torch.stack(perturbed)
-            counts = batch.counts
-            left_out = batch.left_out
-            yield Batch(head, batch.index, original, copies, counts=counts, left_out=left_out)
+            yield Batch(**vars(batch), head=head)
 
     def _requests(self, epoch: int, plan: Sequence[tuple[int, int]]) -> Iterator[Request]:
         orders: dict[int, NDArray[np.int64]] = {}
@@ -92,8 +85,7 @@ class PICASource:
 
     def blank(self, empty: Callable[[Recipe, int], Tensor]) -> Batch:
         n = min(self._batch_size, len(self._sets[-1]))
-        original, *perturbed = (empty(recipe, n) for recipe in self._recipes)
-        return Batch(len(self._sets) - 1, torch.arange(n), original, torch.stack(perturbed))
+        return Batch(torch.arange(n), [empty(recipe, n) for recipe in self._recipes], head=len(self._sets) - 1)
 
     def describe(self) -> list[str]:
         repeat = len(self._recipes) - 1

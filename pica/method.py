@@ -99,8 +99,10 @@ class PICA(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         # In this order, which is that of BatchNorm's running statistics.
-        views = [batch.original, batch.perturbed.flatten(0, 1)]
-        copies, n = batch.perturbed.shape[:2]
+        original, *perturbed = batch.views
+        views = [original, torch.cat(perturbed)]
+        copies = len(perturbed)
+        n = len(original)
         p, q = (self._assigned(features, batch.head) for features in self.encode(views))
         p, *every = processes.gather_views([p, *q.view(copies, n, self.sizes[batch.head])], batch.counts)
         p = p.repeat(copies, 1)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.config.settings import Section, setting
@@ -45,7 +46,11 @@ class DeviceSettings(Section):
         "of several runs, those side by side; none: one for each of gpus, or on a CPU as many as `threads` fits into the cores",
         low=1, high=1024,
     )  # fmt: skip
-    compile: bool = setting(False, "compile the network (torch.compile); the first steps take minutes")
+    compile: bool = setting(
+        False,
+        "compile views, network and loss as one function (torch.compile), on a GPU with CUDA graphs; the first steps take "
+        "minutes",
+    )
 
 
 SECTIONS = (SeedSettings, PrecisionSettings, DeviceSettings)
@@ -161,6 +166,7 @@ def configure(seed: SeedSettings, precision: PrecisionSettings, settings: Device
     if settings.threads is not None or asked is None:
         torch.set_num_threads(asked or own_cores())
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision.tf32
+    torch.backends.cudnn.benchmark = True  # a step's shapes stay, so the fastest convolutions are looked for once
 
 
 def check_compiler(where: torch.device) -> None:
@@ -186,6 +192,11 @@ def copies_in_background(where: torch.device) -> bool:
 def send(values: Tensor, where: torch.device) -> Tensor:
     """Values on the device; a copy to a GPU is not waited for."""
     return values.pin_memory().to(where, non_blocking=True) if copies_in_background(where) else values.to(where)
+
+
+def send_array(values: NDArray[Any], where: torch.device) -> Tensor:
+    """`send` of a NumPy array."""
+    return send(torch.from_numpy(values), where)
 
 
 def fuses(groups: Sequence[Any]) -> bool | None:

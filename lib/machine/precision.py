@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from lib.config.settings import Section, setting
 
@@ -38,6 +39,26 @@ def lowered(where: torch.device, precision: str) -> AbstractContextManager[Any]:
     if precision == "fp32" or where.type == "meta":
         return nullcontext()
     return torch.autocast(where.type, torch.bfloat16)
+
+
+def full(where: torch.device) -> AbstractContextManager[Any]:
+    """Within `lowered`, float32 again."""
+    return torch.autocast(where.type, enabled=False) if lowers(where) else nullcontext()
+
+
+def raised(values: Tensor) -> Tensor:
+    """The values in float32, if they are in bfloat16."""
+    return values.float() if values.dtype == torch.bfloat16 else values
+
+
+def unrounded(values: Tensor) -> Tensor:
+    """The values in a type whose products are exact to float32: float64 where TF32 would round float32 ones."""
+    return values.double() if rounds(values.device) else values
+
+
+def rounds(where: torch.device) -> bool:
+    """Whether products of float32 are rounded to TF32 there (`--tf32`)."""
+    return where.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
 
 
 def lowers(where: torch.device) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lib.contracts import Request, Views
 from lib.machine import processes
+from lib.transforms.batched_views import DrawnViews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,13 @@ class ViewBatch(Shares):
     """N pictures; the views are of this process's n of them."""
 
     index: Tensor  # (N,) positions among the run's pictures
-    views: list[Tensor]  # for each recipe (n, C, H, W), or (n, D) features of a frozen backbone
+    views: Sequence[Tensor]  # for each recipe (n, C, H, W), or (n, D) features of a frozen backbone
+
+
+def made(batch: Any) -> Any:
+    """The batch with its views as tensors, where they were only drawn so far."""
+    views = getattr(batch, "views", None)
+    return replace(batch, views=views.make()) if isinstance(views, DrawnViews) else batch
 
 
 def stream(views: Views, requests: Iterable[Request]) -> Iterator[ViewBatch]:

@@ -94,8 +94,8 @@ class Split:
 class Method(nn.Module, ABC):
     """A network with its objective.
 
-    `forward` takes a batch and gives {"loss": …} and its parts; where it assigns pictures to clusters
-    on the way, also `index` and `cluster`, (n,) each.
+    `forward` takes a batch and gives {"loss": …} and its parts; where it assigns images to clusters on the way, also
+    `cluster`, (n,), of the batch's images, or of those at `index`, (n,).
     """
 
     network: nn.Module
@@ -136,12 +136,12 @@ class Method(nn.Module, ABC):
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → (N, feature_dim); not below float32, whatever the network computes in."""
         with precision.lowered(images.device, self.precision):
-            features: Tensor = self.network(images)
-        return features.float() if features.dtype == torch.bfloat16 else features
+            return precision.raised(self.network(images))
 
     def encode(self, views: Sequence[Tensor]) -> list[Tensor]:
         """The features of each view, each a BatchNorm batch by itself; neighbouring views of one size share a pass."""
-        return self.pass_views(self.network, views, self.features)
+        with precision.lowered(views[0].device, self.precision):  # once, so that weights are cast once
+            return self.pass_views(self.network, views, self.features)
 
     def pass_views(
         self, module: nn.Module, views: Sequence[Tensor], forward: Callable[[Tensor], Tensor]
@@ -190,8 +190,13 @@ class Method(nn.Module, ABC):
             small_map_convolution.adapt(self.network)
         if settings.compile and not config.of(Command).dry_run:
             devices.check_compiler(device)
-            self.network.compile()
+            if processes.world() > 1 or not config.of(Command).trains:
+                self.network.compile()  # else the whole step is compiled (`lib.training.compiled_step`)
         return self.to(device)
+
+    def compiles(self, batch: Any) -> bool:
+        """Whether `forward` of this batch is a function of its views alone, whose operations are the same in each step."""
+        return True
 
     def uninformative(self) -> dict[str, float]:
         """For parts of the loss: the value at which a part says nothing, such as log K."""

@@ -26,12 +26,14 @@ from lib.errors import Interrupted, RunStopped, UserError
 from lib.machine import devices, precision, processes, random_seeds
 from lib.machine.devices import DeviceSettings
 from lib.machine.interrupts import Interrupts
+from lib.methods.batches import made
 from lib.methods.method import Method, Task
 from lib.networks import backbone, freezing
 from lib.scoring import evaluation, metrics
 from lib.scoring.evaluation import Outcome
 from lib.session import METRICS, TRAINING, Session
 from lib.training import optimizers, schedules
+from lib.training.compiled_step import CompiledStep
 from lib.training.nonfinite_numbers import Fault, Guard
 from lib.training.optimizers import OptimizerSettings
 from lib.training.running_means import Means
@@ -93,6 +95,7 @@ class Trainer:
         self.config = config
         self.settings = config.of(TrainerSettings)
         self._parallel = processes.together(task.method, task.method.idles)
+        self._compiled = self._compiled_step()
         self.optimizer = build_optimizer(task.method, config)
         self.schedule = build_schedule(config)
         self._rate: float | None = None  # of the epoch, before the warm-up
@@ -120,6 +123,13 @@ class Trainer:
         self._scored = next(iter(task.splits))
         if self.settings.best_by == "acc":
             self._check_choice()
+
+    def _compiled_step(self) -> CompiledStep | None:
+        settings = self.config.of(DeviceSettings)
+        if not settings.compile or processes.world() > 1:
+            return None
+        batch_size = self.config.of(DataSettings).batch
+        return CompiledStep(self.method, batch_size, devices.device(settings), lambda why: self.session.warn(why))
 
     def _check_choice(self) -> None:
         """Raises UserError where no accuracy can choose best.ckpt."""
@@ -221,14 +231,15 @@ class Trainer:
         self._guard.keep(self.method, (self.step, self.position, self._means.copy()))
         set_rate(self.optimizer, self._rate, self.step, self._warmup)
         self.method.before_forward(self.step)
-        parts = self._parallel(batch)
-        assigned = (parts.pop("index"), parts.pop("cluster")) if "index" in parts else None
         self.optimizer.zero_grad(set_to_none=True)
+        parts = self._forward(batch)
+        index = parts.pop("index", batch.index)
+        cluster = parts.pop("cluster", None)
         parts["loss"].backward()
         self.method.after_backward(self.step)
         self._guard.step(parts, batch.index)
-        if assigned is not None:
-            self._note(*assigned)
+        if cluster is not None:
+            self._note(index, cluster)
         self.step += 1
         self.position += 1
         began = self._clock
@@ -236,6 +247,10 @@ class Trainer:
         self._means.add(parts, len(batch.index), self._clock - began)
         if self.step % self.settings.display_freq == 0:
             self._display()
+
+    def _forward(self, batch: Any) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = self._parallel(made(batch)) if self._compiled is None else self._compiled(batch)
+        return parts
 
     def _note(self, index: Tensor, cluster: Tensor) -> None:
         self._assigned = self._assigned.to(cluster.device)  # where it stays, so that nothing waits

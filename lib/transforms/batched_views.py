@@ -1,19 +1,16 @@
-"""The `batched` back end: all pictures as bytes on the training device, whole batches transformed at once.
+"""The `batched` back end: all images as bytes on the training device, whole batches transformed at once.
 
-A crop and the antialiased resize that follows it are one linear map along each axis, so each picture's
-view is two small matrix products with weights of its own (Pillow's bilinear filter). Pictures of several
-sizes are multiplied in groups, padded; the padding has no weight. Nothing is copied to the device but the draws.
-
-A `Plan` holds the draws on the device, in one of two forms. `plan` computes least, which is fastest on a CPU.
-`static_plan` launches few operations, and the same in each step, which a GPU and a compiler want.
+Images of several sizes are transformed in groups, padded; the padding has no weight. Nothing is copied to the device
+but the draws.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import cached_property
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
@@ -22,206 +19,114 @@ from torch import Tensor
 
 from lib.contracts import Prepared, Recipe, Request
 from lib.machine import devices
-from lib.transforms import colour
+from lib.machine.background import ahead
+from lib.transforms import view_operations
 from lib.transforms.images_in_memory import Part
-from lib.transforms.random_draws import Draws, Integers, draw, resized
+from lib.transforms.random_draws import Draws, Integers, draw
+from lib.transforms.view_operations import Floats32
 
 WORK = 2**28  # bytes, which may be at work at a time,
 STATIC_WORK = 2**30  # and in the static form, where fewer images at a time are more operations
-Floats32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Axes:
-    """The part of an image that a view shows, along y and x; each (2, M), px."""
+class Finish:
+    """What happens to views at the end: they are normalised, and laid out as the network wants them."""
 
-    start: Tensor  # where the view begins
-    scale: Tensor  # px of the image per px of the view
-    low: Tensor  # the pixels that may be looked at:
-    high: Tensor  # low ≤ pixel < high
-    mirrored: Tensor  # bool
+    means: Tensor  # (C, 1, 1, 1), on the scale [0, 1]
+    stds: Tensor
+    channels_last: bool
 
-    def of(self, rows: slice) -> Axes:
-        return Axes(*(values[:, rows] for values in vars(self).values()))
+    def __call__(self, planes: Tensor, views: int) -> Tensor:
+        """(C, N·V, size, size), which changes → (V, N, C, size, size)."""
+        stacked = torch.unflatten(planes.sub_(self.means).div_(self.stds), 1, (-1, views))  # (C, N, V, size, size)
+        if self.channels_last:
+            return stacked.permute(2, 1, 3, 4, 0).contiguous().permute(0, 1, 4, 2, 3)
+        return stacked.permute(2, 1, 0, 3, 4).contiguous()
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The draws of V views of one size for N images, on the device; the views of an image are neighbours: M = N·V."""
+class Stack:
+    """Views of one size, which are made together."""
 
     size: int
-    views: int
-    axes: Axes
-    recolour: Callable[[Tensor], Tensor]  # planes (C, M, size, size) → planes, which may be the same
+    copies: tuple[int, ...]  # their positions among the recipes
 
 
 @dataclass(frozen=True)
-class SubsetColours:
-    """Colours: each operation for the images that drew it."""
+class Run:
+    """Images that are at work at a time, on the device."""
 
-    jitter: Tensor  # (4, M)
-    # In the order of time: which of colour.JITTER, and to which of the images.
-    steps: list[tuple[int, Tensor]]
-    grayscale: Tensor  # positions among the M
-
-    def __call__(self, planes: Tensor) -> Tensor:
-        for which, chosen in self.steps:
-            part = planes.index_select(1, chosen)
-            colour.JITTER[which](part, self.jitter[which].index_select(0, chosen))
-            planes.index_copy_(1, chosen, part)
-        if len(self.grayscale):
-            part = planes.index_select(1, self.grayscale)
-            colour.grayscale(part)
-            planes.index_copy_(1, self.grayscale, part)
-        return planes
+    groups: tuple[Tensor, ...]  # (n, H, C, W) bytes of one shape each
+    numbers: tuple[Tensor, ...]  # for each stack, of `view_operations.static_numbers`
 
 
-@dataclass(frozen=True)
-class StaticColours:
-    """Colours: each operation for all images, with neutral numbers for those that did not draw it.
+class DrawnViews(Sequence[Tensor]):
+    """Views that are drawn, and made when they are first looked at.
 
-    The hue is turned once, with places for three other operations before it and for three after it.
-    """
-
-    blends: Tensor  # (6, 3, M) the weights of `colour.blend`, in the order of time
-    turns: Tensor  # (M,) of the hue
-    grayscale: Tensor  # (M,) bool
-
-    def __call__(self, planes: Tensor) -> Tensor:
-        before, after = torch.split(self.blends, 3)
-        for weights in before:
-            colour.blend(planes, *weights)
-        planes = colour.turned(planes, self.turns)
-        for weights in after:
-            colour.blend(planes, *weights)
-        return colour.where_grey(planes, self.grayscale)
-
-
-def plan(recipe: Recipe, draws: Draws, sizes: Integers, device: torch.device) -> Plan:
-    """Bring draws for N images, (N, 2) their heights and widths, to the device; one view, `SubsetColours`."""
-    crop = _crop(recipe, draws, sizes)
-    numbers = _send(np.concatenate([crop, _jitter(draws)]), device)
-    kinds = [which for which, strength in enumerate(recipe.jitter or ()) if strength]
-    steps = [(which, draws.jittered & (draws.order[:, place] == which)) for place in range(4) for which in kinds]
-    steps = [(which, chosen) for which, chosen in steps if chosen.any()]
-    rows = [np.flatnonzero(chosen) for chosen in (*(chosen for _, chosen in steps), draws.grayscale)]
-    *parts, grey = torch.split(_send(np.concatenate(rows), device), [len(part) for part in rows])
-    named = [(which, part) for (which, _), part in zip(steps, parts, strict=True)]
-    return Plan(recipe.size, 1, _axes(numbers[:10]), SubsetColours(numbers[10:], named, grey))
-
-
-def static_plan(recipes: Sequence[Recipe], draws: Sequence[Draws], sizes: Integers, device: torch.device) -> Plan:
-    """The same for V views of one size; `StaticColours`, so that no operation and no shape depends on the draws."""
-    has_colours = any(recipe.jitter or recipe.grayscale for recipe in recipes)
-    rows = [_crop(recipe, each, sizes) for recipe, each in zip(recipes, draws, strict=True)]
-    if has_colours:
-        rows = [np.concatenate([row, _static_colours(each)]) for row, each in zip(rows, draws, strict=True)]
-    side_by_side = np.stack(rows, axis=2)  # (rows, N, V)
-    numbers = _send(side_by_side.reshape(len(side_by_side), -1), device)
-    recolour = (
-        StaticColours(torch.unflatten(numbers[10:28], 0, (6, 3)), numbers[28], numbers[29] > 0)
-        if has_colours
-        else _as_it_is
-    )
-    return Plan(recipes[0].size, len(recipes), _axes(numbers[:10]), recolour)
-
-
-def _as_it_is(planes: Tensor) -> Tensor:
-    return planes
-
-
-def _crop(recipe: Recipe, draws: Draws, sizes: Integers) -> Floats32:
-    """(10, N): start, scale, low, high and whether it is mirrored, each along y and x."""
-    corner, extent = np.split(draws.box.T.astype(np.float64), 2)  # (2, N) each
-    mirrored = np.stack([np.zeros_like(draws.flip), draws.flip])
-    if recipe.crop == "resized":
-        numbers = (corner, extent / recipe.size, corner, corner + extent, mirrored)
-    else:
-        scale = (sizes / resized(sizes, recipe.resize)).T
-        numbers = (corner * scale, scale, np.zeros_like(corner), sizes.T.astype(np.float64), mirrored)
-    return np.concatenate(numbers).astype(np.float32)
-
-
-def _axes(numbers: Tensor) -> Axes:
-    start, scale, low, high, mirrored = torch.unflatten(numbers, 0, (5, 2))
-    return Axes(start, scale, low, high, mirrored > 0)
-
-
-def _jitter(draws: Draws) -> Floats32:
-    """(4, N): factors, and turns of the hue."""
-    jitter = draws.jitter.T.copy()
-    jitter[3] = np.trunc(jitter[3] * 255) / 255  # torchvision turns Pillow images by whole steps
-    return jitter.astype(np.float32)
-
-
-def _static_colours(draws: Draws) -> Floats32:
-    """(20, N): the numbers of `StaticColours`."""
-    n = len(draws.flip)
-    *factors, turns = np.where(draws.jittered, _jitter(draws), np.array([[1], [1], [1], [0]], dtype=np.float32))
-    time = np.argsort(draws.order, axis=1).T  # (4, N) when each of the operations is due
-    slots = time[:3] + 2 * (time[:3] > time[3])  # of 6
-    blends = np.zeros((6, 3, n), dtype=np.float32)
-    blends[:, 0] = 1
-    every = np.arange(n)
-    for slot, factor in zip(slots, factors, strict=True):
-        blends[slot, 0, every] = factor
-    blends[slots[1], 2, every] = 1 - factors[1]
-    blends[slots[2], 1, every] = 1 - factors[2]
-    return np.concatenate([blends.reshape(18, n), [turns, draws.grayscale]])
-
-
-def _send(array: NDArray[Any], device: torch.device) -> Tensor:
-    return devices.send(torch.from_numpy(array), device)
-
-
-def weights(axes: Axes, size: int, length: int) -> Tensor:
-    """(2, M, size, length): the share of each of `length` pixels in each of `size` pixels of the view, along y and x.
-
-    Pillow's bilinear filter: a triangle around the view's pixel, as wide as a pixel of the larger of the
-    two grids on either side, cut at the crop's edge, and normalised.
-    """
-    places = torch.arange(0.5, size, device=axes.start.device)
-    places = torch.where(axes.mirrored[..., None], size - places, places)
-    centres = axes.start[..., None] + places * axes.scale[..., None]  # (2, M, size)
-    pixels = torch.arange(0.5, length, device=centres.device)
-    reach = axes.scale.clamp_min(1)[..., None, None]
-    shares = (pixels - centres[..., None]).abs_().div_(reach).neg_().add_(1).clamp_min_(0)
-    shares.mul_(((pixels > axes.low[..., None]) & (pixels < axes.high[..., None]))[..., None, :])
-    return shares.div_(shares.sum(dim=-1, keepdim=True))
-
-
-def view(groups: Sequence[Tensor], plan: Plan) -> Tensor:
-    """The views of N images before they are normalised.
+    `make` makes them anew. It only works on tensors, and its operations and shapes do not depend on the draws, so a
+    compiled step can contain it (where `is_static`).
 
     Args:
-        groups: (n, H, C, W), floats in [0, 1]; one after the other the N images, each in the upper left corner.
-        plan: for these images.
-
-    Returns:
-        (C, N·V, size, size) in [0, 1].
+        runs: the images, and their draws.
+        stacks: of the views.
+        back: (N,) where each image is among those of the runs; none: in their order.
+        finish: of each view.
     """
-    size = plan.size
-    channels = groups[0].shape[2]
-    if len(groups) == 1:
-        planes = _cropped(groups[0], plan.axes, size, plan.views).permute(2, 0, 1, 3).contiguous()
-    else:
-        planes = groups[0].new_empty(channels, plan.axes.start.shape[1], size, size)
-        end = 0
-        for images in groups:
-            rows = slice(end, end := end + len(images) * plan.views)
-            planes[:, rows] = _cropped(images, plan.axes.of(rows), size, plan.views).permute(2, 0, 1, 3)
-    return plan.recolour(planes)
+
+    def __init__(self, runs: Sequence[Run], stacks: Sequence[Stack], back: Tensor | None, finish: Finish) -> None:
+        self.runs = tuple(runs)
+        self.stacks = tuple(stacks)
+        self.back = back
+        self.finish = finish
+
+    @property
+    def is_static(self) -> bool:
+        """Whether other images of the same number go through the same operations on the same shapes."""
+        return len(self.runs) == 1 and len(self.runs[0].groups) == 1
+
+    def make(self) -> list[Tensor]:
+        """For each recipe (N, C, size, size)."""
+        made: dict[int, Tensor] = {}
+        for number, stack in enumerate(self.stacks):
+            parts = [self._made_of(run, number) for run in self.runs]
+            views = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            if self.back is not None:
+                views = views.index_select(1, self.back)
+            made.update(zip(stack.copies, views.unbind(), strict=True))
+        return [made[copy] for copy in range(len(made))]
+
+    def _made_of(self, run: Run, number: int) -> Tensor:
+        stack = self.stacks[number]
+        plan = view_operations.static_plan(stack.size, len(stack.copies), run.numbers[number])
+        return self.finish(view_operations.view([group / 255 for group in run.groups], plan), plan.views)
+
+    @cached_property
+    def _kept(self) -> list[Tensor]:
+        return self.make()
+
+    def __len__(self) -> int:
+        return sum(len(stack.copies) for stack in self.stacks)
+
+    @overload
+    def __getitem__(self, copy: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, copy: slice) -> list[Tensor]: ...
+
+    def __getitem__(self, copy: int | slice) -> Tensor | list[Tensor]:
+        return self._kept[copy]
 
 
-def _cropped(images: Tensor, axes: Axes, size: int, views: int) -> Tensor:
-    """(n·V, size, C, size) of (n, H, C, W)."""
-    n, height, channels, width = images.shape
-    m = n * views
-    y, x = weights(axes, size, max(height, width))
-    # All views of an image in one product: (n, V·size, H) · (n, H, C·W).
-    rows = torch.bmm(y[..., :height].reshape(n, views * size, height), images.flatten(2))
-    columns = x[..., :width].transpose(1, 2)  # (m, W, size)
-    return torch.bmm(rows.view(m, size * channels, width), columns).view(m, size, channels, size)
+@dataclass(frozen=True)
+class _Batch:
+    """A batch in the order of its images' shapes, and its draws."""
+
+    index: Integers  # (N,) in the order of the request
+    stacks: list[Stack]
+    runs: list[Integers]
+    numbers: list[list[Floats32]]  # for each run and stack
+    back: Integers | None  # where each image of the request is among those of the runs
 
 
 class BatchedViews:
@@ -233,14 +138,16 @@ class BatchedViews:
         test: the recipe of `plain`.
         means, stds: one per channel, on the scale [0, 1].
         seed: of the draws.
-        device: where the pictures lie, and the views are made.
+        device: where the pictures are, and the views are made.
+        compiled: a step compiles its views.
+        channels_last: the layout of the views.
     """
 
     kind = "batched"
 
     static: bool
     """Whether every batch of images of one size goes through the same operations on the same shapes, whatever was
-    drawn: on a GPU, where each operation is launched. A CPU computes fewer numbers without."""
+    drawn: on a GPU, where each operation is launched, and where a step is compiled. A CPU computes fewer numbers without."""
 
     def __init__(
         self,
@@ -252,9 +159,11 @@ class BatchedViews:
         *,
         seed: int,
         device: torch.device,
+        compiled: bool = False,
+        channels_last: bool = False,
     ) -> None:
         self.skipped = skipped
-        self.static = device.type != "cpu"
+        self.static = compiled or device.type != "cpu"
         # (n, H, C, W), whatever the order in memory.
         self._parts = [_tensor(part.array).permute(0, 1, 3, 2).to(device) for part in parts]
         shapes = [part.shape[1:] for part in self._parts]
@@ -273,13 +182,21 @@ class BatchedViews:
         self._test = test
         self._seed = seed
         self._device = device
-        self._means, self._stds = (torch.tensor(values, device=device)[:, None, None, None] for values in (means, stds))
+        scales = (torch.tensor(values, device=device)[:, None, None, None] for values in (means, stds))
+        self._finish = Finish(*scales, channels_last=channels_last)
 
     def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
-        for request in plan:
-            index = request.index.numpy()
-            index = index[~np.isin(index, self._unreadable)]
-            yield Prepared(torch.from_numpy(index), self._views(index, request))
+        if not self.static:
+            for request in plan:
+                index = self._readable(request)
+                yield Prepared(torch.from_numpy(index), self._views(index, request))
+            return
+        for batch in ahead(map(self._draw, plan)):
+            yield Prepared(torch.from_numpy(batch.index), self._sent(batch))
+
+    def _readable(self, request: Request) -> Integers:
+        index = request.index.numpy()
+        return index[~np.isin(index, self._unreadable)]
 
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
         return self.stream(Request(index, (self._test,)) for index in batches)
@@ -297,36 +214,72 @@ class BatchedViews:
     def close(self) -> None:
         pass
 
-    def _views(self, index: NDArray[np.int64], request: Request) -> list[Tensor]:
+    def _draw(self, request: Request) -> _Batch:
+        index = self._readable(request)
+        ordered, back = self._by_shape(index)
+        stacks = _stacks(request.recipes)
+        runs = list(self._runs(ordered, max(len(stack.copies) for stack in stacks), STATIC_WORK))
+        numbers = [
+            [
+                view_operations.static_numbers(
+                    [request.recipes[copy] for copy in stack.copies],
+                    [self._drawn(run, request, copy) for copy in stack.copies],
+                    self._sizes[run],
+                )
+                for stack in stacks
+            ]
+            for run in runs
+        ]
+        return _Batch(index, stacks, runs, numbers, back)
+
+    def _drawn(self, index: Integers, request: Request, copy: int) -> Draws:
+        numbers = request.numbers(index)
+        return draw(request.recipes[copy], self._sizes[index], self._seed, request.epoch, numbers, copy)
+
+    def _sent(self, batch: _Batch) -> DrawnViews:
+        """The draws, and the bytes of the images beside them, on the device."""
+        runs = [
+            Run(
+                tuple(self._bytes(group) for group in self._groups(run)),
+                tuple(self._send(each) for each in numbers),
+            )
+            for run, numbers in zip(batch.runs, batch.numbers, strict=True)
+        ]
+        back = None if batch.back is None else self._send(batch.back)
+        return DrawnViews(runs, batch.stacks, back, self._finish)
+
+    def _views(self, index: Integers, request: Request) -> list[Tensor]:
+        """On a CPU, whose caches are small: one recipe after the other, and each operation for images that drew it."""
+        ordered, back = self._by_shape(index)
+        by_run = [self._views_of(run, request) for run in self._runs(ordered, 1, WORK)]
+        views = by_run[0] if len(by_run) == 1 else [torch.cat(parts) for parts in zip(*by_run, strict=True)]
+        return views if back is None else [view.index_select(0, torch.from_numpy(back)) for view in views]
+
+    def _views_of(self, run: Integers, request: Request) -> list[Tensor]:
+        groups = [self._floats(group) for group in self._groups(run)]
+        views = []
+        for copy, recipe in enumerate(request.recipes):
+            drawn = self._drawn(run, request, copy)
+            plan = view_operations.plan(recipe, drawn, self._sizes[run], self._device)
+            views.append(self._finish(view_operations.view(groups, plan), 1)[0])
+        return views
+
+    def _by_shape(self, index: Integers) -> tuple[Integers, Integers | None]:
+        """The images in the order of their shapes, and where each of them has gone, if any has."""
         shapes = self._shape[self._part[index]]
-        back = None
-        if len(np.unique(shapes)) > 1:
-            order = np.argsort(shapes, kind="stable")
-            index = index[order]
-            back = _send(np.argsort(order), self._device)
-        stacks = self._stacks(request.recipes)
-        runs = [list(self._some_views(run, request, stacks)) for run in self._runs(index, max(map(len, stacks)))]
-        made = runs[0] if len(runs) == 1 else [torch.cat(parts, dim=1) for parts in zip(*runs, strict=True)]
-        if back is not None:
-            made = [views.index_select(1, back) for views in made]
-        by_copy = {
-            copy: view
-            for stack, views in zip(stacks, made, strict=True)
-            for copy, view in zip(stack, views.unbind(), strict=True)
-        }
-        return [by_copy[copy] for copy in range(len(request.recipes))]
+        if len(np.unique(shapes)) < 2:
+            return index, None
+        order = np.argsort(shapes, kind="stable")
+        return index[order], np.argsort(order)
 
-    def _stacks(self, recipes: Sequence[Recipe]) -> list[list[int]]:
-        """Which of the recipes are computed at once: those of one size, or on a CPU, whose caches are small, each alone."""
-        if not self.static:
-            return [[copy] for copy in range(len(recipes))]
-        sizes = [recipe.size for recipe in recipes]
-        return [[copy for copy, size in enumerate(sizes) if size == each] for each in dict.fromkeys(sizes)]
+    def _groups(self, run: Integers) -> list[Integers]:
+        """Those of each shape."""
+        shapes = self._shape[self._part[run]]
+        return np.split(run, np.flatnonzero(np.diff(shapes)) + 1)
 
-    def _runs(self, index: NDArray[np.int64], views: int) -> Iterator[NDArray[np.int64]]:
-        """As many at a time as `WORK` allows; about 8 float copies of a picture are alive for each of `views` at once."""
+    def _runs(self, index: Integers, views: int, work: int) -> Iterator[Integers]:
+        """As many at a time as `work` allows; about 8 float copies of a picture are alive for each of `views` at once."""
         ends = np.cumsum(self._numbers[self._part[index]])
-        work = STATIC_WORK if self.static else WORK
         start = 0
         while start == 0 or start < len(index):
             limit = work // (32 * views) + (ends[start - 1] if start else 0)
@@ -334,59 +287,43 @@ class BatchedViews:
             yield index[start:stop]
             start = stop
 
-    def _some_views(
-        self, index: NDArray[np.int64], request: Request, stacks: Sequence[Sequence[int]]
-    ) -> Iterator[Tensor]:
-        """For each stack (V, N, C, size, size) of images that are in the order of their shapes."""
-        sizes = self._sizes[index]
-        shapes = self._shape[self._part[index]]
-        numbers = request.numbers(index)
-        groups = [self._gather(group) for group in np.split(index, np.flatnonzero(np.diff(shapes)) + 1)]
-        for stack in stacks:
-            recipes = [request.recipes[copy] for copy in stack]
-            draws = [
-                draw(recipe, sizes, self._seed, request.epoch, numbers, copy)
-                for copy, recipe in zip(stack, recipes, strict=True)
-            ]
-            if self.static:
-                drawn = static_plan(recipes, draws, sizes, self._device)
-            else:
-                drawn = plan(recipes[0], draws[0], sizes, self._device)
-            planes = view(groups, drawn).sub_(self._means).div_(self._stds)
-            yield torch.unflatten(planes, 1, (len(index), len(stack))).permute(2, 1, 0, 3, 4).contiguous()
-
-    def _gather(self, index: NDArray[np.int64]) -> Tensor:
+    def _floats(self, index: Integers) -> Tensor:
         """(N, H, C, W) floats in [0, 1] of pictures of one shape."""
         holder = self._part[index]
         row = self._row[index]
         first = holder[0] if len(index) else 0
         pictures = torch.empty(len(index), *self._parts[first].shape[1:], device=self._device)
-        if self.static:
-            pictures.copy_(self._gather_bytes(holder, row, np.flatnonzero(self._shape == self._shape[first])))
-            return pictures.div_(255)
         for number in np.unique(holder):
-            own = np.flatnonzero(holder == number)
-            chosen = self._parts[number].index_select(0, _send(row[own], self._device))
-            if len(own) == len(index):
+            local = np.flatnonzero(holder == number)
+            chosen = self._parts[number].index_select(0, torch.from_numpy(row[local]))
+            if len(local) == len(index):
                 pictures.copy_(chosen)
             else:
-                pictures[_send(own, self._device)] = chosen.float()
+                pictures[torch.from_numpy(local)] = chosen.float()
         return pictures.div_(255)
 
-    def _gather_bytes(self, holder: NDArray[np.int64], row: NDArray[np.int64], numbers: NDArray[np.int64]) -> Tensor:
-        """Bytes from parts of one shape, with the same operations whichever of the parts hold the images.
-
-        Args:
-            holder, row: (N,) the part of each image, and its row there.
-            numbers: all parts of the shape.
-        """
-        first, *others = numbers
-        images: Tensor = self._parts[first].index_select(0, _send(np.where(holder == first, row, 0), self._device))
+    def _bytes(self, index: Integers) -> Tensor:
+        """(N, H, C, W) bytes of pictures of one shape, by the same operations whichever of the parts hold them."""
+        holder = self._part[index]
+        row = self._row[index]
+        first, *others = np.flatnonzero(self._shape == self._shape[holder[0] if len(index) else 0])
+        images: Tensor = self._parts[first].index_select(0, self._send(np.where(holder == first, row, 0)))
         for number in others:
             is_there = holder == number
-            chosen = self._parts[number].index_select(0, _send(np.where(is_there, row, 0), self._device))
-            images = torch.where(_send(is_there, self._device)[:, None, None, None], chosen, images)
+            chosen = self._parts[number].index_select(0, self._send(np.where(is_there, row, 0)))
+            images = torch.where(self._send(is_there)[:, None, None, None], chosen, images)
         return images
+
+    def _send(self, values: NDArray[Any]) -> Tensor:
+        return devices.send_array(values, self._device)
+
+
+def _stacks(recipes: Sequence[Recipe]) -> list[Stack]:
+    """Views of one size together."""
+    sizes = [recipe.size for recipe in recipes]
+    return [
+        Stack(each, tuple(copy for copy, size in enumerate(sizes) if size == each)) for each in dict.fromkeys(sizes)
+    ]
 
 
 def _tensor(array: NDArray[np.uint8]) -> Tensor:

@@ -14,8 +14,9 @@ from lib.contracts import Recipe, Views
 from lib.datasets import DataSettings, Pictures
 from lib.datasets.image_files import ADVICE, PictureFiles
 from lib.errors import UserError
-from lib.machine import devices
+from lib.machine import devices, precision
 from lib.machine.devices import DeviceSettings
+from lib.machine.precision import PrecisionSettings
 from lib.machine.progress import progress
 from lib.machine.random_seeds import SeedSettings
 from lib.networks import NetworkSettings
@@ -58,7 +59,11 @@ def open_views(config: Config, pictures: Pictures, test: Recipe) -> Views:
     if wanted != "pil" and not config.of(Command).dry_run:
         try:
             held = _Held(reader, loading.memory_budget, skip, fixed=wanted == "batched")
-            return BatchedViews(held.parts(), held.skipped, test, means, stds, seed=seed, device=device)
+            return BatchedViews(
+                held.parts(), held.skipped, test, means, stds,
+                seed=seed, device=device, compiled=config.of(DeviceSettings).compile,
+                channels_last=precision.channels_last(device, config.of(PrecisionSettings)),
+            )  # fmt: skip
         except _Unfit as reason:
             if wanted == "batched":
                 raise UserError(f"--tfm-backend batched: {reason}; or take --tfm-backend pil") from None
