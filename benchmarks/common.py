@@ -7,11 +7,12 @@ slow moment of the machine meets all of it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+ROWS = {"imc_swav": "configs/imc_swav", "pica": "configs"}  # where the files of a paper's row are
 RESULTS = ROOT / "benchmarks/results"
 sys.path.insert(0, str(ROOT))
 
@@ -79,6 +81,42 @@ def settings(*words: object) -> Any:
     from lib.config import config
 
     return config.resolve(main.DEFAULTS | config.collect([str(word) for word in words], main.SECTIONS), main.SECTIONS)
+
+
+def row_trainer(method: str, folder: Path, images: int, *words: object) -> Any:
+    """The trainer of a method's CIFAR-10 row, on photographs that are left in the folder.
+
+    Args:
+        method: one of `ROWS`.
+        folder: where the images are, or will be.
+        images: how many there are.
+        words: further flags.
+    """
+    import main
+    from lib.training.trainer import Trainer
+
+    split = folder / "train"
+    if not split.exists():
+        split.mkdir()
+        for i, image in enumerate(photographs(images, 32, 32)):
+            Image.fromarray(image).save(split / f"{i:05}.png")
+    files = (ROOT / ROWS[method] / name for name in ("base.yaml", "cifar10.yaml"))
+    config = settings(
+        "--cfgs", *files, "--dataset", "image_folder", "--data-root", folder, "--train-splits", "train",
+        "--test-splits", "train", "--num-clusters", 10, "--seed", 0, "--disk-cache", 0, "--debug",
+        "--display-freq", 1000, *words,
+    )  # fmt: skip
+    task = main.build(config)
+    task.method.train()
+    trainer = Trainer(task, task.config)
+    trainer._rate = 1e-4
+    return trainer
+
+
+def endless(trainer: Any) -> Iterator[Any]:
+    """The batches of one epoch after the other."""
+    for epoch in itertools.count():
+        yield from trainer.task.source.epoch(epoch)
 
 
 def publish(

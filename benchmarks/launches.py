@@ -6,7 +6,6 @@ only looks at a tensor in another shape is left out.
 
 from __future__ import annotations
 
-import itertools
 import sys
 import tempfile
 from collections import Counter
@@ -17,13 +16,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import ROOT, arguments, photographs, publish, settings
-from PIL import Image
+from common import ROWS, arguments, endless, publish, row_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.errors import exit_status
+from lib.transforms.batched_views import DrawnViews
 
-CONFIGS = {"imc_swav": "configs/imc_swav", "pica": "configs"}
 PARTS = ("views", "network", "heads and losses", "backward", "optimiser and checks")
 IMAGES = 256
 
@@ -66,25 +64,10 @@ def only_looks(func: Any) -> bool:
 
 def count(method: str, images: int = IMAGES, steps: int = 1) -> list[Launches]:
     """The operations of each of some steps after the third, when the optimiser has its state."""
-    import main
-    from lib.training.trainer import Trainer
-
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(made) / "train"
-        folder.mkdir()
-        for i, image in enumerate(photographs(2 * images, 32, 32)):
-            Image.fromarray(image).save(folder / f"{i:05}.png")
-        config = settings(
-            "--cfgs", ROOT / CONFIGS[method] / "base.yaml", ROOT / CONFIGS[method] / "cifar10.yaml",
-            "--dataset", "image_folder", "--data-root", made, "--train-splits", "train", "--test-splits", "train",
-            "--num-clusters", 10, "--batch-size", images, "--seed", 0, "--disk-cache", 0, "--debug", "--display-freq", 1000,
-        )  # fmt: skip
-        task = main.build(config)
-        task.views.static = task.method.shares_passes = True  # as on a GPU
-        task.method.train()
-        trainer = Trainer(task, config)
-        trainer._rate = 1e-4
-        batches = (batch for epoch in itertools.count() for batch in task.source.epoch(epoch))
+        trainer = row_trainer(method, Path(made), 2 * images, "--batch-size", images)
+        trainer.task.views.static = trainer.method.shares_passes = True  # as on a GPU
+        batches = endless(trainer)
         for _ in range(3):
             trainer._train_step(next(batches))
         return [counted(trainer, batches) for _ in range(steps)]
@@ -98,6 +81,7 @@ def counted(trainer: Any, batches: Iterator[Any]) -> Launches:
     with ExitStack() as stack:
         for part, module in whole.items():
             stack.enter_context(mock.patch.object(module, "forward", launches.within(part, module.forward)))
+        stack.enter_context(mock.patch.object(DrawnViews, "make", launches.within("views", DrawnViews.make)))
         backward = launches.within("backward", torch.Tensor.backward)
         stack.enter_context(mock.patch.object(torch.Tensor, "backward", backward))
         stack.enter_context(launches)
@@ -111,7 +95,7 @@ def main() -> None:
     arguments(__doc__).parse_args()
     rows = []
     data = {}
-    for method in CONFIGS:
+    for method in ROWS:
         (launches,) = count(method)
         counts = launches.counts
         rows.append([method, *(f"{counts[part]:,}" for part in PARTS), f"{counts.total():,}"])

@@ -66,10 +66,9 @@ def child(name: str, n: int, steps: int, apart: bool, threads: int) -> None:
 def batch(name: str, n: int, own: int, counts: tuple[int, ...]) -> Any:
     index = torch.arange(n)
     if name == "pica":
-        views = torch.randn(4, own, 3, 32, 32)
-        return PICABatch(0, index, views[0], views[1:], counts=counts)
+        return PICABatch(index, list(torch.randn(4, own, 3, 32, 32)), head=0, counts=counts)
     views = [torch.randn(own, 3, side, side) for side in (28, 28, 18, 18, 18, 18)]
-    return IMCBatch(index, views, np.ones(n, dtype=np.bool_), counts=counts)
+    return IMCBatch(index, views, counts=counts)
 
 
 def measure(name: str, way: str, n: int, steps: int) -> float:

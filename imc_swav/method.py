@@ -119,7 +119,8 @@ class IMCSwAV(Method):
         return self.bank.add(Banked(batch.index[chosen], *(part[:, on_device] for part in held)))
 
     def compiles(self, batch: Batch) -> bool:
-        return batch.classified is None and not len(self.bank)
+        classifies_all = batch.classified is None or batch.classified.all()
+        return bool(classifies_all) and not len(self.bank)
 
     def classify(self, features: Tensor) -> Tensor:
         logits: Tensor = self.classifier(features)

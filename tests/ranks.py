@@ -114,9 +114,7 @@ def steps() -> Iterator[tuple[str, Tensor]]:
 
 
 def doubled(batch: Any) -> Any:
-    if isinstance(batch, IMCBatch):
-        return dataclasses.replace(batch, views=[view.double() for view in batch.views])
-    return dataclasses.replace(batch, original=batch.original.double(), perturbed=batch.perturbed.double())
+    return dataclasses.replace(batch, views=[view.double() for view in batch.views])
 
 
 def labelled_on_one(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:

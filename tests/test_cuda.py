@@ -41,10 +41,6 @@ def trainer(method: str, *words: object) -> Trainer:
     return Trainer(main.build(settings), settings)
 
 
-def views(batch: Any) -> list[torch.Tensor]:
-    return batch.views if hasattr(batch, "views") else [batch.original, *batch.perturbed]
-
-
 def gradients(made: Trainer) -> torch.Tensor:
     found = [w.grad.flatten().cpu() for w in made.method.parameters() if w.grad is not None]
     return torch.cat(found)
@@ -60,7 +56,7 @@ def test_views_losses_and_gradients_are_those_of_a_cpu(method: str) -> None:
     batches = [next(trained.task.source.epoch(0)) for trained in made]
     for trained, batch in zip(made, batches, strict=True):
         trained._train_step(batch)
-    ours, theirs = (torch.cat([view.flatten().cpu() for view in views(batch)]) for batch in batches)
+    ours, theirs = (torch.cat([view.flatten().cpu() for view in batch.views]) for batch in batches)
     assert (ours - theirs).abs().max() < 1e-3
     on_cpu, on_gpu = (trained._means.values() for trained in made)
     assert on_gpu == pytest.approx(on_cpu, rel=1e-3, abs=1e-3)

@@ -45,9 +45,8 @@ def views(recipe: Recipe) -> Tensor:
     parts = [whole(np.zeros((n, height, width, 3), dtype=np.uint8), start) for start, n, height, width in shapes]
     held = BatchedViews(parts, {}, recipe, (0.5,) * 3, (0.2,) * 3, seed=0, device=CUDA)
     assert held.static
-    (made,) = held._views(
-        np.arange(N), Request(torch.arange(N), (recipe,))
-    )  # `stream` reads the index, which has no content
+    # `stream` reads the index, which has no content.
+    (made,) = held._sent(held._draw(np.arange(N), Request(torch.arange(N), (recipe,))))
     return made
 
 
@@ -60,9 +59,8 @@ def pica_method() -> tuple[Method, Any]:
         network = nn.Sequential(Sobel(), backbone)
         network.feature_dim = backbone.feature_dim
         method = pica.method.PICA(network, (70, 10))
-    perturbed = torch.stack([views(RANDOM) for _ in range(3)])
-    batch = pica.data.Batch(0, torch.arange(N), views(Recipe(32, "random", 40)), perturbed)
-    return method, batch
+    drawn = [views(Recipe(32, "random", 40)), *(views(RANDOM) for _ in range(3))]
+    return method, pica.data.Batch(torch.arange(N), drawn, head=0)
 
 
 def imc_method(classified: int = N) -> tuple[Method, Any]:
@@ -103,7 +101,7 @@ def test_a_guarded_step_waits_for_nothing(cuda: None, kind: Any) -> None:
 
 def test_a_tensor_on_the_wrong_device_and_a_wait_are_noticed(cuda: None) -> None:
     method, batch = pica_method()
-    batch = dataclasses.replace(batch, original=torch.empty(N, 3, 32, 32))
+    batch = dataclasses.replace(batch, views=[torch.empty(N, 3, 32, 32), *batch.views[1:]])
     with pytest.raises(RuntimeError, match="device"):
         method(batch)
     with pytest.raises(DataDependentOutputException):

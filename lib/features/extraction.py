@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -81,12 +81,12 @@ class Extractor:
         index = torch.arange(start, min(start + BLOCK, len(self._numbers)))
         return Request(index, self._recipes, drawn_as=torch.from_numpy(self._numbers[index.numpy()]))
 
-    def _features(self, views: list[Tensor]) -> Rows:
+    def _features(self, views: Sequence[Tensor]) -> Rows:
         """(n, views, D)"""
         return encoded(self._encode, views).cpu().numpy()
 
 
-def encoded(encode: Backbone, views: list[Tensor]) -> Tensor:
+def encoded(encode: Backbone, views: Sequence[Tensor]) -> Tensor:
     """(n, views, D) of each of some views, (n, C, H, W) or another size.
 
     Raises:

@@ -42,4 +42,4 @@ class Sobel(nn.Module):
 def _convolved(layer: nn.Conv2d, images: Tensor) -> Tensor:
     """By the layer's filters, in the images' type."""
     bias = None if layer.bias is None else layer.bias.to(images.dtype)
-    return F.conv2d(images, layer.weight.to(images.dtype), bias, padding=layer.padding)  # type: ignore[arg-type]
+    return F.conv2d(images, layer.weight.to(images.dtype), bias, padding=layer.padding)

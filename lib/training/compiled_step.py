@@ -12,7 +12,7 @@ from lib.methods.batches import made
 from lib.methods.method import Method
 from lib.transforms.batched_views import DrawnViews
 
-COMPILERS = ("torch._dynamo", "torch._inductor")  # whose modules are not imported for their errors: that takes a second
+COMPILERS = ("torch._dynamo", "torch._inductor")  # whose errors say that something cannot be compiled
 KINDS = 256  # of batches, such as PICA's heads, each of which is compiled once
 
 
@@ -35,14 +35,22 @@ class CompiledStep:
         mode = "reduce-overhead" if self._replays else "default"
         self._compiled = torch.compile(_forward, fullgraph=True, dynamic=False, mode=mode)
 
+    def describe(self) -> str:
+        replayed = ", replayed as a CUDA graph" if self._replays else ""
+        return (
+            f"views, network and loss compiled as one function{replayed}; a batch that is not full, or waits in a bank, "
+            "takes the same step uncompiled"
+        )
+
     def __call__(self, batch: Any) -> dict[str, Tensor]:
         is_full = len(batch.index) == self._batch_size and not batch.left_out
         if not self._is_whole or not is_full or not self._method.compiles(batch):
             return _forward(self._method, batch)
-        if isinstance(batch.views, DrawnViews) and not batch.views.is_static:
+        views = getattr(batch, "views", None)
+        if isinstance(views, DrawnViews) and not views.is_static:
             batch = made(batch)
         if self._replays:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
             with torch._dynamo.config.patch(recompile_limit=KINDS):
                 return self._compiled(self._method, batch)

@@ -164,6 +164,8 @@ class Trainer:
                 session.rewind(mark)
                 session.info(f"goes on after step {self.step:,}, with {self.epoch} epochs finished")
             session.info(f"views: {self.task.views.describe()}")
+            if self.config.of(DeviceSettings).compile:
+                session.info(f"step: {self._compiled.describe() if self._compiled else 'the network is compiled'}")
             for note in self._notes:
                 session.warn(note)
             with self._interrupts:

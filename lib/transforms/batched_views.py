@@ -182,8 +182,8 @@ class BatchedViews:
         self._test = test
         self._seed = seed
         self._device = device
-        scales = (torch.tensor(values, device=device)[:, None, None, None] for values in (means, stds))
-        self._finish = Finish(*scales, channels_last=channels_last)
+        mean, std = (torch.tensor(values, device=device)[:, None, None, None] for values in (means, stds))
+        self._finish = Finish(mean, std, channels_last)
 
     def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
         if not self.static:
@@ -191,7 +191,7 @@ class BatchedViews:
                 index = self._readable(request)
                 yield Prepared(torch.from_numpy(index), self._views(index, request))
             return
-        for batch in ahead(map(self._draw, plan)):
+        for batch in ahead(self._draw(self._readable(request), request) for request in plan):
             yield Prepared(torch.from_numpy(batch.index), self._sent(batch))
 
     def _readable(self, request: Request) -> Integers:
@@ -214,8 +214,7 @@ class BatchedViews:
     def close(self) -> None:
         pass
 
-    def _draw(self, request: Request) -> _Batch:
-        index = self._readable(request)
+    def _draw(self, index: Integers, request: Request) -> _Batch:
         ordered, back = self._by_shape(index)
         stacks = _stacks(request.recipes)
         runs = list(self._runs(ordered, max(len(stack.copies) for stack in stacks), STATIC_WORK))

@@ -69,9 +69,8 @@ def test_alternating_steps_equal_the_authors_also_across_a_stop(
             checkpoint.load_weights(method, stored["method"], "stopped")
             optimizer = torch.optim.Adam(method.parameters(), lr=float(golden["lr"]))
             optimizer.load_state_dict(stored["optimizer"])
-        loss = method(Batch(head, torch.arange(len(original)), original, perturbed.unflatten(0, (-1, len(original)))))[
-            "loss"
-        ]
+        views = [original, *perturbed.unflatten(0, (-1, len(original)))]
+        loss = method(Batch(torch.arange(len(original)), views, head=head))["loss"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         method.after_backward(step)
@@ -95,7 +94,7 @@ class Flat(nn.Module):
 def test_a_head_that_was_never_trained_is_left_alone() -> None:
     method = PICA(Flat(), (4, 2), idle_heads="zeros")
     batch = torch.randn(5, 1, 2, 2)
-    method(Batch(1, torch.arange(5), batch, torch.stack([batch, batch])))["loss"].backward()
+    method(Batch(torch.arange(5), [batch] * 3, head=1))["loss"].backward()
     method.after_backward(0)
     assert all(weight.grad is None for weight in method.heads[0].parameters())
     assert all(weight.grad is not None for weight in method.heads[1].parameters())

@@ -25,7 +25,7 @@ from lib.contracts import Recipe, Request, Views
 from lib.datasets.fingerprint import fingerprint
 from lib.errors import UserError
 from lib.machine import devices
-from lib.transforms import batched_views, colour
+from lib.transforms import batched_views, colour, view_operations
 from lib.transforms.batched_views import BatchedViews
 from lib.transforms.choose_backend import open_views
 from lib.transforms.images_in_memory import whole
@@ -42,8 +42,8 @@ def both(pictures: NDArray[np.uint8], recipe: Recipe, copy: int = 0) -> tuple[Te
     n, height, width, channels = pictures.shape
     sizes = np.tile([[height, width]], (n, 1))
     draws = draw(recipe, sizes, 3, 1, np.arange(n), copy)
-    plan = batched_views.plan(recipe, draws, sizes, devices.CPU)
-    ours = batched_views.view([torch.from_numpy(pictures).permute(0, 1, 3, 2) / 255], plan).transpose(0, 1) * 255
+    plan = view_operations.plan(recipe, draws, sizes, devices.CPU)
+    ours = view_operations.view([torch.from_numpy(pictures).permute(0, 1, 3, 2) / 255], plan).transpose(0, 1) * 255
     images = [Image.fromarray(part if channels == 3 else part[..., 0]) for part in pictures]
     theirs = np.stack([np.asarray(pil_view(image, recipe, draws, i)) for i, image in enumerate(images)])
     return ours, torch.from_numpy(theirs.reshape(*ours.shape[:1], *ours.shape[2:], -1)).permute(0, 3, 1, 2).float()
@@ -455,6 +455,6 @@ def test_no_step_means_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(8, "resized", jitter=(0.4, 0.4, 0.0, 0.1), jitter_probability=0.5)
     sizes = np.tile([[16, 16]], (n, 1))
     draws: Draws = draw(recipe, sizes, 0, 0, np.arange(n), 0)
-    batched_views.view([torch.rand(n, 16, 3, 16)], batched_views.plan(recipe, draws, sizes, devices.CPU))
+    view_operations.view([torch.rand(n, 16, 3, 16)], view_operations.plan(recipe, draws, sizes, devices.CPU))
     counts = {which: sum(count for w, count in calls if w == which) for which in range(4)}
     assert counts == {0: draws.jittered.sum(), 1: draws.jittered.sum(), 2: 0, 3: draws.jittered.sum()}

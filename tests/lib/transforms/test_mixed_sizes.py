@@ -93,9 +93,8 @@ def test_static_views_of_several_sizes(mixed: Path, words: tuple[object, ...]) -
     for one, other in zip(made(ours, *BATCHES), made(others, *BATCHES), strict=True):
         assert torch.equal(one.index, other.index)
         for view, expected in zip(one.views, other.views, strict=True):
-            torch.testing.assert_close(
-                view * ours._stds[0, 0].item(), expected * ours._stds[0, 0].item(), rtol=0, atol=2e-6
-            )
+            scale = ours._finish.stds[0].item()
+            torch.testing.assert_close(view * scale, expected * scale, rtol=0, atol=2e-6)
 
 
 def test_a_view_depends_neither_on_its_batch_nor_on_how_many_are_at_work(
