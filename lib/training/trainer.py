@@ -237,7 +237,7 @@ class Trainer:
         parts = self._forward(batch)
         index = parts.pop("index", batch.index)
         cluster = parts.pop("cluster", None)
-        parts["loss"].backward()
+        parts["loss"].backward()  # type: ignore[no-untyped-call]
         self.method.after_backward(self.step)
         self._guard.step(parts, batch.index)
         if cluster is not None:

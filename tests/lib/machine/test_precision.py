@@ -9,22 +9,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import QUICK, ROOT, picture, resolve
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import main
 from imc_swav.data import Batch as IMCBatch
 from imc_swav.losses import sinkhorn
 from imc_swav.method import IMCSwAV
 from lib.checkpoints import checkpoint
+from lib.contracts import Recipe
 from lib.errors import UserError
 from lib.machine import devices, precision
 from lib.machine.devices import DeviceSettings
 from lib.machine.precision import PrecisionSettings
 from lib.machine.random_seeds import SeedSettings
 from lib.networks.convnet import ConvNet
+from lib.networks.sobel import Sobel
+from lib.transforms import view_operations
+from lib.transforms.random_draws import draw
 from pica.data import Batch as PICABatch
 from pica.method import PICA
 
@@ -94,6 +100,70 @@ def test_under_bf16_the_network_alone_computes_in_bfloat16(build: Callable[[], A
     assert method.predict(batches()[0].views[0]).dtype == torch.float32
     precise = build()
     assert abs(float(precise(batch)["loss"].detach()) - float(parts["loss"])) < 0.05 * abs(float(parts["loss"]))
+
+
+def test_sobel_edges_keep_float32_under_bf16() -> None:
+    images = torch.randn(2, 3, 8, 8)
+    sobel = Sobel()
+    with precision.lowered(images.device, "bf16"):
+        edges = sobel(images)
+    assert torch.equal(edges, sobel(images))
+
+
+def test_tf32_rounds_neither_edges_nor_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where TF32 is in force, their products are taken in float64."""
+    seen: list[torch.dtype] = []
+
+    def noted(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def note(first: Tensor, *others: Any, **named: Any) -> Tensor:
+            seen.append(first.dtype)
+            return function(first, *others, **named)
+
+        return note
+
+    monkeypatch.setattr(torch, "bmm", noted(torch.bmm))
+    monkeypatch.setattr(nn.functional, "conv2d", noted(nn.functional.conv2d))
+    images = torch.rand(2, 3, 8, 8)
+    recipe = Recipe(6, "resized")
+    drawn = draw(recipe, np.full((2, 2), 8), 0, 0, np.arange(2), 0)
+    plan = view_operations.plan(recipe, drawn, np.full((2, 2), 8), devices.CPU)
+    made = {}
+    for rounds in (False, True):
+        monkeypatch.setattr(precision, "rounds", lambda where, rounds=rounds: rounds)
+        made[rounds] = (Sobel()(images), view_operations.view([images.permute(0, 2, 1, 3)], plan))
+    assert seen == [torch.float32] * 4 + [torch.float64] * 4
+    for one, other in zip(made[False], made[True], strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_tf32_rounds_on_gpus_where_it_is_asked_for(asked: bool) -> None:
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = asked
+        assert precision.rounds(torch.device("cuda")) is asked
+        assert not precision.rounds(devices.CPU)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_weights_are_cast_once_a_step() -> None:
+    """However many passes there are: one region of autocast holds them all."""
+    method = IMCSwAV(network(), 4, 16)
+    method.precision = "bf16"
+    weight = next(method.network.parameters())
+    casts: list[Tensor] = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default and args[0].shape == weight.shape:
+                casts.append(args[0])
+            return func(*args, **(kwargs or {}))
+
+    with Casts():
+        method(batches()[1])
+    assert len(casts) == 1
 
 
 def test_sinkhorn_under_autocast_is_that_of_float32() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
 from contextlib import closing
@@ -230,6 +231,18 @@ def test_static_views_of_one_size_are_neighbours_in_memory() -> None:
     for views in (prepared.views[:2], prepared.views[2:]):
         ends = [view.data_ptr() + view.nbytes for view in views]
         assert [view.data_ptr() for view in views[1:]] == ends[:-1]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_views_come_in_the_layout_of_the_network(static: bool) -> None:
+    views = held(photographs(9, 32, 32), static=static)
+    request = Request(torch.arange(9), IMC_RECIPES)
+    (plain,) = views.stream([request])
+    views._finish = dataclasses.replace(views._finish, channels_last=True)
+    (prepared,) = views.stream([request])
+    for view, expected in zip(prepared.views, plain.views, strict=True):
+        assert view.is_contiguous(memory_format=torch.channels_last) and not view.is_contiguous()
+        assert torch.equal(view, expected)
 
 
 def test_several_parts_are_one_numbering_and_unreadable_pictures_are_left_out() -> None:
