@@ -43,7 +43,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def views(recipe: Recipe) -> Tensor:
     shapes = ((0, 4, 32, 32), (4, 1, 32, 32), (5, N, 40, 48))  # two of one shape, and another
     parts = [whole(np.zeros((n, height, width, 3), dtype=np.uint8), start) for start, n, height, width in shapes]
-    held = BatchedViews(parts, {}, recipe, (0.5,) * 3, (0.2,) * 3, seed=0, device=CUDA)
+    held = BatchedViews(parts, {}, recipe, (0.5,) * 3, (0.2,) * 3, seed=0, device=CUDA, channels_last=True)
     assert held.static
     # `stream` reads the index, which has no content.
     (made,) = held._sent(held._draw(np.arange(N), Request(torch.arange(N), (recipe,))))
