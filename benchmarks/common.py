@@ -83,6 +83,19 @@ def settings(*words: object) -> Any:
     return config.resolve(main.DEFAULTS | config.collect([str(word) for word in words], main.SECTIONS), main.SECTIONS)
 
 
+def row_settings(method: str, *words: object) -> Any:
+    """The settings of a method's CIFAR-10 row, and further flags."""
+    files = (ROOT / ROWS[method] / name for name in ("base.yaml", "cifar10.yaml"))
+    return settings("--cfgs", *files, "--seed", 0, "--debug", *words)
+
+
+def row_without_data(method: str) -> Any:
+    """The task of the row, on images whose published number is expected and that are not there."""
+    import main
+
+    return main.build(row_settings(method, "--data-root", ROOT / "nowhere", "--dry-run"))
+
+
 def row_trainer(method: str, folder: Path, images: int, *words: object) -> Any:
     """The trainer of a method's CIFAR-10 row, on photographs that are left in the folder.
 
@@ -100,11 +113,9 @@ def row_trainer(method: str, folder: Path, images: int, *words: object) -> Any:
         split.mkdir()
         for i, image in enumerate(photographs(images, 32, 32)):
             Image.fromarray(image).save(split / f"{i:05}.png")
-    files = (ROOT / ROWS[method] / name for name in ("base.yaml", "cifar10.yaml"))
-    config = settings(
-        "--cfgs", *files, "--dataset", "image_folder", "--data-root", folder, "--train-splits", "train",
-        "--test-splits", "train", "--num-clusters", 10, "--seed", 0, "--disk-cache", 0, "--debug",
-        "--display-freq", 1000, *words,
+    config = row_settings(
+        method, "--dataset", "image_folder", "--data-root", folder, "--train-splits", "train", "--test-splits", "train",
+        "--num-clusters", 10, "--disk-cache", 0, "--display-freq", 100_000, *words,
     )  # fmt: skip
     task = main.build(config)
     task.method.train()

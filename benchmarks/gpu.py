@@ -1,6 +1,6 @@
 """Training on a GPU, at the settings of the papers' CIFAR-10 rows: what each way to compute gains, and what a row costs.
 
-Whole steps by the trainer itself, views included, on pieces of real photographs of 32 px.
+Whole steps by the trainer itself, views included, on pieces of photographs of 32 px.
 """
 
 from __future__ import annotations
@@ -9,20 +9,15 @@ import itertools
 import sys
 import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-from common import ROOT, arguments, photographs, publish, settings
-from PIL import Image
+from common import ROWS, arguments, endless, publish, row_trainer, row_without_data
 
-import main as program
 from lib.errors import exit_status
 from lib.machine import devices
 from lib.runs.forecast import PEAKS, measure
-from lib.training.trainer import Trainer, TrainerSettings
+from lib.training.trainer import TrainerSettings
 
-CONFIGS = {"pica": ROOT / "configs", "imc_swav": ROOT / "configs/imc_swav"}
 BF16 = ("--precision", "bf16")
 WAYS: dict[str, tuple[str, ...]] = {
     "float32": (),
@@ -32,38 +27,27 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def chosen_for(method: str, *words: object) -> Any:
-    files = [str(CONFIGS[method] / name) for name in ("base.yaml", "cifar10.yaml")]
-    return settings("--cfgs", *files, "--debug", "--seed", 0, "--display-freq", 100_000, *words)
-
-
 def work(method: str) -> tuple[int, int]:
     """(operations of a step, steps of the whole row)"""
-    chosen = chosen_for(method, "--data-root", ROOT / "nowhere", "--dry-run")  # which expects the published sizes
-    task = program.build(chosen)
-    return measure(task, chosen)[0], len(task.source) * chosen.of(TrainerSettings).epochs
+    task = row_without_data(method)
+    return measure(task, task.config)[0], len(task.source) * task.config.of(TrainerSettings).epochs
 
 
 def seconds_per_step(method: str, folder: Path, count: int, warm: int, *words: str) -> tuple[float, float]:
     """(seconds of a step, seconds until the first ones were done)"""
-    chosen = chosen_for(method, "--dataset", "image_folder", "--data-root", folder, "--train-splits", "train",
-                        "--test-splits", "train", "--gpus", 0, *words)  # fmt: skip
     began = time.perf_counter()
-    task = program.build(chosen)
-    with closing(task.views):
-        trainer = Trainer(task, chosen)
-        trainer.method.train()
-        batches = itertools.chain.from_iterable(task.source.epoch(epoch) for epoch in itertools.count())
+    trainer = row_trainer(method, folder, 2048, "--gpus", 0, *words)
+    batches = endless(trainer)
 
-        def advance(number: int) -> None:
-            for batch in itertools.islice(batches, number):
-                trainer._train_step(batch)
-            trainer._means.values()  # waits for the GPU
+    def advance(number: int) -> None:
+        for batch in itertools.islice(batches, number):
+            trainer._train_step(batch)
+        trainer._means.values()  # waits for the GPU
 
-        advance(warm)
-        ready = time.perf_counter()
-        advance(count)
-        return (time.perf_counter() - ready) / count, ready - began
+    advance(warm)
+    ready = time.perf_counter()
+    advance(count)
+    return (time.perf_counter() - ready) / count, ready - began
 
 
 def main() -> None:
@@ -73,11 +57,7 @@ def main() -> None:
     data = []
     peak, _ = PEAKS["an H100 SXM"]
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(made) / "train"
-        folder.mkdir()
-        for i, picture in enumerate(photographs(2048, 32, 32)):
-            Image.fromarray(picture).save(folder / f"{i:05}.png")
-        for method in CONFIGS:
+        for method in ROWS:
             operations, total = work(method)
             for way, words in WAYS.items():
                 seconds, ready = seconds_per_step(method, Path(made), count, warm, *words)

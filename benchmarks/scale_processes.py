@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, arguments, publish, settings
-from step import METHODS, chosen_for
+from common import ROOT, ROWS, arguments, publish, row_settings, row_without_data
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import main as program
@@ -41,11 +40,10 @@ LATENCY = 20e-6  # s, of each exchange
 
 def child(name: str, n: int, steps: int, apart: bool, threads: int) -> None:
     """Train; print seconds per step. Random pictures: what counts is their number."""
-    folder = Path(METHODS[name][1])
-    words = ["--cfgs", ROOT / folder / "base.yaml", ROOT / folder / "cifar10.yaml", "--dataset", "digits", "--net-cin", 3,
-             "--train-splits", "train", "--test-splits", "test", "--network", "resnet18", "--batch-size", 128, "--debug",
-             "--threads", threads, "--seed", 0]  # fmt: skip
-    chosen = settings(*words)
+    chosen = row_settings(
+        name, "--dataset", "digits", "--net-cin", 3, "--train-splits", "train", "--test-splits", "test",
+        "--network", "resnet18", "--batch-size", 128, "--threads", threads,
+    )  # fmt: skip
     if apart:
         os.environ["WORLD_SIZE"] = "1"
     with processes.joined(chosen.of(DeviceSettings)):
@@ -93,9 +91,10 @@ def measure(name: str, way: str, n: int, steps: int) -> float:
 
 def exchanged(name: str, gpus: int, n: int) -> tuple[float, float, float, float]:
     """Of one step on n pictures: (bytes of gradients, of gathered rows, number of exchanges, operations)."""
-    chosen = chosen_for(name)
-    method, blank = METHODS[name][0](8, chosen, "meta")
-    operations, _ = estimate(method.to("meta").train(), blank)
+    task = row_without_data(name)
+    method = task.method.to("meta").train()
+    blank = task.source.blank(task.empty)
+    operations, _ = estimate(method, blank)
     gradients = 4 * sum(weight.numel() for weight in method.parameters())
     norms = [part for part in method.network.modules() if isinstance(part, _BatchNorm)]
     passes = 2 if name == "pica" else len(blank.views)
@@ -104,7 +103,7 @@ def exchanged(name: str, gpus: int, n: int) -> tuple[float, float, float, float]
     )
     statistics_ = 4 * passes * sum(2 * part.num_features + 1 for part in norms) * gpus
     count = 2 * passes * len(norms) + math.ceil(gradients / 25e6) + 3
-    return gradients, per_picture * n + statistics_, count, operations / 8 * n
+    return gradients, per_picture * n + statistics_, count, operations / len(blank.index) * n
 
 
 def expected(name: str, gpus: int, each: int) -> tuple[float, float]:
@@ -128,7 +127,7 @@ def main() -> None:
     n, steps, rounds = (16, 2, 1) if options.short else (32, 4, 3)
     rows = []
     data = {}
-    for name in METHODS:
+    for name in ROWS:
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(rounds):
             for way in WAYS:
@@ -137,7 +136,7 @@ def main() -> None:
         rows.append([f"{name}, ResNet-18, {n} pictures", f"{1 / one:.3f} steps/s in one process", f"{1 / two:.3f} in two",
                      f"{one / two:.2f} times as fast, {max(0.0, 1 - apart / two):.0%} of the time for exchanges"])  # fmt: skip
         data[name] = seconds
-    for name in METHODS:
+    for name in ROWS:
         for gpus in NETWORK:
             for each in (256 // gpus, 256):
                 gradients, gathered, count, _ = exchanged(name, gpus, each * gpus)
