@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,7 +83,6 @@ class PICA(Method):
         self.sizes = heads
         self.idle_heads = idle_heads
         self.num_clusters = heads[-1]
-        self.idles = len(heads) > 1
         self.selection = f"{self._name(len(heads) - 1)}/loss"
         self._trained = [False] * len(heads)
 
@@ -111,6 +111,10 @@ class PICA(Method):
 
     def classify(self, features: Tensor) -> Tensor:
         return self._assigned(features, len(self.heads) - 1)
+
+    def idle_parameters(self, batch: Batch) -> Iterable[nn.Parameter]:
+        idle = [head for i, head in enumerate(self.heads) if i != batch.head]
+        return (weight for head in idle for weight in head.parameters())
 
     def after_backward(self, step: int) -> None:
         for i, head in enumerate(self.heads):

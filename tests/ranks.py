@@ -22,6 +22,7 @@ from imc_swav.method import IMCSwAV, IMCSwAVSettings
 from lib.machine import processes
 from lib.networks import batchnorm
 from lib.networks.convnet import ConvNet
+from lib.training.averaged_gradients import AveragedGradients
 from lib.training.running_means import Means
 from lib.training.trainer import Trainer
 from pica.losses import PUILoss
@@ -40,7 +41,7 @@ def own(whole: Tensor, counts: tuple[int, ...]) -> Tensor:
 
 
 def averaged(gradient: Tensor | None, counts: tuple[int, ...]) -> Tensor:
-    """This rank's rows of a gradient, as DistributedDataParallel would average it, with the other ranks'."""
+    """This rank's rows of a gradient, as `AveragedGradients` would average it, with the other ranks'."""
     assert gradient is not None
     return processes.gather(gradient / processes.world(), counts)
 
@@ -126,7 +127,7 @@ def labelled_on_one(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     method = IMCSwAV(ConvNet(1, ConvNet.Settings(net_width=4)), 3, 4, made).double().train()
     if processes.world() > 1:
         batchnorm.adapt(method.network, synchronised=True)
-    parallel = processes.together(method, idles=True)
+    parallel = AveragedGradients(method)
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-3)
     for i in range(5):
         views = [own(noise(8, 1, 16, 16, seed=10 * i + v), counts) for v in range(2)]

@@ -32,6 +32,7 @@ from lib.scoring import evaluation, metrics
 from lib.scoring.evaluation import Outcome
 from lib.session import METRICS, TRAINING, Session
 from lib.training import optimizers, schedules
+from lib.training.averaged_gradients import AveragedGradients
 from lib.training.nonfinite_numbers import Fault, Guard
 from lib.training.optimizers import OptimizerSettings
 from lib.training.running_means import Means
@@ -92,7 +93,7 @@ class Trainer:
         self.method = task.method
         self.config = config
         self.settings = config.of(TrainerSettings)
-        self._parallel = processes.together(task.method, task.method.idles)
+        self._parallel = AveragedGradients(task.method)
         self.optimizer = build_optimizer(task.method, config)
         self.schedule = build_schedule(config)
         self._rate: float | None = None  # of the epoch, before the warm-up
