@@ -21,6 +21,7 @@ from lib.machine import processes
 from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import Entry, Method, MethodSettings, Task, assemble, number_if_given, register
 from lib.networks.backbone import Backbone, Features
+from lib.networks.batchnorm import ViewBatchNorm
 from lib.networks.sobel import Sobel
 from lib.transforms import TransformSettings, plain_recipe
 from lib.transforms.channel_statistics import measured
@@ -150,7 +151,7 @@ def _heads(config: Config) -> tuple[int, ...]:
     return head_sizes(config.of(PICASettings).net_heads, number_if_given(config))
 
 
-class Standardised(nn.BatchNorm1d):
+class Standardised(ViewBatchNorm):
     """(N, D) features of a frozen backbone, each brought to mean 0 and deviation 1; nothing in it is trained.
 
     A head is a single linear layer: on features as they come, how fast it learns would hang on their scale.

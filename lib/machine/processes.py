@@ -325,5 +325,18 @@ def one_first() -> Iterator[None]:
 @torch.no_grad()
 def follow_first(tensors: Iterable[Tensor]) -> None:
     """Give the tensors the values of rank 0, such as buffers: without synchronised BatchNorm each rank has its own."""
-    for tensor in tensors if world() > 1 else ():
-        dist.broadcast(tensor, 0)
+    if world() == 1:
+        return
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for alike in kinds.values():
+        flat = torch.cat([tensor.flatten() for tensor in alike])
+        dist.broadcast(flat, 0)
+        put_back(flat, alike)
+
+
+def put_back(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Give the tensors the values of `flat`, one after the other."""
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(list(tensors), [part.view(own.shape) for part, own in zip(parts, tensors, strict=True)])

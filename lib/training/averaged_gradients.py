@@ -61,15 +61,15 @@ class AveragedGradients:
         if processes.world() > 1:
             processes.follow_first([*method.parameters(), *method.buffers()])
             for weight in self._weights:
-                weight.register_post_accumulate_grad_hook(self._arrive)
+                weight.register_post_accumulate_grad_hook(self._arrive)  # type: ignore[no-untyped-call]
 
-    def __call__(self, batch: Any) -> dict[str, Tensor]:
+    def __call__(self, batch: Any) -> dict[str, Any]:
         """The method's loss and its parts; the next backward pass is taken for that of this loss."""
         if processes.world() > 1:
             if self._broadcasts:
                 processes.follow_first(self._method.buffers())
             self._prepare(batch)
-        parts: dict[str, Tensor] = self._method(batch)
+        parts: dict[str, Any] = self._method(batch)
         return parts
 
     def _prepare(self, batch: Any) -> None:
@@ -86,7 +86,7 @@ class AveragedGradients:
             return
         if not self._arrived and not self._sums:
             # The engine calls it when the pass is through.
-            torch.autograd.Variable._execution_engine.queue_callback(self._finish)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
         self._arrived.add(weight)
         bucket = self._bucket_of.get(weight)
         if bucket is not None:
@@ -108,9 +108,7 @@ class AveragedGradients:
             self._send(weights)
         for total in self._sums:
             total.work.wait()
-            gradients = [_gradient(weight) for weight in total.weights]
-            parts = torch.split(total.flat, [gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)])
+            processes.put_back(total.flat, [_gradient(weight) for weight in total.weights])
         self._buckets = deque()
         self._bucket_of = {}
         self._sums = []
