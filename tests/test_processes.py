@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,6 +125,21 @@ def test_sigterm_stops_all_at_one_step_and_saves(tmp_path: Path) -> None:
     assert all(line.startswith(("warning: ", "stopped by")) for line in err.splitlines()), err
     state = checkpoint.load(only(tmp_path) / "checkpoint" / "latest.ckpt")
     assert state["step"] == state["epoch"] * 8 + state["position"]
+
+
+def test_ctrl_c_at_one_rank_stops_all_and_costs_no_bit(tmp_path: Path) -> None:
+    words = (*METHODS["pica"], *RUN, "--max-epochs", 8, *TWO)
+    assert ended(launch(words, tmp_path / "straight"))[0] == 0
+    process = launch(words, tmp_path / "stopped")
+    wait_for(tmp_path / "stopped", "*/metrics.jsonl", process)
+    os.kill(ranks_under(tmp_path / "stopped")[1], signal.SIGINT)
+    status, _, err = ended(process)
+    assert status == 130 and err.splitlines()[-1] == "stopped by SIGINT; the state is saved", err
+    state = checkpoint.load(only(tmp_path / "stopped") / "checkpoint" / "latest.ckpt")
+    assert state["step"] == state["epoch"] * 8 + state["position"] < 64
+    status, _, err = ended(launch((*words, "--resume", "auto"), tmp_path / "stopped"))
+    assert status == 0, err
+    assert_same_run(only(tmp_path / "straight"), only(tmp_path / "stopped"))
 
 
 def test_ranks_meet_where_the_hosts_name_does_not_resolve(tmp_path: Path) -> None:
@@ -289,3 +305,28 @@ def test_ranks_that_cannot_be_started_are_said(
             launching.launch(["main.py"], 2)
     finally:
         logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "said"),
+    [
+        ({}, 0, ""),
+        ({0: 130, 1: -signal.SIGTERM}, 130, ""),
+        ({0: -signal.SIGTERM, 1: -signal.SIGKILL}, 1, "rank 1 was ended by SIGKILL"),
+        ({0: 143, 1: -signal.SIGKILL}, 1, "rank 1 was ended by SIGKILL"),
+        ({1: -signal.SIGTERM}, 1, "rank 1 was ended by SIGTERM"),
+    ],
+)
+def test_a_rank_that_its_launcher_ends_is_no_cause(
+    ends: dict[int, int], status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = {rank: SimpleNamespace(exitcode=code) for rank, code in ends.items()}
+    ranks = SimpleNamespace(wait=lambda period: SimpleNamespace(failures=failures))
+    monkeypatch.setattr("torch.distributed.elastic.multiprocessing.start_processes", lambda *rest, **how: ranks)
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "")
+    try:
+        assert launching.launch(["main.py"], 2) == status
+    finally:
+        logging.disable(logging.NOTSET)
+    err = capsys.readouterr().err
+    assert said in err and bool(err) == bool(said)

@@ -15,7 +15,7 @@ from lib.machine import processes
 from lib.methods.method import Method
 from lib.networks import batchnorm
 
-BUCKET = 8 * 2**20  # bytes of gradients, at least, of a collective before the last
+BUCKET = 25_000_000  # bytes of gradients, at least, of each collective but the last
 
 
 @dataclass

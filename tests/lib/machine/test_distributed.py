@@ -42,7 +42,9 @@ def test_ranks_agree_with_one_process(world: int, alone: dict[str, dict[str, tor
         assert len(found) >= len(alone[function]) >= 5
         for name, value in found.items():
             expected = alone[function][name if function == "steps" else "0/" + name.partition("/")[2]]
-            close = torch.allclose(value.double(), expected.double(), rtol=tolerance[function], atol=tolerance[function])
+            close = torch.allclose(
+                value.double(), expected.double(), rtol=tolerance[function], atol=tolerance[function]
+            )
             assert close, name
 
 
