@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed import DebugLevel, get_debug_level, set_debug_level  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -73,7 +72,6 @@ def joined(settings: DeviceSettings) -> Iterator[None]:
         yield
         return
     where = devices.device(settings)
-    _lower_debug_level()
     try:
         store, own, size = _met()
         store.set_timeout(WORK)
@@ -104,14 +102,6 @@ def _leave() -> None:
     """
     gc.collect()
     dist.destroy_process_group()
-
-
-def _lower_debug_level() -> None:
-    """With TORCH_DISTRIBUTED_DEBUG=DETAIL, DistributedDataParallel ends by SIGSEGV (seen in PyTorch 2.14)."""
-    if get_debug_level() == DebugLevel.DETAIL:
-        set_debug_level(DebugLevel.INFO)
-        if os.environ["RANK"] == "0":
-            warn("TORCH_DISTRIBUTED_DEBUG=DETAIL crashes PyTorch here; INFO is used instead")
 
 
 def _met() -> tuple[Store, int, int]:
