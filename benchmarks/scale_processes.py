@@ -29,6 +29,7 @@ from imc_swav.data import Batch as IMCBatch
 from lib.machine import processes
 from lib.machine.devices import DeviceSettings
 from lib.runs.forecast import PEAKS, estimate
+from lib.training.averaged_gradients import BUCKET
 from lib.training.trainer import Trainer
 from pica.data import Batch as PICABatch
 
@@ -102,7 +103,7 @@ def exchanged(name: str, gpus: int, n: int) -> tuple[float, float, float, float]
         4 * method.sizes[0] if name == "pica" else passes * (method.network.feature_dim + method.settings.prototypes)
     )
     statistics_ = 4 * passes * sum(2 * part.num_features + 1 for part in norms) * gpus
-    count = 2 * passes * len(norms) + math.ceil(gradients / 25e6) + 3
+    count = 2 * passes * len(norms) + math.ceil(gradients / BUCKET) + 3
     return gradients, per_picture * n + statistics_, count, operations / len(blank.index) * n
 
 

@@ -35,11 +35,15 @@ class Bank(nn.Module):
     def __len__(self) -> int:
         return sum(len(part.index) for part in self._held)
 
+    def is_filled_by(self, count: int) -> bool:
+        """Whether so many more pictures make a batch for the classifier."""
+        return len(self) + count >= self.size
+
     def add(self, part: Banked) -> Banked | None:
         """Put pictures in; once there are at least `size`, all of them come out, and the bank is empty."""
         if len(part.index):
             self._held.append(part)
-        return self._take() if len(self) >= self.size else None
+        return self._take() if self.is_filled_by(0) else None
 
     def empty(self) -> None:
         self._held = []

@@ -22,6 +22,11 @@ class Batch(ViewBatch):
 
     classified: NDArray[np.bool_] | None = None  # (N,) whether the classifier learns from the picture; none: from all
 
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """`classified`, written out."""
+        return np.ones(len(self.index), dtype=np.bool_) if self.classified is None else self.classified
+
 
 def recipes(
     s: TransformSettings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,16 +112,21 @@ class IMCSwAV(Method):
     def _classified(self, batch: Batch, features: Tensor, scores: Tensor) -> Banked | None:
         """What the classifier learns from in this step, if anything."""
         held = (features, scores.detach())
-        if self.compiles(batch):
+        if self._skips_bank(batch):
             return Banked(batch.index, *held)
-        classified = np.ones(len(batch.index), dtype=np.bool_) if batch.classified is None else batch.classified
-        chosen = torch.from_numpy(np.flatnonzero(classified))
+        chosen = torch.from_numpy(np.flatnonzero(batch.mask))
         on_device = devices.send(chosen, held[0].device)
         return self.bank.add(Banked(batch.index[chosen], *(part[:, on_device] for part in held)))
 
+    def _skips_bank(self, batch: Batch) -> bool:
+        return (batch.classified is None or bool(batch.classified.all())) and not len(self.bank)
+
     def compiles(self, batch: Batch) -> bool:
-        classifies_all = batch.classified is None or batch.classified.all()
-        return bool(classifies_all) and not len(self.bank)
+        return batch.classified is None and self._skips_bank(batch)
+
+    def idle_parameters(self, batch: Batch) -> Iterable[nn.Parameter]:
+        learns = self._skips_bank(batch) or self.bank.is_filled_by(int(batch.mask.sum()))
+        return () if learns else self.classifier.parameters()
 
     def classify(self, features: Tensor) -> Tensor:
         logits: Tensor = self.classifier(features)
@@ -173,7 +179,6 @@ def build(config: Config, pictures: datasets.Pictures) -> Task:
         classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
     method, encode = assemble(config, pictures)
     networks.check_sizes(nn.Sequential(encode, method.network), config, *sizes)
-    method.idles = not classified[chosen].all()
     config = measured(config, pictures)
     plain = plain_recipe(transforms)
     seed = config.of(SeedSettings).seed or 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from lib.machine import processes
 from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import Entry, Method, MethodSettings, Task, assemble, number_if_given, register
 from lib.networks.backbone import Backbone, Features
+from lib.networks.batchnorm import ViewBatchNorm
 from lib.networks.sobel import Sobel
 from lib.transforms import TransformSettings, plain_recipe
 from lib.transforms.channel_statistics import measured
@@ -82,7 +84,6 @@ class PICA(Method):
         self.sizes = heads
         self.idle_heads = idle_heads
         self.num_clusters = heads[-1]
-        self.idles = len(heads) > 1
         self.selection = f"{self._name(len(heads) - 1)}/loss"
         self._trained = [False] * len(heads)
 
@@ -113,6 +114,10 @@ class PICA(Method):
 
     def classify(self, features: Tensor) -> Tensor:
         return self._assigned(features, len(self.heads) - 1)
+
+    def idle_parameters(self, batch: Batch) -> Iterable[nn.Parameter]:
+        idle = [head for i, head in enumerate(self.heads) if i != batch.head]
+        return (weight for head in idle for weight in head.parameters())
 
     def after_backward(self, step: int) -> None:
         for i, head in enumerate(self.heads):
@@ -148,7 +153,7 @@ def _heads(config: Config) -> tuple[int, ...]:
     return head_sizes(config.of(PICASettings).net_heads, number_if_given(config))
 
 
-class Standardised(nn.BatchNorm1d):
+class Standardised(ViewBatchNorm):
     """(N, D) features of a frozen backbone, each brought to mean 0 and deviation 1; nothing in it is trained.
 
     A head is a single linear layer: on features as they come, how fast it learns would hang on their scale.

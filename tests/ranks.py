@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
+import signal
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,12 +25,16 @@ import main
 from imc_swav.data import Batch as IMCBatch
 from imc_swav.losses import mutual_information_loss, swapped_prediction_loss
 from imc_swav.method import IMCSwAV, IMCSwAVSettings
+from lib.errors import Interrupted
 from lib.machine import processes
 from lib.networks import batchnorm
 from lib.networks.convnet import ConvNet
+from lib.training.averaged_gradients import AveragedGradients
 from lib.training.running_means import Means
 from lib.training.trainer import Trainer
+from pica.data import Batch as PICABatch
 from pica.losses import PUILoss
+from pica.method import PICA
 
 Values = dict[str, Tensor]
 LAYOUTS = {1: [(8,)], 2: [(5, 3), (0, 8)], 4: [(2, 2, 2, 2), (3, 0, 4, 1)]}  # of 8 pictures over the ranks
@@ -40,7 +50,7 @@ def own(whole: Tensor, counts: tuple[int, ...]) -> Tensor:
 
 
 def averaged(gradient: Tensor | None, counts: tuple[int, ...]) -> Tensor:
-    """This rank's rows of a gradient, as DistributedDataParallel would average it, with the other ranks'."""
+    """This rank's rows of a gradient, as `AveragedGradients` would average it, with the other ranks'."""
     assert gradient is not None
     return processes.gather(gradient / processes.world(), counts)
 
@@ -83,6 +93,7 @@ def norms(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
 STEPS = {
     "pica": (*QUICK, "--batch-size", 61, "--data-nrepeat", 2),  # and 45 in the last
     "pica, fewer pictures than ranks": (*QUICK, "--batch-size", 3),
+    "pica on a frozen network": (*QUICK, "--batch-size", 61, "--net-freeze", ".*", "--feature-views", 2),
     "imc_swav": (
         *IMC,
         "--batch-size",
@@ -124,7 +135,7 @@ def labelled_on_one(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     method = IMCSwAV(ConvNet(1, ConvNet.Settings(net_width=4)), 3, 4, made).double().train()
     if processes.world() > 1:
         batchnorm.adapt(method.network, synchronised=True)
-    parallel = processes.together(method, idles=True)
+    parallel = AveragedGradients(method)
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-3)
     for i in range(5):
         views = [own(noise(8, 1, 16, 16, seed=10 * i + v), counts) for v in range(2)]
@@ -138,17 +149,125 @@ def labelled_on_one(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     yield from ((key, value) for key, value in method.state_dict().items() if torch.is_tensor(value))
 
 
+def heads_in_turn(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
+    """Two heads with momentum; a part of the network is frozen in the first two steps."""
+    for idle_heads in ("zeros", "none"):
+        torch.manual_seed(0)
+        method = PICA(ConvNet(1, ConvNet.Settings(net_width=4)), (6, 3), idle_heads=idle_heads).double().train()
+        if processes.world() > 1:
+            batchnorm.adapt(method.network, synchronised=True)
+        parallel = AveragedGradients(method)
+        optimizer = torch.optim.SGD(method.parameters(), lr=1e-2, momentum=0.9)
+        first = next(method.network.parameters())
+        for i, head in enumerate((0, 0, 1, 0, 1, 1)):
+            first.requires_grad_(i >= 2)
+            views = [own(noise(8, 1, 16, 16, seed=10 * i + v), counts) for v in range(2)]
+            parts = parallel(PICABatch(head, torch.arange(8), views[0], views[1][None], counts=counts))
+            optimizer.zero_grad(set_to_none=True)
+            parts["loss"].backward()
+            for name, weight in method.named_parameters():
+                yield f"{idle_heads}: whether {name} is idle in step {i}", torch.tensor(weight.grad is None)
+            method.after_backward(i)
+            optimizer.step()
+            yield f"{idle_heads}: loss {i}", parts["loss"].detach()
+        for key, value in method.state_dict().items():
+            if torch.is_tensor(value):
+                yield f"{idle_heads}: {key}", value
+
+
 def everything() -> dict[str, dict[str, Tensor]]:
     """Function → name, with the number of the layout → value."""
     found = {"steps": dict(steps())}
-    for function in (losses, norms, labelled_on_one):
+    for function in (losses, norms, labelled_on_one, heads_in_turn):
         layouts = enumerate(LAYOUTS[processes.world()])
         found[function.__name__] = {f"{i}/{name}": value for i, counts in layouts for name, value in function(counts)}
     return found
 
 
 def work(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    join(rank, world, folder)
     torch.save(everything(), folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def join(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+
+
+COLLECTIVES = ("all_gather", "all_reduce", "broadcast", "all_gather_object", "broadcast_object_list")
+
+
+def count_collectives(rank: int, world: int, folder: Path) -> None:
+    """Of one step of each method, with its batch; `gather` and its backward pass are counted apart."""
+    join(rank, world, folder)
+    found = {}
+    for method, words in {"pica": QUICK, "imc_swav": IMC}.items():
+        for synchronised in ("true", "false"):
+            settings = resolve(*words, "--sync-batchnorm", synchronised, "--debug", "--threads", 1)
+            task = main.build(settings)
+            task.method.train()
+            trainer = Trainer(task, settings)
+            with ExitStack() as stack:
+                calls = {name: stack.enter_context(counted(dist, name)) for name in COLLECTIVES}
+                gather = processes._Gather
+                calls |= {name: stack.enter_context(counted(gather, name)) for name in ("forward", "backward")}
+                numbers: list[Counter[str]] = []
+                for batch in trainer._interrupts.watch(itertools.islice(task.source.epoch(0), 3)):
+                    trainer._train_step(batch)
+                    numbers.append(Counter({name: call.call_count for name, call in calls.items()}))
+            found[method, synchronised] = dict(numbers[2] - numbers[1])
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def counted(owner: Any, name: str) -> Any:
+    return mock.patch.object(owner, name, wraps=getattr(owner, name))
+
+
+def interrupt_one(rank: int, world: int, folder: Path) -> None:
+    """A signal comes to the last rank alone, in its third step."""
+    join(rank, world, folder)
+    settings = resolve(*QUICK, "--debug", "--threads", 1)
+    task = main.build(settings)
+    task.method.train()
+    trainer = Trainer(task, settings)
+    number = 0
+    with trainer._interrupts:
+        try:
+            for batch in trainer._interrupts.watch(task.source.epoch(0)):
+                trainer._train_step(batch)
+                if trainer.step == 3 and rank == world - 1:
+                    signal.raise_signal(signal.SIGINT)
+        except Interrupted as interrupted:
+            number = interrupted.number
+    torch.save((trainer.step, trainer.position, number), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+class Holder:
+    """Refers to itself, so that only the garbage collector frees it, and an exchange with it."""
+
+    def __init__(self, work: dist.Work) -> None:
+        self.work = work
+        self.itself = self
+
+
+def leave_with_a_cycle(rank: int, world: int, folder: Path) -> None:
+    """End a group while a cycle of objects refers to an exchange."""
+
+    def threads() -> list[str]:
+        return sorted((thread / "comm").read_text().strip() for thread in Path("/proc/self/task").iterdir())
+
+    gc.disable()
+    before = threads()
+    join(rank, world, folder)
+    work = dist.all_reduce(torch.ones(3), async_op=True)
+    assert work is not None
+    work.wait()
+    holder = weakref.ref(Holder(work))
+    del work
+    during = threads()
+    assert holder() is not None
+    processes._leave()
+    torch.save((holder() is None, before, during, threads()), folder / f"{rank}.pt")

@@ -12,17 +12,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from conftest import QUICK, ROOT, picture
 from runs import METHODS, RUN, assert_same_run, finished, launch, only
 
 from lib.checkpoints import checkpoint
 from lib.errors import UserError
-from lib.machine import processes
 from lib.runs import launcher as launching
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -126,6 +125,21 @@ def test_sigterm_stops_all_at_one_step_and_saves(tmp_path: Path) -> None:
     assert state["step"] == state["epoch"] * 8 + state["position"]
 
 
+def test_ctrl_c_at_one_rank_stops_all_and_costs_no_bit(tmp_path: Path) -> None:
+    words = (*METHODS["pica"], *RUN, "--max-epochs", 8, *TWO)
+    assert ended(launch(words, tmp_path / "straight"))[0] == 0
+    process = launch(words, tmp_path / "stopped")
+    wait_for(tmp_path / "stopped", "*/metrics.jsonl", process)
+    os.kill(ranks_under(tmp_path / "stopped")[1], signal.SIGINT)
+    status, _, err = ended(process)
+    assert status == 130 and err.splitlines()[-1] == "stopped by SIGINT; the state is saved", err
+    state = checkpoint.load(only(tmp_path / "stopped") / "checkpoint" / "latest.ckpt")
+    assert state["step"] == state["epoch"] * 8 + state["position"] < 64
+    status, _, err = ended(launch((*words, "--resume", "auto"), tmp_path / "stopped"))
+    assert status == 0, err
+    assert_same_run(only(tmp_path / "straight"), only(tmp_path / "stopped"))
+
+
 def test_ranks_meet_where_the_hosts_name_does_not_resolve(tmp_path: Path) -> None:
     nameless = ["unshare", "--map-root-user", "--uts", "sh", "-c", 'hostname nosuch.invalid && exec "$@"', "sh"]
     if subprocess.run([*nameless, "true"], capture_output=True, check=False).returncode:
@@ -137,25 +151,12 @@ def test_ranks_meet_where_the_hosts_name_does_not_resolve(tmp_path: Path) -> Non
     assert all(line.startswith("warning: ") for line in done.stderr.splitlines()), done.stderr
 
 
-def test_detailed_debugging_which_would_crash_is_lowered(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("RANK", "0")
-    before = dist.get_debug_level()
-    dist.set_debug_level(dist.DebugLevel.DETAIL)
-    try:
-        processes._lower_debug_level()
-        assert dist.get_debug_level() == dist.DebugLevel.INFO
-    finally:
-        dist.set_debug_level(before)
-    assert capsys.readouterr().err.startswith("warning: TORCH_DISTRIBUTED_DEBUG=DETAIL crashes PyTorch")
-
-
 @pytest.mark.slow
-def test_ranks_train_under_detailed_debugging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_train_under_detailed_debugging(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
-    status, out, err = ended(launch((*QUICK, *TWO, "--debug"), tmp_path))
-    assert status == 0 and "ACC" in out and err.count("TORCH_DISTRIBUTED_DEBUG") == 1, err
+    status, out, err = ended(launch((*METHODS[method], *TWO, "--max-epochs", 1, "--debug"), tmp_path))
+    assert status == 0 and "ACC" in out, err
 
 
 @pytest.mark.slow
@@ -289,3 +290,28 @@ def test_ranks_that_cannot_be_started_are_said(
             launching.launch(["main.py"], 2)
     finally:
         logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "said"),
+    [
+        ({}, 0, ""),
+        ({0: 130, 1: -signal.SIGTERM}, 130, ""),
+        ({0: -signal.SIGTERM, 1: -signal.SIGKILL}, 1, "rank 1 was ended by SIGKILL"),
+        ({0: 143, 1: -signal.SIGKILL}, 1, "rank 1 was ended by SIGKILL"),
+        ({1: -signal.SIGTERM}, 1, "rank 1 was ended by SIGTERM"),
+    ],
+)
+def test_a_rank_that_its_launcher_ends_is_no_cause(
+    ends: dict[int, int], status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = {rank: SimpleNamespace(exitcode=code) for rank, code in ends.items()}
+    ranks = SimpleNamespace(wait=lambda period: SimpleNamespace(failures=failures))
+    monkeypatch.setattr("torch.distributed.elastic.multiprocessing.start_processes", lambda *rest, **how: ranks)
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "")
+    try:
+        assert launching.launch(["main.py"], 2) == status
+    finally:
+        logging.disable(logging.NOTSET)
+    err = capsys.readouterr().err
+    assert said in err and bool(err) == bool(said)

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from lib.errors import Interrupted, has_launcher, heeded_signals
+from lib.machine import processes
 
 T = TypeVar("T")
 
-
 PATIENCE = 15.0  # s, of several ranks with a batch after a signal; launchers kill after 30
+
+
+def exchange(index: Tensor, size: int) -> tuple[Tensor, tuple[int, ...]]:
+    """What the ranks have of a batch; within `Interrupts.watch` they agree by the way whether a signal came.
+
+    Args:
+        index: (n,) this rank's positions, on the CPU.
+        size: of the batch as it was asked for.
+
+    Returns:
+        (N,) all ranks' positions, in rank order, and the n of each rank.
+    """
+    watching = _watching.get()
+    number = 0 if watching is None else watching.received
+    whole, counts, agreed = processes.exchange(index, processes.largest_share(size), number)
+    if watching is not None:
+        watching.agreed = agreed
+    return whole, counts
 
 
 class Interrupts:
@@ -29,6 +50,7 @@ class Interrupts:
         self._agree = agree
         self._alone = alone
         self._received: int | None = None
+        self.agreed: int | None = None  # a signal, or 0; None: the batch that was fetched last came without agreement
         self._fetching = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -61,18 +83,25 @@ class Interrupts:
         if self._fetching and self._received is not None:
             raise Interrupted(self._received, midway=True)
 
+    @property
+    def received(self) -> int:
+        """The signal that came to this rank, or 0."""
+        return self._received or 0
+
     def check(self) -> None:
         """Go on, unless a signal came.
 
         Raises:
             Interrupted: one did.
         """
-        number = self._agree(self._received or 0)
+        self._leave(self._agree(self.received))
+
+    def _leave(self, number: int) -> None:
         if number:
             raise Interrupted(number)
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches, with a `check()` after each.
+        """The batches, with a `check()` after each; where the ranks `exchange` them, it comes with the next one.
 
         A batch may never come, as from a file system that hangs. No step is half done while one is fetched, so a
         signal ends the wait at once. With several ranks it does so after `PATIENCE`, as all have to stop at one step.
@@ -82,6 +111,8 @@ class Interrupts:
         """
         iterator = iter(batches)
         while True:
+            self.agreed = None
+            token = _watching.set(self)
             try:
                 self._fetching = True
                 self._leave_fetch()
@@ -90,5 +121,11 @@ class Interrupts:
                 return
             finally:
                 self._fetching = False
+                _watching.reset(token)
+            self._leave(self.agreed or 0)
             yield batch
-            self.check()
+            if self.agreed is None:
+                self.check()
+
+
+_watching: ContextVar[Interrupts | None] = ContextVar("watching", default=None)

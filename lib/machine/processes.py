@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,11 +21,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.distributed import DebugLevel, get_debug_level, set_debug_level  # type: ignore[attr-defined]
+from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
-from torch.nn.parallel import DistributedDataParallel
 
 from lib.errors import ENDS_WITH_PARENT, Echo, RunStopped, UserError, warn
 from lib.machine import devices
@@ -74,7 +72,6 @@ def joined(settings: DeviceSettings) -> Iterator[None]:
         yield
         return
     where = devices.device(settings)
-    _lower_debug_level()
     try:
         store, own, size = _met()
         store.set_timeout(WORK)
@@ -105,14 +102,6 @@ def _leave() -> None:
     """
     gc.collect()
     dist.destroy_process_group()
-
-
-def _lower_debug_level() -> None:
-    """With TORCH_DISTRIBUTED_DEBUG=DETAIL, DistributedDataParallel ends by SIGSEGV (seen in PyTorch 2.14)."""
-    if get_debug_level() == DebugLevel.DETAIL:
-        set_debug_level(DebugLevel.INFO)
-        if os.environ["RANK"] == "0":
-            warn("TORCH_DISTRIBUTED_DEBUG=DETAIL crashes PyTorch here; INFO is used instead")
 
 
 def _met() -> tuple[Store, int, int]:
@@ -204,28 +193,39 @@ def check_parts(size: int, synchronised: bool) -> None:
         )
 
 
-def exchange(index: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """What the ranks have of a batch.
+def largest_share(size: int) -> int:
+    """How many of a batch of `size` pictures a rank has at most."""
+    return -(-size // world())
+
+
+def exchange(index: Tensor, room: int, number: int = 0) -> tuple[Tensor, tuple[int, ...], int]:
+    """What the ranks have of a batch, in one collective.
 
     Args:
-        index: (n,) this rank's, on the CPU.
+        index: (n,) this rank's positions, on the CPU.
+        room: a bound of n, the same on all ranks.
+        number: what else the ranks tell each other.
 
     Returns:
-        (N,) all ranks', in rank order, and how many are whose.
+        (N,) all ranks' positions, in rank order; the n of each rank; the largest number.
     """
     if world() == 1:
-        return index, (len(index),)
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world())]
-    dist.all_gather(sizes, torch.tensor([len(index)]))
-    counts = tuple(int(size) for size in sizes)
-    return gather(index, counts), counts
+        return index, (len(index),), number
+    row = torch.zeros(2 + room, dtype=torch.int64)
+    row[:2] = torch.tensor([number, len(index)])
+    row[2 : 2 + len(index)] = index
+    rows = [torch.empty_like(row) for _ in range(world())]
+    dist.all_gather(rows, row)
+    counts = tuple(int(row[1]) for row in rows)
+    whole = torch.cat([row[2 : 2 + count] for row, count in zip(rows, counts, strict=True)])
+    return whole, counts, max(int(row[0]) for row in rows)
 
 
 def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """All ranks' rows, in rank order; gradients pass.
 
-    The backward pass sums over the ranks. Each has the whole loss, and DistributedDataParallel takes the
-    mean of their gradients, so what the weights get is the gradient of one process.
+    The backward pass sums over the ranks. Each has the whole loss, and `lib.training.averaged_gradients` takes
+    the mean of their gradients, so what the weights get is the gradient of one process.
 
     Args:
         rows: (n, …) this rank's.
@@ -313,17 +313,20 @@ def one_first() -> Iterator[None]:
 
 
 @torch.no_grad()
-def follow_first(module: nn.Module) -> None:
-    """Take the buffers of rank 0: without synchronised BatchNorm each rank has statistics of its own."""
-    for buffer in module.buffers() if world() > 1 else ():
-        dist.broadcast(buffer, 0)
+def follow_first(tensors: Iterable[Tensor]) -> None:
+    """Give the tensors the values of rank 0, such as buffers: without synchronised BatchNorm each rank has its own."""
+    if world() == 1:
+        return
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for alike in kinds.values():
+        flat = torch.cat([tensor.flatten() for tensor in alike])
+        dist.broadcast(flat, 0)
+        put_back(flat, alike)
 
 
-def together(module: nn.Module, idles: bool) -> nn.Module:
-    """The module, or what averages its gradients over the ranks in the backward pass.
-
-    Args:
-        module: whose forward pass is a training step's.
-        idles: some of its weights may be without a gradient in a step, on all ranks.
-    """
-    return module if world() == 1 else DistributedDataParallel(module, find_unused_parameters=idles)
+def put_back(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Give the tensors the values of `flat`, one after the other."""
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(list(tensors), [part.view(own.shape) for part, own in zip(parts, tensors, strict=True)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lib.contracts import Request, Views
-from lib.machine import processes
+from lib.machine import interrupts, processes
 from lib.transforms.batched_views import DrawnViews
 
 
@@ -43,8 +43,14 @@ def stream(views: Views, requests: Iterable[Request]) -> Iterator[ViewBatch]:
     Raises:
         UserError: as `Views.stream`.
     """
-    requests, whole = itertools.tee(requests)
-    own = (replace(r, index=torch.from_numpy(processes.share(r.index.numpy()))) for r in requests)
-    for prepared, request in zip(views.stream(own), whole, strict=True):
-        index, counts = processes.exchange(prepared.index)
-        yield ViewBatch(index, prepared.views, counts=counts, left_out=len(request.index) - len(index))
+    sizes: deque[int] = deque()  # of the batches on their way; views may take requests in a thread of their own
+
+    def own() -> Iterator[Request]:
+        for request in requests:
+            sizes.append(len(request.index))
+            yield replace(request, index=torch.from_numpy(processes.share(request.index.numpy())))
+
+    for prepared in views.stream(own()):
+        size = sizes.popleft()
+        index, counts = interrupts.exchange(prepared.index, size)
+        yield ViewBatch(index, prepared.views, counts=counts, left_out=size - len(index))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Self
@@ -110,9 +110,6 @@ class Method(nn.Module, ABC):
     treatments: tuple[str, ...] = ("plain",)
     """BatchNorm statistics under which the method is scored (`lib.scoring.evaluation`); the first gives the result."""
 
-    idles: bool = False
-    """Whether a step may leave some of the weights without a gradient, such as those of a head that rests."""
-
     precision: str = "fp32"
     """Of the network (`lib.machine.precision.PrecisionSettings`)."""
 
@@ -174,7 +171,6 @@ class Method(nn.Module, ABC):
         self.precision = config.of(PrecisionSettings).precision
         tuned = config.of(TuningSettings)
         self.network_rate = tuned.net_lr_scale
-        self.idles = self.idles or tuned.net_freeze_epochs is not None
         batchnorm.adapt(self)
         if processes.world() > 1 and config.of(MethodSettings).sync_batchnorm:
             batchnorm.adapt(self.network, synchronised=True)  # the heads see what is gathered
@@ -219,6 +215,13 @@ class Method(nn.Module, ABC):
 
     def start_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch."""
+
+    def idle_parameters(self, batch: Any) -> Iterable[nn.Parameter]:
+        """Those that get no gradient in the step with this batch, beside what is frozen; called before its forward.
+
+        Several processes average the gradients of the others while the backward pass still runs.
+        """
+        return ()
 
     def before_forward(self, step: int) -> None:
         """Called before each training forward, with the number of finished steps."""

@@ -151,6 +151,12 @@ def adapt(module: nn.Module, synchronised: bool = False) -> None:
             part.synchronised = synchronised
 
 
+def is_synchronised(module: nn.Module) -> bool:
+    """Whether all that it has of buffers is the same on each rank, being statistics of all ranks."""
+    parts = (part for part in module.modules() if list(part.buffers(recurse=False)))
+    return all(isinstance(part, ViewBatchNorm) and part.synchronised for part in parts)
+
+
 def mixes_views(module: nn.Module) -> str:
     """The part of it, if any, for which views in one pass would not be as views in turn.
 

@@ -55,7 +55,7 @@ def launch(command: Sequence[str], count: int) -> int:
     shared = {
         "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": _loopback_interface(), ENDS_WITH_PARENT: "1",
-        # DistributedDataParallel remarks that a classifier which mostly waits has, for once, a gradient.
+        # PyTorch remarks that a rank which failed did not leave its group.
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }  # fmt: skip
     ranks = range(count)
@@ -82,11 +82,13 @@ def launch(command: Sequence[str], count: int) -> int:
         return 2
     if 1 in ends.values():
         return 1  # that rank has said which other one it lost
-    killed = [(rank, status) for rank, status in ends.items() if status < 0]
+    # What is left when one rank has ended, the launcher ends by SIGTERM.
+    causes = {rank: status for rank, status in ends.items() if status != -signal.SIGTERM} or ends
+    killed = [(rank, status) for rank, status in causes.items() if status < 0]
     for rank, status in killed[:1]:
         name = signal.Signals(-status).name
         return say(f"error: rank {rank} was ended by {name}; --resume auto goes on from the last checkpoint", 1)
-    return max(ends.values(), default=0)
+    return max(causes.values(), default=0)
 
 
 def _loopback_interface() -> str:

@@ -120,7 +120,7 @@ def evaluate(task: Task, config: Config, watch: Watch = iter) -> Outcome:
     first: Predictions | None = None
     found: Scores = {}
     statistics: dict[str, Tensor] = {}
-    processes.follow_first(task.method)
+    processes.follow_first(task.method.buffers())
     _check_weights(task.method)
     for treatment in task.method.treatments:
         with batchnorm.restored(task.method):
@@ -190,7 +190,7 @@ def _treat(task: Task, config: Config, treatment: str, watch: Watch) -> None:
     def run() -> Iterator[Tensor]:
         nonlocal seen
         for prepared in watch(task.views.plain(shares(drawn, size))):
-            whole, counts = processes.exchange(prepared.index)
+            whole, counts, _ = processes.exchange(prepared.index, processes.largest_share(size))
             if len(whole) > 1:  # a single picture has no variance
                 seen += 1
                 yield task.method.classify(processes.gather(task.method.features(prepared.views[0]), counts))

@@ -130,7 +130,8 @@ def _infer(task: Task, prepared: Iterable[Prepared], views: int, watch: Watch, f
                     feature = method.features(images)
                     rows[view].append(method.classify(feature).float().cpu())
                     kept[view].append(feature.cpu() if features else torch.empty(len(feature), 0))
-        whole, counts = processes.exchange(torch.cat(index))
+        own = torch.cat(index)
+        whole, counts, _ = processes.exchange(own, processes.largest(len(own)))
         order = whole.argsort()
         width = processes.largest(max((held[0].shape[1] for held in kept if held), default=0))
         found = []

@@ -33,6 +33,7 @@ from lib.scoring import evaluation, metrics
 from lib.scoring.evaluation import Outcome
 from lib.session import METRICS, TRAINING, Session
 from lib.training import optimizers, schedules
+from lib.training.averaged_gradients import AveragedGradients
 from lib.training.compiled_step import CompiledStep
 from lib.training.nonfinite_numbers import Fault, Guard
 from lib.training.optimizers import OptimizerSettings
@@ -94,7 +95,7 @@ class Trainer:
         self.method = task.method
         self.config = config
         self.settings = config.of(TrainerSettings)
-        self._parallel = processes.together(task.method, task.method.idles)
+        self._parallel = AveragedGradients(task.method)
         self._compiled = self._compiled_step()
         self.optimizer = build_optimizer(task.method, config)
         self.schedule = build_schedule(config)

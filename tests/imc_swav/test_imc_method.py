@@ -174,6 +174,20 @@ def test_an_idle_classifier(idle: str, moves: bool) -> None:
         before = now
 
 
+def test_idle_parameters_are_those_without_a_gradient() -> None:
+    method = small(batch_size=6)
+    found = []
+    for start, count in ((0, 4), (10, 0), (20, 1), (30, 1), (40, 3), (50, 4)):
+        given = batch(start, 4, [i < count for i in range(4)])
+        idle = set(method.idle_parameters(given))
+        method.zero_grad(set_to_none=True)
+        method(given)["loss"].backward()
+        assert {weight for weight in method.parameters() if weight.grad is None} == idle
+        found.append(bool(idle))
+    # The bank holds 0 to 5 of its 6; the last batch is whole, and the bank not empty.
+    assert found == [False, True, True, True, True, False]
+
+
 QUICK = ("--cfgs", ROOT / "configs/imc_swav/base.yaml", ROOT / "configs/imc_swav/digits.yaml", "--seed", 7,
          "--train-splits", "train", "--test-splits", "test", "--num-workers", 0, "--net-width", 4, "--batch-size", 256,
          "--prototypes", 20, "--classifier-dim", 16, "--size-crops", 12, 8, "--max-epochs", 2, "--eval-every", 1,

@@ -11,6 +11,7 @@ from conftest import GOLDEN, fill
 from torch import nn
 
 from lib.checkpoints import checkpoint
+from lib.networks.convnet import ConvNet
 from lib.networks.resnet import ResNet34
 from lib.networks.sobel import Sobel
 from pica.authors import our_name
@@ -115,3 +116,15 @@ def test_a_single_row_of_features_leaves_batchnorm_nothing() -> None:
         UserError, match="a step with a single picture leaves BatchNorm nothing to normalise by; take another"
     ):
         check_single(nn.BatchNorm1d(4), (4,))
+
+
+def test_idle_parameters_are_those_without_a_gradient() -> None:
+    method = PICA(ConvNet(1, ConvNet.Settings(net_width=4)), (6, 3, 2)).train()
+    for head in (0, 1, 2, 0):
+        images = torch.randn(2, 5, 1, 16, 16)
+        batch = Batch(head, torch.arange(5), images[0], images[1:])
+        method.zero_grad(set_to_none=True)
+        idle = set(method.idle_parameters(batch))
+        method(batch)["loss"].backward()
+        assert len(idle) == 4
+        assert {weight for weight in method.parameters() if weight.grad is None} == idle

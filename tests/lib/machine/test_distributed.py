@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,16 +34,56 @@ def alone() -> dict[str, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_agree_with_one_process(world: int, alone: dict[str, dict[str, torch.Tensor]], tmp_path: Path) -> None:
-    mp.start_processes(ranks.work, (world, tmp_path), nprocs=world, start_method="spawn")
-    first, *others = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    first, *others = on_ranks(ranks.work, world, tmp_path)
     for other in others:
         assert same(first, other)
-    tolerance = {"losses": 1e-12, "norms": 1e-12, "steps": 1e-9, "labelled_on_one": 1e-9}
+    tolerance = {"losses": 1e-12, "norms": 1e-12, "steps": 1e-9, "labelled_on_one": 1e-9, "heads_in_turn": 1e-9}
     for function, found in first.items():
         assert len(found) >= len(alone[function]) >= 5
         for name, value in found.items():
             expected = alone[function][name if function == "steps" else "0/" + name.partition("/")[2]]
-            assert torch.allclose(value, expected, rtol=tolerance[function], atol=tolerance[function]), name
+            close = torch.allclose(
+                value.double(), expected.double(), rtol=tolerance[function], atol=tolerance[function]
+            )
+            assert close, name
+
+
+@pytest.mark.parametrize("synchronised", ["true", "false"])
+@pytest.mark.parametrize("method", ["pica", "imc_swav"])
+def test_a_step_has_one_collective_beyond_gathers_and_gradients(
+    method: str, synchronised: str, collectives: list[dict[tuple[str, str], dict[str, int]]]
+) -> None:
+    for rank in collectives:
+        calls = rank[method, synchronised]
+        gathers = calls.pop("forward")
+        backwards = calls.pop("backward")
+        assert gathers > 0 and backwards > 0
+        assert calls.pop("all_gather") == gathers + 1, "the batch and a signal"
+        assert calls.pop("all_reduce") == backwards + 1, "one bucket of gradients"
+        assert calls.pop("broadcast", 0) == (0 if synchronised == "true" else 2), "buffers, of two data types"
+        assert not calls
+
+
+@pytest.fixture(scope="module")
+def collectives(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], dict[str, int]]]:
+    return on_ranks(ranks.count_collectives, 2, tmp_path_factory.mktemp("collectives"))
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step(tmp_path: Path) -> None:
+    assert on_ranks(ranks.interrupt_one, 2, tmp_path) == [(3, 3, signal.SIGINT)] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_nothing_of_an_exchange_outlives_its_group(tmp_path: Path) -> None:
+    for freed, before, during, after in on_ranks(ranks.leave_with_a_cycle, 2, tmp_path):
+        assert freed
+        assert len(during) > len(before) == len(after), after
+
+
+def on_ranks(work: Callable[[int, int, Path], None], world: int, folder: Path) -> list[Any]:
+    """What each rank saves."""
+    mp.start_processes(work, (world, folder), nprocs=world, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 def test_ranks_that_are_started_again_find_nothing_of_the_dead() -> None:
