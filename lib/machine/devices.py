@@ -30,22 +30,29 @@ from lib.machine.random_seeds import SeedSettings, seed_everything, seed_of
 class DeviceSettings(Section):
     title = "device"
     local = True
-    gpus: str = setting("", "the GPUs to use, such as 0 or 0,1, a process for each; empty: the CPU")
+    gpus: str = setting(
+        "", "numbers of the GPUs, such as 0 or 0,1, with one process each; empty = the CPU", value="N,N"
+    )
     processes: int | None = setting(
         None,
-        "processes that train together on this machine; none: one for each of gpus, or one on a CPU",
+        "processes that train one run together on this machine; none = one for each GPU, or one on a CPU",
         low=1,
         high=1024,
     )
     threads: int | None = setting(
-        None, "that compute on a CPU; none: OMP_NUM_THREADS, or one for each core that may be used", low=1, high=1024
+        None,
+        "threads that compute on a CPU; none = OMP_NUM_THREADS, or one for each core that may be used",
+        low=1,
+        high=1024,
     )
     jobs: int | None = setting(
         None,
-        "of several runs, those side by side; none: one for each of gpus, or on a CPU as many as `threads` fits into the cores",
-        low=1, high=1024,
-    )  # fmt: skip
-    compile: bool = setting(False, "compile the network (torch.compile); the first steps take minutes")
+        "runs side by side, of several seeds or numbers of clusters; none = one for each GPU, or as many "
+        "as --threads fits into the cores of a CPU",
+        low=1,
+        high=1024,
+    )
+    compile: bool = setting(False, "compile the network (torch.compile); the first steps then take minutes")
 
 
 SECTIONS = (SeedSettings, PrecisionSettings, DeviceSettings)
