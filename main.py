@@ -66,7 +66,8 @@ def main(argv: Sequence[str]) -> int | None:
             seed = processes.from_first(lambda: random_seeds.seed_of(settings.of(SeedSettings)))
             settings = settings.replace(seed=seed, resume=command.resume if command.restart else None)
             if command.dry_run:
-                show("\n\n".join(forecast.forecast(build(one, start.folder)) for one in run_list.numbered(settings)))
+                forecasts = [forecast.forecast(build(one, start.folder)) for one in run_list.numbered(settings)]
+                show("\n\n".join([*forecasts, forecast.starting_command(argv)]))
             else:
                 run(settings, start)
 

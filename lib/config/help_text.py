@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import shutil
-import textwrap
+import shlex
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +11,15 @@ from typing import Any, Literal
 
 from lib.config.config import Config, Kind, all_sections, fields_of, flag_of, shown
 from lib.config.registry import Registry
+from lib.config.text_columns import beside, command_lines, unbroken, width, wrapped
 
 USAGE = "usage: python main.py --cfgs FILE [FILE ...] [--NAME VALUE ...]"
 INTRODUCTION = (
     "Sorts unlabelled images into clusters, by PICA or IMC-SwAV. YAML files (name: value) give the settings, and flags "
     "override them."
 )
-NARROWEST, WIDEST = 60, 110  # columns
 TEXT_COLUMN = 26
-UNBROKEN = "\N{NO-BREAK SPACE}"
+WHOLE = 30  # characters up to which a remark stays on one line
 PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", bool: "[true|false]"}
 
 
@@ -40,20 +38,20 @@ def short(
         examples: (what it does, command) each.
     """
     owners = _owners(config, sections)
-    lines = [USAGE, "", *textwrap.wrap(INTRODUCTION, _width())]
+    lines = [USAGE, "", *wrapped(INTRODUCTION, width())]
     for title, texts in everyday.items():
         lines += ["", f"{title}:"]
         for name, text in texts.items():
             lines += _entry(name, owners[name], config, text)
     lines += ["", "examples:"]
     for purpose, command in examples:
-        lines += [f"  # {purpose}", *_wrapped_command(command)]
+        lines += [f"  # {purpose}", *command_lines(shlex.split(command))]
     return "\n".join([*lines, "", "--help all shows every setting; --list shows methods, data sets and networks."])
 
 
 def complete(config: Config, sections: Sequence[Kind]) -> str:
     """Every setting: first those of the components in use, then those of the other components."""
-    lines = [USAGE, "", *textwrap.wrap(INTRODUCTION, _width())]
+    lines = [USAGE, "", *wrapped(INTRODUCTION, width())]
     used = config.sections
     for section in used:
         lines += _group(section, config, "")
@@ -74,7 +72,7 @@ def component_list(sections: Sequence[Kind]) -> str:
                 continue
             lines += ["", f"{_plural(registry.kind)}, for {flag_of(name)} NAME:"]
             for component, text in registry.listed():
-                lines += _columns(component, text)
+                lines += beside(f"  {component}", text, TEXT_COLUMN)
     return "\n".join(lines[1:])
 
 
@@ -119,7 +117,8 @@ def _entry(name: str, section: Kind, config: Config, brief: str = "") -> list[st
     if brief and (field.metadata["transient"] or (value == field.default and value in (None, False, ""))):
         remarks = []
     bracket = f" ({'; '.join(remarks)})" if remarks else ""
-    return _columns(f"{flag_of(name)} {placeholder}".rstrip(), (brief or field.metadata["help"]) + bracket)
+    text = (brief or field.metadata["help"]) + bracket
+    return beside(f"  {flag_of(name)} {placeholder}".rstrip(), text, TEXT_COLUMN)
 
 
 def _remarks(field: dataclasses.Field[Any], hint: Any, value: Any) -> Iterator[str]:
@@ -131,14 +130,14 @@ def _remarks(field: dataclasses.Field[Any], hint: Any, value: Any) -> Iterator[s
     if unit and field.default is None:
         yield f"in {unit}"
     if field.default != "" or registry is None:
-        yield _unbroken(f"default: {_quantity(field.default, unit)}")
+        yield _whole(f"default: {_quantity(field.default, unit)}")
     if value != field.default:
-        yield _unbroken(f"set here: {_quantity(value, unit)}")
+        yield _whole(f"set here: {_quantity(value, unit)}")
 
 
-def _unbroken(remark: str) -> str:
-    """A remark that a line end does not tear, unless it is long."""
-    return remark.replace(" ", UNBROKEN) if len(remark) < 30 else remark
+def _whole(remark: str) -> str:
+    """A remark that no line end tears, unless it is long."""
+    return unbroken(remark) if len(remark) <= WHOLE else remark
 
 
 def _is_quantity(value: Any) -> bool:
@@ -148,7 +147,7 @@ def _is_quantity(value: Any) -> bool:
 def _quantity(value: Any, unit: str) -> str:
     if value == "":
         return "empty"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and value:
         return " ".join(_quantity(entry, "") for entry in value) + (f" {unit}" if unit else "")
     text = f"{value:.6g}" if isinstance(value, float) else shown(value)
     if not unit or not _is_quantity(value):
@@ -178,27 +177,3 @@ def _choices(hint: Any) -> list[str]:
     if typing.get_origin(hint) is Literal:
         return [str(choice) for choice in typing.get_args(hint)]
     return [choice for part in typing.get_args(hint) for choice in _choices(part)]
-
-
-def _columns(left: str, text: str) -> list[str]:
-    """`left` and `text` side by side, wrapped; a long `left` has a line of its own."""
-    indent = " " * TEXT_COLUMN
-    left = f"  {left}"
-    lines = textwrap.wrap(text, _width() - TEXT_COLUMN, break_long_words=False, break_on_hyphens=False)
-    lines = [line.replace(UNBROKEN, " ") for line in lines]
-    if len(left) + 2 > TEXT_COLUMN or not lines:
-        return [left, *(indent + line for line in lines)]
-    return [left.ljust(TEXT_COLUMN) + lines[0], *(indent + line for line in lines[1:])]
-
-
-def _wrapped_command(command: str) -> list[str]:
-    """A command that can be pasted: its lines end with a backslash but the last."""
-    joined = re.sub(r"(--[\w-]+) (?!-)", rf"\1{UNBROKEN}", command)  # a flag and its value stay together
-    lines = textwrap.wrap(joined, _width() - 4, break_long_words=False, break_on_hyphens=False, subsequent_indent="  ")
-    lines = [line.replace(UNBROKEN, " ") for line in lines]
-    return [*(f"  {line} \\" for line in lines[:-1]), f"  {lines[-1]}"]
-
-
-def _width() -> int:
-    """Columns of the terminal; 80 in a pipe."""
-    return min(max(shutil.get_terminal_size((80, 24)).columns, NARROWEST), WIDEST)

@@ -209,7 +209,8 @@ def defers(where: torch.device) -> bool:
 def describe(where: torch.device) -> str:
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def processor() -> str:
