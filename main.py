@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 import imc_swav, pica  # noqa: E401, F401  (they register themselves)
 from lib import datasets, report, session
-from lib.config import config
+from lib.config import config, help_text
 from lib.config.command_flags import Command
 from lib.machine import devices, processes, random_seeds
 from lib.machine.devices import DeviceSettings
@@ -30,7 +30,7 @@ from lib.methods import method
 from lib.networks import backbone
 from lib.report import sorted_copies
 from lib.runs import forecast, launcher, resume, run_list, settings_from_images, several_runs
-from lib.runs.all_settings import SECTIONS
+from lib.runs.all_settings import EVERYDAY, EXAMPLES, SECTIONS
 from lib.scoring import evaluation
 from lib.serving import model
 from lib.training import trainer
@@ -54,15 +54,20 @@ def main(argv: Sequence[str]) -> int | None:
         if shows and processes.leads():
             for note in settings.notes:
                 warn(note)
-        if command.help or command.list or not argv:
-            show(config.component_list(SECTIONS) if command.list else config.help_text(settings))
+        if command.list:
+            show(help_text.component_list(SECTIONS))
+        elif command.help == "all":
+            show(help_text.complete(settings, SECTIONS))
+        elif command.help or not argv:
+            show(help_text.short(settings, SECTIONS, EVERYDAY, EXAMPLES))
         elif run_list.asked(settings) and not command.dry_run:
             several_runs.run(settings.replace(resume=None), start.folder, __file__)
         else:
             seed = processes.from_first(lambda: random_seeds.seed_of(settings.of(SeedSettings)))
             settings = settings.replace(seed=seed, resume=command.resume if command.restart else None)
             if command.dry_run:
-                show("\n\n".join(forecast.forecast(build(one, start.folder)) for one in run_list.numbered(settings)))
+                forecasts = [forecast.forecast(build(one, start.folder)) for one in run_list.numbered(settings)]
+                show("\n\n".join([*forecasts, forecast.starting_command(argv)]))
             else:
                 run(settings, start)
 

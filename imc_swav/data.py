@@ -132,6 +132,6 @@ class IMCSource:
         sizes = "+".join(f"{recipe.size}" for recipe in self._recipes)
         learned = int(self._classified[self._chosen].sum())
         return [
-            f"{len(self._chosen):,} pictures, {learned:,} for the classifier, "
+            f"{len(self._chosen):,} images, {learned:,} for the classifier, "
             f"{len(self)} steps of {self._batch_size} in {len(self._recipes)} views ({sizes} px)"
         ]

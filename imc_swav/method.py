@@ -32,34 +32,57 @@ from lib.transforms.channel_statistics import measured
 class IMCSwAVSettings(Section):
     title = "method imc_swav"
     bound = True
-    nmb_crops: tuple[int, ...] = setting((2, 4), "crops of each group, the large ones first", low=0, high=100)
+    nmb_crops: tuple[int, ...] = setting(
+        (2, 4), "number of crops of each size, the largest size first", low=0, high=100
+    )
     size_crops: tuple[int, ...] | None = setting(
-        (28, 18), "sides of the crops of each group; none: tfm_size", unit="px", low=4, high=LARGEST_SIDE
+        (28, 18),
+        "sides of the crops, one for each number of --nmb-crops; none = --tfm-size",
+        unit="pixels",
+        low=4,
+        high=LARGEST_SIDE,
     )
-    min_scale_crops: tuple[float, ...] = setting((0.2, 0.08), "least area of a crop, as a share", low=1e-6, high=1)
-    max_scale_crops: tuple[float, ...] = setting((1.0, 0.4), "largest area of a crop, as a share", low=1e-6, high=1)
-    prototypes: int = setting(1000, "number of prototypes", low=2)
-    project_dim: int = setting(128, "size of the projection", low=1)
-    classifier_dim: int = setting(1024, "width of the classifier's two hidden layers", low=1)
-    feature_layer: int = setting(
-        512, "width of the layer that is trained between a frozen backbone and the rest", low=1
+    min_scale_crops: tuple[float, ...] = setting(
+        (0.2, 0.08),
+        "smallest area of a crop as a share of the image, one for each number of --nmb-crops",
+        low=1e-6,
+        high=1,
     )
-    tau: float = setting(0.1, "temperature of the predictions", low=1e-4)
-    eps: float = setting(0.05, "hardness of the Sinkhorn assignments", low=1e-4)
-    sinkhorn_iterations: int = setting(3, "of the Sinkhorn scaling", low=1)
-    frozen_prototype_steps: int = setting(500, "from the start, in which the prototypes stay", unit="steps", low=0)
+    max_scale_crops: tuple[float, ...] = setting(
+        (1.0, 0.4),
+        "largest area of a crop as a share of the image, one for each number of --nmb-crops",
+        low=1e-6,
+        high=1,
+    )
+    prototypes: int = setting(
+        1000, "number of prototypes, the vectors to which the views of an image are assigned", low=2
+    )
+    project_dim: int = setting(128, "dimensions of the projected features that are compared with the prototypes", low=1)
+    classifier_dim: int = setting(1024, "width of the two hidden layers of the classifier", low=1)
+    feature_layer: int = setting(512, "width of the layer that is trained on the features of a frozen network", low=1)
+    tau: float = setting(0.1, "temperature of the predicted probabilities", low=1e-4)
+    eps: float = setting(
+        0.05, "entropy weight of the Sinkhorn assignments; a smaller one gives harder assignments", low=1e-4
+    )
+    sinkhorn_iterations: int = setting(3, "iterations of the Sinkhorn algorithm", low=1)
+    frozen_prototype_steps: int = setting(
+        500, "first steps of the run, in which the prototypes do not move", unit="steps", low=0
+    )
     classifier_splits: str | None = setting(
-        None, "what the classifier learns from, such as train; none: all training pictures", about_data=True
+        None,
+        "splits from which the classifier learns, such as train; none = all training images",
+        value="SPLITS",
+        about_data=True,
     )
     idle_classifier: Literal["zeros", "none"] = setting(
         "zeros",
-        "gradient of the classifier in a step without a loss for it; zeros: the optimiser's momentum goes on moving "
-        "it, as in the authors' PyTorch; none: it rests",
+        "gradient of the classifier in a step without a loss for it; zeros = the optimizer's momentum "
+        "still moves it, as in the authors' program; none = it stays as it is",
     )
     batchnorm_scores: tuple[Literal["train_bn", "plain", "test_bn"], ...] = setting(
         ("train_bn", "plain", "test_bn"),
-        "BatchNorm statistics under which is scored, the first being the result: train_bn: of training pictures; "
-        "plain: as trained; test_bn: of the scored pictures, as published",
+        "BatchNorm statistics for scoring, of which the first give the result; train_bn = of training "
+        "images; plain = as trained; test_bn = of the scored images, as in the paper's table",
     )
 
 
@@ -197,6 +220,6 @@ register(
         build,
         build_method,
         IMCSwAVSettings,
-        "swapped prediction and mutual information (Ntelemis et al., 2021)",
+        "IMC-SwAV: the views of an image predict each other, and information is maximised (Ntelemis et al., 2021).",
     ),
 )

@@ -55,15 +55,15 @@ STARTED = (LOCK, "config.yaml", "provenance.jsonl", "log.txt")  # what there is 
 class SessionSettings(Section):
     title = "session"
     local = True
-    session: str | None = setting(None, "name of the session's folder; none: the time, UTC", transient=True)
-    session_root: str = setting("./sessions", "folder of all sessions", convert=expanded)
-    debug: bool = setting(False, "write no file at all", transient=True)
-    open: bool = setting(False, "show the report in the browser when the run is done", transient=True)
-    brief: bool = setting(
-        False, "show only evaluations and warnings on the console, and the progress of what takes long before a run"
+    session: str | None = setting(
+        None, "name of the session's folder; none = the time in UTC", value="NAME", transient=True
     )
+    session_root: str = setting("./sessions", "folder of all sessions", value="FOLDER", convert=expanded)
+    debug: bool = setting(False, "write no file", transient=True)
+    open: bool = setting(False, "show the report in the browser when the run has ended", transient=True)
+    brief: bool = setting(False, "show only evaluations, warnings and the progress of long preparations on the console")
     log_file: bool = setting(True, "write log.txt")
-    log_tfb: bool = setting(True, "write TensorBoard's curves")
+    log_tfb: bool = setting(True, "write curves for TensorBoard")
 
     def __post_init__(self) -> None:
         if self.open and self.debug:

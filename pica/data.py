@@ -90,7 +90,7 @@ class PICASource:
     def describe(self) -> list[str]:
         repeat = len(self._recipes) - 1
         return [
-            f"head {head}: {len(chosen):,} pictures, {self._steps(head):,} steps of {self._batch_size} originals "
-            f"and {self._batch_size * repeat} perturbed"
+            f"head {head}: {len(chosen):,} images, {self._steps(head):,} steps of {self._batch_size} originals "
+            f"and {self._batch_size * repeat} perturbed copies"
             for head, chosen in enumerate(self._sets)
         ]

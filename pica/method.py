@@ -36,15 +36,18 @@ class PICASettings(Section):
     title = "method pica"
     bound = True
     net_heads: tuple[int, ...] | None = setting(
-        None, "sizes of the heads, the main one last; none: 7 times num_clusters, and num_clusters", low=2
+        None,
+        "number of clusters of each head, the main head last; none = 7 times --num-clusters, and --num-clusters",
+        value="K",
+        low=2,
     )
-    net_sobel: bool = setting(False, "replace colour by Sobel edges")
-    data_nrepeat: int = setting(1, "perturbed copies of each picture", low=1, high=1000)
-    pica_lamda: float = setting(2.0, "weight of the balance of the clusters", low=0)
+    net_sobel: bool = setting(False, "replace the colours of an image by its Sobel edges")
+    data_nrepeat: int = setting(1, "randomly transformed copies of each image in a step", low=1, high=1000)
+    pica_lamda: float = setting(2.0, "weight of the loss term that balances the cluster sizes", low=0)
     pica_idle_heads: Literal["zeros", "none"] = setting(
         "zeros",
-        "gradient of a head that is not being trained; zeros: the optimiser's momentum goes on moving it, "
-        "as in the authors' PyTorch; none: it rests",
+        "gradient of the heads that a step does not train; zeros = the optimizer's momentum still moves "
+        "them, as in the authors' program; none = they stay as they are",
     )
 
 
@@ -227,7 +230,7 @@ register(
         build,
         build_method,
         PICASettings,
-        "partition uncertainty of several heads (Huang et al., CVPR 2020)",
+        "PICA: the most confident partition of the images, by several heads (Huang et al., CVPR 2020).",
         build_network,
     ),
 )

@@ -201,7 +201,7 @@ def test_two_processes_learn_on_features_what_one_does(cli: Cli, tmp_path: Path)
 def test_a_dry_run_counts_steps_on_features_and_their_cost_apart(cli: Cli, tmp_path: Path) -> None:
     status, out, err = cli(*WORDS["pica"], "--dry-run", "--net-width", 32, "--cache", tmp_path / "cache")
     assert status == 0, err
-    assert "features once, unless they are kept already: 1,797 pictures in 3 views, " in out
+    assert "features once, unless they are kept already: 1,797 images in 3 views, " in " ".join(out.split())
     frozen, whole = (float(re.findall(r"work +([\d.,]+) GFLOP", text)[0].replace(",", "")) for text in (
         out, cli(*WORDS["pica"], "--net-freeze", "none", "--dry-run", "--net-width", 32)[1]))  # fmt: skip
     assert frozen < whole / 100 and not (tmp_path / "cache").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lib.config.settings import Section, expanded, setting
 
@@ -13,33 +14,47 @@ class Command(Section):
 
     title = "command"
     local = True
-    cfgs: tuple[str, ...] = setting((), "YAML files, later ones overriding earlier ones", transient=True)
-    imports: tuple[str, ...] | None = setting(None, "modules of yours that register components")
-    evaluate: str | None = setting(None, "score this checkpoint instead of training", convert=expanded)
+    cfgs: tuple[str, ...] = setting(
+        (), "YAML files with settings; a later file overrides an earlier one", value="FILE", transient=True
+    )
+    imports: tuple[str, ...] | None = setting(
+        None, "Python modules of yours that register data sets, networks or methods", value="MODULE"
+    )
+    evaluate: str | None = setting(
+        None, "score the model of this checkpoint instead of training", value="FILE", convert=expanded
+    )
     predict: str | None = setting(
-        None, "cluster the pictures of --data-root by this checkpoint instead of training", convert=expanded
+        None,
+        "put the images of --data-root into the clusters of this checkpoint instead of training",
+        value="FILE",
+        convert=expanded,
     )
     copy_to: str | None = setting(
         None,
-        "new folder that gets a copy of every picture, in a folder for each cluster",
+        "new folder for copies of the images, with a folder for each cluster",
+        value="FOLDER",
         transient=True,
         convert=expanded,
     )
-    link: bool = setting(False, "with --copy-to: symbolic links instead of copies", transient=True)
+    link: bool = setting(False, "with --copy-to: make symbolic links instead of copies", transient=True)
     export: str | None = setting(
         None,
         "with --evaluate: write the weights to this .safetensors file, or the model to this .onnx file",
+        value="FILE",
         convert=expanded,
     )
     resume: str | None = setting(
         None,
-        "go on from this checkpoint; auto: from the newest session of these very settings, if any",
+        "continue the run of this checkpoint; auto = of the newest session with these settings, if there is one",
+        value="FILE|auto",
         convert=expanded,
     )
-    restart: bool = setting(False, "with --resume: take the weights alone, into a new session")
-    dry_run: bool = setting(False, "print what would run, and stop", transient=True)
-    list: bool = setting(False, "print the registered components, and stop", transient=True)
-    help: bool = setting(False, "print the settings of the chosen components, and stop", transient=True)
+    restart: bool = setting(False, "with --resume: take only the weights, and start a new session")
+    dry_run: bool = setting(False, "show sizes, steps, time and memory of the run, and train nothing", transient=True)
+    list: bool = setting(False, "show every method, data set, network, optimizer and schedule", transient=True)
+    help: bool | Literal["all"] = setting(
+        False, "show the most used settings; all = every setting", value="[all]", transient=True
+    )
 
     @property
     def trains(self) -> bool:

@@ -77,14 +77,14 @@ class Config:
 
     def undecided(self) -> list[str]:
         """The settings that are left to the pictures or the machine."""
-        fields = (pair for kind in self._sections for pair in _fields(kind).items())
+        fields = (pair for kind in self._sections for pair in fields_of(kind).items())
         plain = self.as_dict()
         return [name for name, field in fields if field.metadata["adaptive"] and plain[name] in settings.OPEN]
 
     def changes(self, earlier: Mapping[str, Any]) -> list[str]:
         """What differs from the settings in a checkpoint of the same run."""
         return [
-            f"{name}: {_shown(earlier[name])} before, {_shown(value)} now"
+            f"{name}: {shown(earlier[name])} before, {shown(value)} now"
             for name, value in self.identity().items() if name in earlier and earlier[name] != value
         ]  # fmt: skip
 
@@ -94,11 +94,13 @@ class Config:
         Raises:
             TypeError: no section in use has a setting of that name.
         """
-        unknown = set(values).difference(*(_fields(kind) for kind in self._sections))
+        unknown = set(values).difference(*(fields_of(kind) for kind in self._sections))
         if unknown:
             raise TypeError(f"no section in use has the settings {', '.join(sorted(unknown))}")
         sections = {
-            kind: dataclasses.replace(typing.cast(Any, held), **{n: v for n, v in values.items() if n in _fields(kind)})
+            kind: dataclasses.replace(
+                typing.cast(Any, held), **{n: v for n, v in values.items() if n in fields_of(kind)}
+            )
             for kind, held in self._sections.items()
         }
         return Config(sections, self.notes, self.weights_given)
@@ -157,16 +159,16 @@ def collect(argv: Sequence[str], sections: Sequence[Kind]) -> dict[str, Raw]:
     if first.imports:
         raw["imports"] = Raw(first.imports, FLAG)
     if "imports" in raw:
-        field = _fields(Command)["imports"]
+        field = fields_of(Command)["imports"]
         _import(_read(raw["imports"], "imports", field, Command) or ())
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for name in _known(sections):
-        parser.add_argument(_flag(name), **_arity(name, sections))
+    for name in known_fields(sections):
+        parser.add_argument(flag_of(name), **_words(name, sections))
     flags, unknown = parser.parse_known_args(argv)
     for word in unknown:
         name = word.split("=")[0]
         if name.startswith("--"):
-            hint = nearest(name, [_flag(known) for known in _known(sections)])
+            hint = nearest(name, [flag_of(known) for known in known_fields(sections)])
             raise UserError(f"unknown flag {name}{hint}; --help lists the flags")
         raise UserError(f"{word!r} on the command line belongs to no flag; --help lists the flags")
     return raw | {name: Raw(value, FLAG, len(layers)) for name, value in vars(flags).items()}
@@ -200,7 +202,7 @@ def resolve(
     while queue:
         section = queue.pop(0)
         values = {}
-        for name, field in _fields(section).items():
+        for name, field in fields_of(section).items():
             if section.local and name not in raw:
                 merged.pop(name, None)
             given = raw.get(name)
@@ -220,7 +222,7 @@ def resolve(
                 if chosen is not None:
                     queue.insert(0, chosen)
         found[section] = section(**values)
-    active = {name: field for section in found for name, field in _fields(section).items()}
+    active = {name: field for section in found for name, field in fields_of(section).items()}
     strangers = {n: r for n, r in merged.items() if n not in active and r.origin != origin}
     idle = {name: field for name, field in active.items() if field.metadata["idle"]}
     notes += [
@@ -233,46 +235,16 @@ def resolve(
 
 def part(raw: Mapping[str, Raw], sections: Sequence[Kind]) -> Config:
     """These sections alone, before a checkpoint is looked for."""
-    own = {name for section in sections for name in _fields(section)}
+    own = {name for section in sections for name in fields_of(section)}
     return resolve({name: given for name, given in raw.items() if name in own}, sections)
 
 
 def for_other_pictures(stored: Mapping[str, Any], sections: Sequence[Kind]) -> dict[str, Any]:
     """The settings inside a checkpoint without those that say which pictures its run had."""
-    known = _known(sections)
+    known = known_fields(sections)
     return {
         name: value for name, value in stored.items() if name not in known or not known[name].metadata["about_data"]
     }
-
-
-def help_text(config: Config) -> str:
-    """Every setting of the components in use, by component, with defaults, units and what is set here."""
-    parser = argparse.ArgumentParser(
-        prog="main.py", usage="python main.py --cfgs FILE [FILE ...] [--NAME VALUE ...]", add_help=False,
-        description="Cluster images. Settings come from YAML files (name: value) and flags.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
-    )  # fmt: skip
-    for section in config.sections:
-        group = parser.add_argument_group(section.title)
-        for name, field in _fields(section).items():
-            unit = f", {field.metadata['unit']}" if field.metadata["unit"] else ""
-            value = getattr(config.of(section), name)
-            here = "" if value == field.default else f"; here: {_shown(value)}"
-            text = f"{field.metadata['help']} (default: {_shown(field.default)}{here}{unit})".replace("%", "%%")
-            group.add_argument(_flag(name), help=text, **_arity(name, config.sections))
-    return parser.format_help()
-
-
-def component_list(sections: Sequence[Kind]) -> str:
-    """Every registered component, by kind, each with the first line of its docstring."""
-    shown = []
-    for section in sections:
-        for field in _fields(section).values():
-            registry = field.metadata["component"]
-            if registry is not None:
-                shown.append(f"{registry.kind} (--{field.name.replace('_', '-')})")
-                shown += [f"  {name:<16} {text}".rstrip() for name, text in registry.listed()]
-    return "\n".join(shown)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -280,23 +252,24 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (on the command line)")
 
 
-def _fields(section: Kind) -> dict[str, dataclasses.Field[Any]]:
+def fields_of(section: Kind) -> dict[str, dataclasses.Field[Any]]:
+    """The settings that a section declares, by name."""
     return {field.name: field for field in dataclasses.fields(typing.cast(Any, section))}
 
 
 def _lasting(section: Kind) -> list[str]:
     """The settings that are kept with a run: not those of one call, nor those without effect."""
     return [
-        name for name, field in _fields(section).items()
+        name for name, field in fields_of(section).items()
         if not field.metadata["transient"] and not field.metadata["idle"]
     ]  # fmt: skip
 
 
-def _members(sections: Sequence[Kind]) -> Iterator[tuple[Kind, Registry | None, str]]:
+def all_sections(sections: Sequence[Kind]) -> Iterator[tuple[Kind, Registry | None, str]]:
     """Every section there is, also of components that are not chosen: (section, registry, component)."""
     for section in sections:
         yield section, None, ""
-        for field in _fields(section).values():
+        for field in fields_of(section).values():
             registry = field.metadata["component"]
             for name in registry.names() if registry is not None else ():
                 chosen = getattr(registry.get(name), "Settings", None)
@@ -304,21 +277,21 @@ def _members(sections: Sequence[Kind]) -> Iterator[tuple[Kind, Registry | None, 
                     yield chosen, registry, name
 
 
-def _known(sections: Sequence[Kind]) -> dict[str, dataclasses.Field[Any]]:
+def known_fields(sections: Sequence[Kind]) -> dict[str, dataclasses.Field[Any]]:
+    """Every setting there is, by name; of two components with one name, the first."""
     known: dict[str, dataclasses.Field[Any]] = {}
-    for section, _, _ in _members(sections):
-        known = _fields(section) | known
+    for section, _, _ in all_sections(sections):
+        known = fields_of(section) | known
     return known
 
 
-def _arity(name: str, sections: Sequence[Kind]) -> dict[str, Any]:
-    """How many words a flag takes, and their placeholder in --help."""
-    section = next(section for section, _, _ in _members(sections) if name in _fields(section))
-    hint = str(typing.get_type_hints(section)[name])
-    word = name.rsplit("_", 1)[-1].upper()
-    if "tuple" in hint:
-        return {"nargs": "+", "metavar": word}
-    return {"nargs": "?", "const": "true", "metavar": "BOOL"} if hint == "<class 'bool'>" else {"metavar": word}
+def _words(name: str, sections: Sequence[Kind]) -> dict[str, Any]:
+    """How many words a flag takes, for argparse."""
+    section = next(section for section, _, _ in all_sections(sections) if name in fields_of(section))
+    hint = typing.get_type_hints(section)[name]
+    if "tuple" in str(hint):
+        return {"nargs": "+"}
+    return {"nargs": "?", "const": "true"} if bool in (hint, *typing.get_args(hint)) else {}
 
 
 def _read(raw: Raw, name: str, field: dataclasses.Field[Any], section: Kind) -> Any:
@@ -338,7 +311,7 @@ def _component(registry: Registry, chosen: str, raw: Raw | None, name: str, impo
 
 
 def _place(name: str, raw: Raw) -> str:
-    return _flag(name) if raw.flag else f"{name} in {raw.origin}"
+    return flag_of(name) if raw.flag else f"{name} in {raw.origin}"
 
 
 def _check_bound(
@@ -350,11 +323,11 @@ def _check_bound(
         return
     if given.flag:
         raise UserError(
-            f"{_flag(name)} {_shown(value)} contradicts the checkpoint, which was trained with "
-            f"{name} {_shown(stored)}; leave the flag out"
+            f"{flag_of(name)} {shown(value)} contradicts the checkpoint, which was trained with "
+            f"{name} {shown(stored)}; leave the flag out"
         )
     if given.origin != DEFAULT:
-        yield f"{name} {_shown(value)} in {given.origin} yields to the checkpoint's {_shown(stored)}"
+        yield f"{name} {shown(value)} in {given.origin} yields to the checkpoint's {shown(stored)}"
 
 
 def _strangers(rest: Mapping[str, Raw], registries: Mapping[Registry, int], active: set[str]) -> list[str]:
@@ -363,11 +336,11 @@ def _strangers(rest: Mapping[str, Raw], registries: Mapping[Registry, int], acti
     for registry in registries:
         for component in registry.names():
             chosen = getattr(registry.get(component), "Settings", None)
-            for name in _fields(chosen) if chosen is not None else ():
+            for name in fields_of(chosen) if chosen is not None else ():
                 owners.setdefault(name, []).append((registry, component))
     idle: dict[str, list[str]] = {}
     for name, raw in rest.items():
-        place = _flag(name) if raw.flag else f"the key {name!r} in {raw.origin}"
+        place = flag_of(name) if raw.flag else f"the key {name!r} in {raw.origin}"
         if name not in owners:
             raise UserError(f"unknown setting: {place}{nearest(name, active | set(owners))}; --help lists the settings")
         registry, component = owners[name][0]
@@ -404,7 +377,8 @@ def _dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """The flag that gives a setting."""
     return "--" + name.replace("_", "-")
 
 
@@ -417,9 +391,10 @@ def _in_yaml(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it is written behind a flag."""
     if isinstance(value, list | tuple):
-        return " ".join(_shown(entry) for entry in value) or "none"
+        return " ".join(shown(entry) for entry in value) or "none"
     if isinstance(value, bool):
         return str(value).lower()
     return "none" if value is None else str(value)

@@ -32,6 +32,7 @@ def setting(
     help: str,
     *,
     unit: str = "",
+    value: str = "",
     low: float | None = None,
     high: float | None = None,
     component: Registry | None = None,
@@ -48,7 +49,8 @@ def setting(
     Args:
         default: the value where neither file nor flag gives one.
         help: one line for `--help`.
-        unit: what the number counts, such as "px" or "epochs".
+        unit: what the number counts, in words such as "pixels" or "epochs".
+        value: what stands for the value in `--help`, such as "FILE"; else a word for its type.
         low, high: the smallest and the largest number allowed, for each entry of a tuple; a whole number is at most
             `MOST` where `high` is none.
         component: the value names a component of this registry, whose settings join in.
@@ -61,7 +63,7 @@ def setting(
         side: of a square; a pair of equal sides, such as `(32, 32)`, is that side.
     """
     metadata = {
-        "help": help, "unit": unit, "low": low, "high": high,
+        "help": help, "unit": unit, "value": value, "low": low, "high": high,
         "component": component, "convert": convert, "transient": transient, "idle": idle, "fixed": fixed,
         "about_data": about_data, "adaptive": adaptive, "side": side,
     }  # fmt: skip

@@ -60,27 +60,38 @@ class Splits:
 @dataclass(frozen=True)
 class DataSettings(Section):
     title = "data"
-    dataset: str = setting("digits", "which one", component=_registry, fixed=True, about_data=True)
-    data_root: str = setting("./data", "folder of the data set", about_data=True, convert=expanded)
+    dataset: str = setting("digits", "data set to cluster", component=_registry, fixed=True, about_data=True)
+    data_root: str = setting(
+        "./data", "folder of the images, or of the data set's files", value="FOLDER", about_data=True, convert=expanded
+    )
     train_splits: tuple[str, ...] | None = setting(
         None,
-        "what each head trains on, such as train+test; none: the data set's own choice",
+        "splits on which each head trains, such as train+test; none = as the data set proposes",
+        value="SPLITS",
         fixed=True,
         about_data=True,
     )
     test_splits: tuple[str, ...] | None = setting(
-        None, "what is scored; none: the data set's own choice", about_data=True
+        None,
+        "splits that are scored, such as train+test; none = as the data set proposes",
+        value="SPLITS",
+        about_data=True,
     )
-    download: bool = setting(False, "fetch the official files of the data set into data_root", transient=True)
+    download: bool = setting(False, "fetch the official files of the data set into --data-root", transient=True)
     on_bad_image: Literal["error", "skip"] = setting(
-        "error", "what an unreadable picture means: the end, or that it is left out, counted and listed"
+        "error", "what an unreadable image does; error = it ends the run; skip = it is left out and listed"
     )
     max_megapixels: float = setting(
-        image_decoder.MEGAPIXELS, "a file with a larger image is unreadable", unit="million pixels", low=1e-6, high=1e6
+        image_decoder.MEGAPIXELS,
+        "largest image that is read; a larger one counts as unreadable",
+        unit="million pixels",
+        low=1e-6,
+        high=1e6,
     )
     batch_size: int | None = setting(
         256,
-        "pictures per step; none: the largest power of two of which the training pictures make 8, from 16 to 256",
+        "images in a step; none = a power of two from 16 to 256, at most an eighth of the training images",
+        unit="images",
         low=1,
         fixed=True,
         adaptive=True,

@@ -64,21 +64,23 @@ class CIFAR:
 
 @register("cifar10")
 class CIFAR10(CIFAR):
-    """CIFAR-10: 60,000 pictures of 32×32 in 10 classes."""
+    """CIFAR-10: 60,000 images of 32×32 pixels in 10 classes."""
 
     source = torchvision_datasets.CIFAR10
 
 
 @register("cifar100")
 class CIFAR100(CIFAR):
-    """CIFAR-100: 60,000 pictures of 32×32 in 20 superclasses, or 100 classes."""
+    """CIFAR-100: 60,000 images of 32×32 pixels in 20 superclasses or 100 classes."""
 
     source = torchvision_datasets.CIFAR100
 
     @dataclass(frozen=True)
     class Settings(Section):
         title = "data set cifar100"
-        label_level: Literal["coarse", "fine"] = setting("coarse", "the 20 superclasses (coarse) or the 100 classes")
+        label_level: Literal["coarse", "fine"] = setting(
+            "coarse", "classes that score the result; coarse = 20 superclasses; fine = 100 classes"
+        )
 
     def __init__(
         self,

@@ -16,7 +16,9 @@ from lib.errors import UserError
 
 @register("digits")
 class Digits:
-    """Split `train` has the even positions, `test` the odd ones. `root` is not used.
+    """1,797 handwritten digits of 8×8 pixels in 10 classes, which come with scikit-learn.
+
+    Split `train` has the even positions, `test` the odd ones. `root` is not used.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998).
     """

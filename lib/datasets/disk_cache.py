@@ -58,14 +58,16 @@ class CacheSettings(Section):
     local = True
     disk_cache: float = setting(
         10.0,
-        "disk that may be taken by what is kept: lists of files, features of a frozen backbone and, with "
-        "tfm_working_size, decoded pictures; 0: nothing is kept",
+        "disk space for what is kept between runs: lists of files, features of frozen networks and, with "
+        "--tfm-working-size, decoded images; 0 = nothing is kept",
         unit="GiB",
         low=0,
     )
     cache: str | None = setting(
         None,
-        "its folder; none: deep-image-clustering in XDG_CACHE_HOME, or else in ~/.cache, where that can be written",
+        "folder of what is kept; none = deep-image-clustering in XDG_CACHE_HOME, or else in ~/.cache, if "
+        "that can be written",
+        value="FOLDER",
         convert=expanded,
     )
 

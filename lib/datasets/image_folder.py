@@ -33,7 +33,9 @@ _ADDED = r"([-_ .]?(set|split|data|images?|imgs?|\d{4}))?"
 
 @register("image_folder")
 class ImageFolder(PictureFiles):
-    """Three layouts: `train/` and `test/` (either may be missing), class folders, or flat.
+    """Your own images in a folder: with a folder for each class, with `train/` and `test/`, or without labels.
+
+    Three layouts: `train/` and `test/` (either may be missing), class folders, or flat.
 
     Folders are taken for splits where every folder that holds images has the name of a split
     (`SPLIT_NAMES`), no two mean the same one, one of them is `train` or `test`, and no image is
@@ -60,7 +62,8 @@ class ImageFolder(PictureFiles):
         title = "data set image_folder"
         labels: str | None = setting(
             None,
-            "CSV file of `file,class`, files named from data_root on; labels only score the result",
+            "CSV file with lines of file,class for the images of a folder; classes only score the result",
+            value="FILE",
             about_data=True,
             convert=expanded,
         )

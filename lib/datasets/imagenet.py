@@ -98,7 +98,7 @@ class Subset(PictureFiles):
 
 @register("imagenet10")
 class ImageNet10(Subset):
-    """ImageNet-10: 13,000 training pictures of 10 classes of ImageNet."""
+    """ImageNet-10: 13,000 training images of 10 classes of ImageNet."""
 
     listed = IMAGENET10
     size = 13_000
@@ -106,7 +106,7 @@ class ImageNet10(Subset):
 
 @register("imagenet_dogs")
 class ImageNetDogs(Subset):
-    """ImageNet-Dogs: 19,500 training pictures of 15 breeds."""
+    """ImageNet-Dogs: 19,500 training images of 15 breeds of dog."""
 
     listed = IMAGENET_DOGS
     size = 19_500
@@ -114,14 +114,15 @@ class ImageNetDogs(Subset):
 
 @register("imagenet")
 class ImageNet(Subset):
-    """ImageNet: the training pictures of all classes, or of those in `class_list`."""
+    """ImageNet: the training images of all classes, or of the classes in the file --class-list."""
 
     @dataclass(frozen=True)
     class Settings(Section):
         title = "data set imagenet"
         class_list: str | None = setting(
             None,
-            "file of classes, one n01440764 a line, a name behind it if you like; none: every class folder",
+            "file of classes, one a line, such as n01440764 with or without a name after it; none = every class folder",
+            value="FILE",
             convert=expanded,
         )
 

@@ -16,7 +16,7 @@ from lib.errors import UserError
 
 @register("stl10")
 class STL10:
-    """STL-10: 113,000 pictures of 96×96; 13,000 of them are labelled, with 10 classes.
+    """STL-10: 113,000 images of 96×96 pixels, of which 13,000 have a label of 10 classes.
 
     Split `train` has 5,000 pictures, `test` 8,000, and `unlabeled` 100,000 with the label −1.
 

@@ -19,10 +19,11 @@ ARCHIVE = Archive("tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", "
 
 @register("tiny_imagenet")
 class TinyImageNet(PictureFiles):
-    """Tiny-ImageNet: 100,000 and 10,000 pictures of 64×64 in 200 classes, in the order of wnids.txt.
+    """Tiny-ImageNet: 110,000 images of 64×64 pixels in 200 classes.
 
-    Splits `train` and `val`; the labels of the official test split were never published. `root` is
-    the unpacked folder, or the one that holds it. Source: CS231n, Stanford (2015).
+    Splits `train` (100,000) and `val` (10,000); the labels of the official test split were never published. The
+    classes are in the order of wnids.txt. `root` is the unpacked folder, or the one that holds it. Source: CS231n,
+    Stanford (2015).
 
     Raises:
         UserError: files are missing, or elsewhere.

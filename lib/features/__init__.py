@@ -12,23 +12,25 @@ from lib.config.settings import Section, setting
 class FeatureSettings(Section):
     title = "features of a frozen backbone"
     feature_views: int = setting(
-        4, "random views of each picture whose features are computed, beside those of the plain one", low=1, fixed=True
+        4, "random views of each image whose features are computed, beside the image itself", low=1, fixed=True
     )
     feature_seed: int = setting(
-        0, "of these views' draws; not that of the run, so that runs of all seeds share their features", low=0,
+        0, "seed of these random views; apart from --seed, so that several seeds share the features", low=0,
         high=2**31 - 1, fixed=True,
     )  # fmt: skip
     views: Literal["random", "neighbours"] = setting(
         "random",
-        "what stands for a picture in a step; random: its random views; neighbours: the plain views of its nearest "
-        "neighbours among the training pictures, by the cosine of the features",
+        "what a step shows of an image; random = random views of it; neighbours = its nearest neighbours "
+        "among the training images, by cosine similarity of the features",
         fixed=True,
     )
     feature_neighbours: int | None = setting(
         20,
-        "nearest neighbours, of which each step draws; none: half as many as a cluster has pictures, at most 20",
-        low=1, fixed=True, adaptive=True,
-    )  # fmt: skip
+        "nearest neighbours from which a step draws; none = half as many as a cluster has images, at most 20",
+        low=1,
+        fixed=True,
+        adaptive=True,
+    )
 
     @property
     def neighbours(self) -> int:

@@ -31,25 +31,32 @@ from lib.machine.random_seeds import SeedSettings, seed_everything, seed_of
 class DeviceSettings(Section):
     title = "device"
     local = True
-    gpus: str = setting("", "the GPUs to use, such as 0 or 0,1, a process for each; empty: the CPU")
+    gpus: str = setting(
+        "", "numbers of the GPUs, such as 0 or 0,1, with one process each; empty = the CPU", value="N,N"
+    )
     processes: int | None = setting(
         None,
-        "processes that train together on this machine; none: one for each of gpus, or one on a CPU",
+        "processes that train one run together on this machine; none = one for each GPU, or one on a CPU",
         low=1,
         high=1024,
     )
     threads: int | None = setting(
-        None, "that compute on a CPU; none: OMP_NUM_THREADS, or one for each core that may be used", low=1, high=1024
+        None,
+        "threads that compute on a CPU; none = OMP_NUM_THREADS, or one for each core that may be used",
+        low=1,
+        high=1024,
     )
     jobs: int | None = setting(
         None,
-        "of several runs, those side by side; none: one for each of gpus, or on a CPU as many as `threads` fits into the cores",
-        low=1, high=1024,
-    )  # fmt: skip
+        "runs side by side, of several seeds or numbers of clusters; none = one for each GPU, or as many "
+        "as --threads fits into the cores of a CPU",
+        low=1,
+        high=1024,
+    )
     compile: bool = setting(
         False,
-        "compile views, network and loss as one function (torch.compile), on a GPU with CUDA graphs; the first steps take "
-        "minutes",
+        "compile views, network and loss as one function (torch.compile), on a GPU with CUDA graphs; the first steps then "
+        "take minutes",
     )
 
 
@@ -213,7 +220,8 @@ def defers(where: torch.device) -> bool:
 def describe(where: torch.device) -> str:
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def processor() -> str:

@@ -19,14 +19,14 @@ class PrecisionSettings(Section):
     title = "precision"
     precision: Literal["fp32", "bf16", "auto"] = setting(
         "fp32",
-        "of the network; bf16: autocast to bfloat16, while heads, losses and statistics stay in float32; auto: bf16 where "
-        "the processor computes in it, else fp32; the run records which",
+        "arithmetic of the network; fp32 = float32; bf16 = bfloat16, but float32 for heads, losses and "
+        "statistics; auto = bf16 where the processor computes in it, else fp32",
         adaptive=True,
     )
     channels_last: bool | None = setting(
         None,
-        "keep the channels of a pixel together; faster, but PyTorch's BatchNorm on a CPU is then exact to 3 digits alone; "
-        "none: on a GPU",
+        "keep the channels of a pixel together in memory, which is faster; on a CPU BatchNorm is then "
+        "exact to 3 digits only; none = on a GPU only",
     )
     tf32: bool = setting(False, "on a GPU, round the inputs of float32 convolutions and products to TF32")
 

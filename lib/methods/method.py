@@ -47,15 +47,17 @@ def _numbers(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
 class MethodSettings(Section):
     title = "method"
     bound = True
-    method: str = setting("", "which one", component=_registry)
+    method: str = setting("", "clustering method; pica where neither a file nor a flag names one", component=_registry)
     num_clusters: int | tuple[int, ...] | None = setting(
         None,
-        "groups to find; several numbers: a run for each; none: as the method's own settings say",
+        "number of clusters; several numbers = one run for each; none = as the method's settings say", value="K",
         low=2, convert=_numbers,
     )  # fmt: skip
-    group_crops: bool = setting(False, "of earlier versions; views of one size always share a pass", idle=True)
+    group_crops: bool = setting(False, "accepted for earlier versions, and without effect", idle=True)
     sync_batchnorm: bool = setting(
-        True, "of several processes, make one BatchNorm batch; false: each its own, so that their number matters"
+        True,
+        "compute BatchNorm over the images of all processes; false = each process over its own images, "
+        "so the result depends on their number",
     )
 
 

@@ -60,18 +60,22 @@ def _patterns(entries: tuple[str, ...]) -> tuple[str, ...]:
 class NetworkSettings(Section):
     title = "network"
     bound = True
-    network: str = setting("resnet34", "which one", component=_registry)
-    net_cin: Literal[1, 3] = setting(3, "channels of the pictures: 1 is grey, 3 is RGB")
-    net_cout: int | None = setting(None, "in the PICA authors' files; without effect, as in their program", idle=True)
+    network: str = setting("resnet34", "encoder, which turns an image into features", component=_registry)
+    net_cin: Literal[1, 3] = setting(3, "channels of the images; 1 = grey; 3 = RGB")
+    net_cout: int | None = setting(
+        None, "accepted for the files of PICA's authors, and without effect, as in their program", idle=True
+    )
     net_init: Literal["default", "torch1.0", "he"] = setting(
         "default",
-        "first weights; torch1.0: BatchNorm's weight from U(0, 1), as in the PICA authors' PyTorch; "
-        "he: convolutions after He et al., fan out, as IMC-SwAV's; without effect on weights that are trained already",
+        "first weights, unless they are trained already; default = those of today's PyTorch; torch1.0 = "
+        "BatchNorm's weights from 0 to 1, as in the program of PICA's authors; he = convolutions by He "
+        "et al., fan out, as in IMC-SwAV",
     )
     net_freeze: tuple[str, ...] | None = setting(
         None,
-        "regular expressions; weights whose name begins with a match stay as they are (see net_freeze_epochs); all of "
-        "them ('.*'), for ever: the method is trained on the network's features, which are computed once",
+        "regular expressions; weights whose names begin with a match stay as they are (see "
+        "--net-freeze-epochs); '.*' = the whole network, whose features are then computed once",
+        value="REGEX",
         convert=_patterns,
     )
 

@@ -25,7 +25,8 @@ SHOWN = 12  # digits of a digest in messages
 class BackboneSettings(Section):
     title = "frozen backbone"
     save_backbone: bool = setting(
-        False, "keep a copy of a frozen backbone in every checkpoint, which otherwise names it and its digest"
+        False,
+        "keep a copy of a frozen network in every checkpoint; otherwise a checkpoint has only its name and digest",
     )
 
 

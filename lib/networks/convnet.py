@@ -12,7 +12,9 @@ from lib.networks import register
 
 @register("convnet")
 class ConvNet(nn.Module):
-    """Three stages of two 3×3 convolutions, halving the map twice; global average pooling.
+    """Small network for small images or a CPU: six 3×3 convolutions.
+
+    Three stages of two convolutions, halving the map twice; global average pooling.
 
     (N, C, H, W) → (N, 4 · net_width), for pictures of any size.
     """
@@ -21,7 +23,9 @@ class ConvNet(nn.Module):
     class Settings(Section):
         title = "network convnet"
         bound = True
-        net_width: int = setting(32, "channels of the first stage; the others have 2 and 4 times as many", low=1)
+        net_width: int = setting(
+            32, "channels of the first stage; the second and third stage have 2 and 4 times as many", low=1
+        )
 
     def __init__(self, in_channels: int, settings: Settings = Settings()) -> None:
         super().__init__()

@@ -17,16 +17,17 @@ class TuningSettings(Section):
     title = "tuning of a network"
     net_weights: str | None = setting(
         None,
-        "trained weights to start from: a .safetensors or .pth file, or default, the network's own, which may be "
-        "downloaded; none: as the network is made",
+        "trained weights to start from: a .safetensors or .pth file; default = those of the network's "
+        "package, which may be downloaded; none = as the network is built",
+        value="FILE|default",
         convert=expanded,
     )
     net_freeze_epochs: int | None = setting(
         None,
-        "from the start, in which what net_freeze matches stays as it is; none: for ever",
+        "first epochs, in which the weights of --net-freeze stay as they are; none = all epochs",
         unit="epochs", low=1, fixed=True,
     )  # fmt: skip
-    net_lr_scale: float = setting(1.0, "factor of the learning rate for the network's weights", low=0, fixed=True)
+    net_lr_scale: float = setting(1.0, "factor on the learning rate of the network's weights", low=0, fixed=True)
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,15 @@ class ResNet(nn.Module):
         bound = True
         net_stem: Stem = setting(
             "small-pool-padded",
-            "first layers: 3×3 convolution (small), 2×2 pooling (-pool), padded by 1 as PICA's (-padded); or imagenet's 7×7",
+            "first layers; small = 3×3 convolution; small-pool = then 2×2 pooling; small-pool-padded = that "
+            "pooling padded by 1, as in PICA; imagenet = 7×7 convolution, then pooling",
         )
         net_avgpool_size: int | None = setting(
-            None, "side of the last average pooling, stride 1; none: the whole map", unit="cells", low=1, side=True
+            None,
+            "side of the last average pooling, with stride 1; none = the whole feature map",
+            unit="cells",
+            low=1,
+            side=True,
         )
 
     def __init__(self, in_channels: int, settings: Settings = Settings()) -> None:
@@ -82,21 +87,21 @@ def _stem(in_channels: int, kind: Stem) -> nn.Sequential:
 
 @register("resnet18")
 class ResNet18(ResNet):
-    """11 million weights, 512 features."""
+    """ResNet-18 for small images: 11 million weights, 512 features; the network of IMC-SwAV's paper."""
 
     depths = (2, 2, 2, 2)
 
 
 @register("resnet34")
 class ResNet34(ResNet):
-    """21 million weights, 512 features; PICA's."""
+    """ResNet-34 for small images: 21 million weights, 512 features; the network of PICA's paper."""
 
     depths = (3, 4, 6, 3)
 
 
 @register("resnet50")
 class ResNet50(ResNet):
-    """23 million weights, 2048 features."""
+    """ResNet-50 for small images: 23 million weights, 2,048 features."""
 
     block = Bottleneck
     depths = (3, 4, 6, 3)

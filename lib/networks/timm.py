@@ -62,7 +62,7 @@ class TimmNetwork:
 
 
 class Timm:
-    """any network of the package timm, where it is installed, such as timm:convnext_nano"""
+    """Any network of the package timm, if it is installed, such as timm:convnext_nano."""
 
     def names(self) -> Iterable[str]:
         try:

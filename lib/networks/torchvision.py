@@ -82,7 +82,7 @@ class TorchvisionNetwork:
 
 
 class Torchvision:
-    """any of torchvision's classification networks, such as torchvision:resnet50"""
+    """Any classification network of torchvision, such as torchvision:resnet50."""
 
     def names(self) -> Iterable[str]:
         known: list[str] = models.list_models(module=models)

@@ -33,21 +33,23 @@ HUGE = 65504  # the largest number of float16; no weight of a network that learn
 @dataclass(frozen=True)
 class EvaluationSettings(Section):
     title = "evaluation"
-    eval_batch_size: int = setting(512, "pictures per batch when nothing is trained", low=1)
+    eval_batch_size: int = setting(512, "images in a batch where nothing is trained", unit="images", low=1)
     top_k: int | None = setting(
-        None, "also score whether the class is among this many of the most probable clusters", low=2
+        None,
+        "also score whether the class is among the K most probable clusters; none = no such score",
+        value="K",
+        low=2,
     )
     eval_sample: int = setting(
         2000,
-        "pictures, evenly spread, by which PUI, silhouette and agreement are taken, and of which the report shows up to "
-        "5,000; 0: none",
+        "evenly spread images for PUI, silhouette and agreement; the report shows up to 5,000 of them; 0 = none",
         low=0,
         high=100_000,  # the silhouette compares each with each
     )
     baseline: tuple[Literal["kmeans", "pca_kmeans"], ...] | None = setting(
         None,
-        "also score k-means on the same pictures: on their pixels, or a frozen backbone's features; pca_kmeans: on 50 "
-        "principal components of these",
+        "k-means that is scored beside the method; kmeans = on the pixels, or on the features of a "
+        "frozen network; pca_kmeans = on 50 principal components of the same; none = no k-means",
     )
 
 

@@ -61,10 +61,12 @@ class PublishedSettings(Section):
     title = "published figures"
     local = True
     published: tuple[tuple[str, float, float, float], ...] | None = setting(
-        None, "rows of name, ACC, NMI and ARI, which --seeds shows beside its own"
+        None, "rows of name, ACC, NMI and ARI from a paper, which --seeds shows beside its own", value="ROW"
     )
-    published_split: str | None = setting(None, "the score of ours that they compare with")
-    published_nmi: Literal["nmi", "nmi_geometric"] = setting("nmi", "which of our NMIs theirs is")
+    published_split: str | None = setting(
+        None, "our score that the published figures compare with, such as train+test", value="SCORE"
+    )
+    published_nmi: Literal["nmi", "nmi_geometric"] = setting("nmi", "our NMI that the published one compares with")
 
 
 def summarise(session: Session, config: Config, runs: Mapping[Member, Path]) -> None:

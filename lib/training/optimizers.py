@@ -22,20 +22,22 @@ names = _registry.names
 @dataclass(frozen=True)
 class OptimizerSettings(Section):
     title = "optimizer"
-    optimizer: str = setting("sgd", "which one", component=_registry, fixed=True)
-    optim_weight_decay: float = setting(5e-4, "L2 penalty added to the gradient", low=0)
+    optimizer: str = setting("sgd", "algorithm that updates the weights", component=_registry, fixed=True)
+    optim_weight_decay: float = setting(5e-4, "weight of the L2 penalty, which is added to the gradient", low=0)
 
 
 @register("adam")
 class Adam:
-    """Adam (Kingma and Ba, 2015), the decay added to the gradient (not AdamW)."""
+    """Adam (Kingma and Ba, 2015), with the weight decay added to the gradient; not AdamW."""
 
     @dataclass(frozen=True)
     class Settings(Section):
         title = "optimizer adam"
-        optim_beta: tuple[float, float] = setting((0.9, 0.999), "decay of the two moments", low=0, high=1)
-        optim_eps: float = setting(1e-8, "added to the denominator", low=0)
-        optim_amsgrad: bool = setting(False, "keep the largest second moment")
+        optim_beta: tuple[float, float] = setting(
+            (0.9, 0.999), "decay of the first and second moment of the gradient", low=0, high=1
+        )
+        optim_eps: float = setting(1e-8, "number that is added to the denominator of an update", low=0)
+        optim_amsgrad: bool = setting(False, "divide by the largest second moment so far (AMSGrad)")
 
     @staticmethod
     def build(groups: Iterable[Any], lr: float, weight_decay: float, s: Adam.Settings) -> Optimizer:
@@ -48,7 +50,7 @@ class Adam:
 
 @register("sgd")
 class SGD:
-    """Stochastic gradient descent.
+    """Stochastic gradient descent with momentum.
 
     Not fused: PyTorch's fused step fails on weights whose first gradient comes later, such as a second head's.
     """
@@ -56,9 +58,9 @@ class SGD:
     @dataclass(frozen=True)
     class Settings(Section):
         title = "optimizer sgd"
-        optim_momentum: float = setting(0.9, "share of the last update that is kept", low=0)
-        optim_dampening: float = setting(0.0, "of the momentum", low=0)
-        optim_nesterov: bool = setting(False, "look ahead by the momentum")
+        optim_momentum: float = setting(0.9, "share of the last update that is added to the next one", low=0)
+        optim_dampening: float = setting(0.0, "share of the gradient that is left out of the momentum", low=0)
+        optim_nesterov: bool = setting(False, "use Nesterov's form of momentum")
 
     @staticmethod
     def build(groups: Iterable[Any], lr: float, weight_decay: float, s: SGD.Settings) -> Optimizer:
@@ -70,15 +72,17 @@ class SGD:
 
 @register("rmsprop")
 class RMSprop:
-    """RMSprop."""
+    """RMSprop: each update is divided by the root mean square of recent gradients."""
 
     @dataclass(frozen=True)
     class Settings(Section):
         title = "optimizer rmsprop"
-        optim_alpha: float = setting(0.99, "decay of the second moment", low=0, high=1)
-        optim_eps: float = setting(1e-8, "added to the denominator", low=0)
-        optim_momentum: float = setting(0.0, "share of the last update that is kept", low=0)
-        optim_centered: bool = setting(False, "normalise by the variance")
+        optim_alpha: float = setting(0.99, "decay of the mean of squared gradients", low=0, high=1)
+        optim_eps: float = setting(1e-8, "number that is added to the denominator of an update", low=0)
+        optim_momentum: float = setting(0.0, "share of the last update that is added to the next one", low=0)
+        optim_centered: bool = setting(
+            False, "divide by the standard deviation of the gradient instead of its root mean square"
+        )
 
     @staticmethod
     def build(groups: Iterable[Any], lr: float, weight_decay: float, s: RMSprop.Settings) -> Optimizer:

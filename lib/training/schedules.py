@@ -23,9 +23,11 @@ Schedule = Callable[[int], float | None]
 @dataclass(frozen=True)
 class ScheduleSettings(Section):
     title = "learning rate"
-    lr_policy: str = setting("fixed", "how the rate changes", component=_registry)
-    base_lr: float = setting(0.1, "the rate to start from", low=0)
-    warmup_steps: int = setting(0, "over which the rate rises to its value, in equal steps", unit="steps", low=0)
+    lr_policy: str = setting("fixed", "schedule of the learning rate", component=_registry)
+    base_lr: float = setting(0.1, "learning rate at the start", low=0)
+    warmup_steps: int = setting(
+        0, "first steps, in which the learning rate rises in equal steps to its value", unit="steps", low=0
+    )
 
 
 def warmed_up(rate: float, step: int, steps: int) -> float:
@@ -35,7 +37,7 @@ def warmed_up(rate: float, step: int, steps: int) -> float:
 
 @register("fixed")
 class Fixed:
-    """`base_lr` throughout."""
+    """The learning rate stays as it is."""
 
     def __init__(self, base_lr: float) -> None:
         self.base_lr = base_lr
@@ -46,14 +48,17 @@ class Fixed:
 
 @register("step")
 class Step:
-    """`base_lr · lr_decay_rate^((epoch − lr_decay_offset) // lr_decay_step)` from `lr_decay_offset` on."""
+    """The learning rate is multiplied by --lr-decay-rate at each --lr-decay-step epochs.
+
+    `base_lr · lr_decay_rate^((epoch − lr_decay_offset) // lr_decay_step)` from `lr_decay_offset` on.
+    """
 
     @dataclass(frozen=True)
     class Settings(Section):
         title = "learning-rate policy step"
-        lr_decay_step: int = setting(1, "between two decays", unit="epochs", low=1)
-        lr_decay_rate: float = setting(0.1, "factor of each decay", low=0)
-        lr_decay_offset: int = setting(0, "before which the rate stays", unit="epochs", low=0)
+        lr_decay_step: int = setting(1, "epochs between two decays of the learning rate", unit="epochs", low=1)
+        lr_decay_rate: float = setting(0.1, "factor on the learning rate at each decay", low=0)
+        lr_decay_offset: int = setting(0, "first epochs, before the decays", unit="epochs", low=0)
 
     def __init__(self, base_lr: float, settings: Step.Settings) -> None:
         self.base_lr = base_lr
@@ -94,8 +99,9 @@ def _convert(value: str | tuple[tuple[int, float | str], ...]) -> str | tuple[tu
 
 @register("multistep")
 class MultiStep:
-    """Each pair of `lr_schedule` gives the rate for the epochs before its own; the last rate goes on.
+    """The learning rate follows the pairs of epoch and learning rate in --lr-schedule.
 
+    Each pair gives the learning rate for the epochs before its own; the last one stays.
     `lr_schedule` is a list of `(epoch, rate)`, or a file of `epoch:rate` lines that is read again at
     each epoch, where `#` starts a comment. The rate `-` ends the run before the first epoch that it
     would serve. `base_lr` is not used.
@@ -105,7 +111,11 @@ class MultiStep:
     class Settings(Section):
         title = "learning-rate policy multistep"
         lr_schedule: tuple[tuple[int, float | str], ...] | str | None = setting(
-            None, "pairs (epoch, rate), or a file of epoch:rate lines", convert=_convert
+            None,
+            "pairs of epoch and learning rate, such as (150, 5e-4), of which each holds until its epoch; or "
+            "a file with lines of epoch:rate",
+            value="PAIR|FILE",
+            convert=_convert,
         )
 
     def __init__(self, base_lr: float, settings: MultiStep.Settings) -> None:

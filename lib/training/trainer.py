@@ -46,27 +46,30 @@ class TrainerSettings(Section):
     title = "training"
     max_epochs: int | None = setting(
         200,
-        "to train; none: what makes about 5,000 steps on the (main head's) training pictures, from 20 to 500",
+        "epochs to train; none = as many as make about 5,000 steps, from 20 to 500",
         unit="epochs",
         low=0,
         adaptive=True,
     )
-    max_steps: int | None = setting(None, "to train at most; none: no bound", unit="steps", low=0)
-    display_freq: int = setting(80, "between two lines of progress", unit="steps", low=1)
+    max_steps: int | None = setting(
+        None, "steps after which training ends, if its epochs are not over before; none = no limit", unit="steps", low=0
+    )
+    display_freq: int = setting(80, "steps between two lines of progress", unit="steps", low=1)
     save_every_epochs: int = setting(
-        1, "between two checkpoints at the end of an epoch; the last is always written", unit="epochs", low=1
+        1, "epochs between two checkpoints; the last epoch always has one", unit="epochs", low=1
     )
     save_every_steps: int | None = setting(
-        None, "between two checkpoints within an epoch; none: at its end alone", unit="steps", low=1
+        None,
+        "steps between two checkpoints within an epoch; none = no checkpoints within an epoch",
+        unit="steps",
+        low=1,
     )
-    keep: int = setting(
-        0, "saved epochs (save_every_epochs) whose checkpoints stay beside latest.ckpt", unit="epochs", low=0
-    )
-    eval_every: int = setting(1, "between two evaluations; 0: at the end alone", unit="epochs", low=0)
+    keep: int = setting(0, "number of saved epochs whose checkpoints are kept beside latest.ckpt", unit="epochs", low=0)
+    eval_every: int = setting(1, "epochs between two evaluations; 0 = only one, at the end", unit="epochs", low=0)
     best_by: Literal["loss", "acc"] = setting(
         "loss",
-        "what chooses best.ckpt among the saved epochs (save_every_epochs) and the run's end: the training loss, or the "
-        "accuracy by labels, which is an oracle's choice, where they are evaluated (eval_every)",
+        "what chooses best.ckpt among the saved epochs and the end; loss = the lowest training loss; acc "
+        "= the highest accuracy of an evaluation, which takes labels and is an oracle's choice",
     )
 
     @property

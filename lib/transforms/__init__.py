@@ -16,19 +16,19 @@ LARGEST_SIDE = 4096  # px, of a view; one of that side is 192 MiB in float32
 class TransformSettings(Section):
     title = "transforms"
     bound = True
-    transform: Literal["default"] = setting("default", "the family of transforms")
+    transform: Literal["default"] = setting("default", "family of random transforms")
     tfm_working_size: int | None = setting(
         None,
-        "shorter side to which every picture is brought before anything else; none: as it is",
-        unit="px",
+        "shorter side to which every image is resized before anything else; none = its own size",
+        unit="pixels",
         low=4,
         high=LARGEST_SIDE,
         side=True,
     )
     tfm_size: int | None = setting(
         224,
-        "side of the picture that the network sees; none: the network's own",
-        unit="px",
+        "side of the image that the network sees; none = as the network proposes",
+        unit="pixels",
         low=4,
         high=LARGEST_SIDE,
         adaptive=True,
@@ -36,27 +36,41 @@ class TransformSettings(Section):
     )
     tfm_resize: int | None = setting(
         256,
-        "shorter side before an unscaled crop; none: the network's own, in proportion to tfm_size",
-        unit="px", low=4, high=LARGEST_SIDE, adaptive=True, side=True,
-    )  # fmt: skip
+        "shorter side before a crop without a random scale; none = as the network proposes, in "
+        "proportion to --tfm-size",
+        unit="pixels",
+        low=4,
+        high=LARGEST_SIDE,
+        adaptive=True,
+        side=True,
+    )
     tfm_scale: tuple[float, float] | None = setting(
-        None, "area of a scaled crop, as shares of the picture's; none: no scaled crop", low=1e-6, high=1
+        None,
+        "smallest and largest area of a random crop, as shares of the image; none = no random scale",
+        low=1e-6,
+        high=1,
     )
-    tfm_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "width / height of a scaled crop", low=1e-3)
+    tfm_ratio: tuple[float, float] = setting(
+        (3 / 4, 4 / 3), "smallest and largest ratio of width to height of a random crop", low=1e-3
+    )
     tfm_colorjitter: tuple[float, float, float, float] | None = setting(
-        None, "strength of the jitter of brightness, contrast, saturation and hue (hue ≤ .5)", low=0
+        None,
+        "strength of the random changes of brightness, contrast, saturation and hue (hue ≤ 0.5); none = no changes",
+        low=0,
     )
-    tfm_colorjitter_probability: float = setting(1.0, "probability of that jitter", low=0, high=1)
-    tfm_random_grayscale: float = setting(0.0, "probability of a grey picture", low=0, high=1)
-    tfm_random_hflip: float = setting(0.0, "probability of a mirrored picture", low=0, high=1)
+    tfm_colorjitter_probability: float = setting(1.0, "probability that the colours of an image change", low=0, high=1)
+    tfm_random_grayscale: float = setting(0.0, "probability that an image becomes grey", low=0, high=1)
+    tfm_random_hflip: float = setting(0.0, "probability that an image is mirrored", low=0, high=1)
     tfm_means: tuple[float, ...] | None = setting(
         None,
-        "subtracted from each channel in [0, 1]; none: the network's own, or else measured on the training pictures",
+        "mean of each channel on the scale from 0 to 1, which is subtracted; none = as the network "
+        "proposes, or else measured on the training images",
         adaptive=True,
     )
     tfm_stds: tuple[float, ...] | None = setting(
         None,
-        "each channel is divided by; none: the network's own, or else measured on the training pictures",
+        "standard deviation of each channel, by which it is divided; none = as the network proposes, or "
+        "else measured on the training images",
         low=1e-6,
         adaptive=True,
     )
@@ -88,8 +102,9 @@ class ViewSettings(Section):
     title = "views"
     tfm_backend: Literal["auto", "batched", "pil"] = setting(
         "auto",
-        "what makes the views; batched: whole batches on the device, for pictures that fit into memory_budget; "
-        "pil: Pillow, one at a time, in loader processes; auto: batched where it can",
+        "what transforms the images; batched = whole batches on the device, if the images fit into "
+        "--memory-budget; pil = Pillow, one image at a time, in loader processes; auto = batched if "
+        "possible",
     )
 
 
@@ -97,11 +112,11 @@ class ViewSettings(Section):
 class LoaderSettings(Section):
     title = "loading"
     local = True
-    memory_budget: float = setting(4.0, "memory, on the device, that pictures may take", unit="GiB", low=0)
+    memory_budget: float = setting(4.0, "memory of the device that images may take", unit="GiB", low=0)
     num_workers: int | None = setting(
         None,
-        "loader processes of `pil`, at most one per core; 0: the training process; none: one per core beside a GPU, "
-        "one per four cores on a CPU, 8 at most",
+        "loader processes of --tfm-backend pil, at most one per core; 0 = the training process loads; "
+        "none = one per core beside a GPU, one per four cores on a CPU, at most 8",
         low=0,
     )
 

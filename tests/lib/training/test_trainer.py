@@ -310,5 +310,5 @@ def test_means_survive_a_save() -> None:
 def test_a_dry_run_counts_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     status, out, _ = cli(*QUICK, "--dry-run")
     assert status == 0 and not (tmp_path / "sessions").exists()
-    assert "head 0: 899 pictures, 4 steps of 256 originals and 256 perturbed" in out
+    assert "head 0: 899 images, 4 steps of 256 originals and 256 perturbed copies" in out
     assert "8 per epoch" in out and "GFLOP" in out
