@@ -162,7 +162,7 @@ def heads_in_turn(counts: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
         for i, head in enumerate((0, 0, 1, 0, 1, 1)):
             first.requires_grad_(i >= 2)
             views = [own(noise(8, 1, 16, 16, seed=10 * i + v), counts) for v in range(2)]
-            parts = parallel(PICABatch(head, torch.arange(8), views[0], views[1][None], counts=counts))
+            parts = parallel(PICABatch(torch.arange(8), views, head=head, counts=counts))
             optimizer.zero_grad(set_to_none=True)
             parts["loss"].backward()
             for name, weight in method.named_parameters():

@@ -122,7 +122,7 @@ def test_idle_parameters_are_those_without_a_gradient() -> None:
     method = PICA(ConvNet(1, ConvNet.Settings(net_width=4)), (6, 3, 2)).train()
     for head in (0, 1, 2, 0):
         images = torch.randn(2, 5, 1, 16, 16)
-        batch = Batch(head, torch.arange(5), images[0], images[1:])
+        batch = Batch(torch.arange(5), list(torch.randn(2, 5, 1, 16, 16)), head=head)
         method.zero_grad(set_to_none=True)
         idle = set(method.idle_parameters(batch))
         method(batch)["loss"].backward()
