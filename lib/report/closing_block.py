@@ -1,0 +1,202 @@
+"""The block at the end of a run: its scores in words beside a baseline's, its files, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lib.config import pasted_commands
+from lib.config.command_flags import Command
+from lib.config.config import Config
+from lib.datasets import DataSettings
+from lib.methods.method import Method, Task
+from lib.scoring import evaluation, metrics, summary_over_seeds
+from lib.scoring.evaluation import ONLINE, Scores
+from lib.session import Session
+
+ALIKE = 0.01  # of ACC; a smaller difference from a baseline is none
+FILES = {
+    "report.html": "the images of each cluster, a map of all, and curves",
+    "predictions.csv": "the cluster of each image, and how sure it is",
+    "scores.json": "all scores",
+    "checkpoint/latest.ckpt": "the trained model",
+    "summary.json": "the scores of all runs, their mean and standard deviation",
+    "runs": "a folder for each run",
+}
+MEANINGS = {
+    "acc": "{percent} of the {split} images are in the cluster of their class",
+    "nmi": "how much a cluster tells of the class (0: nothing, 1: all)",
+    "ari": "how often pairs of images agree with the classes (0: as by chance, 1: always)",
+}
+WITHOUT_LABELS = {
+    "confidence": "how clearly an image belongs to one cluster (1: wholly)",
+    "pui": "how much clusters share images (0: nothing, 1: all)",
+    "silhouette": "how far clusters are apart (1: far, 0: they touch)",
+    "agreement": "whether an image keeps its cluster in a changed view (1: always)",
+}
+
+
+def show_scores(session: Session, task: Task, rows: Mapping[str, Scores], remarks: str) -> None:
+    """The table with a word on each score, and how it compares with the baselines.
+
+    Args:
+        session: of the run.
+        task: of the run.
+        rows: the scores of the method, and behind them those of the baselines, by their titles.
+        remarks: lines below the table.
+    """
+    own, *_ = rows.values()
+    first = next(iter(task.splits))
+    if session.is_member:
+        session.evaluation(f"finished: {evaluation.short(own[first], None)}")
+        return
+    if all(values["acc"] is None for values in own.values()):
+        _show_without_labels(session, task, own)
+        return
+    session.evaluation("\n" + summary_over_seeds.table(_split_by_treatment(rows), list(task.splits)) + remarks)
+    session.info("")
+    scores = own[first]
+    for key, title in metrics.TITLES:
+        if scores[key] is not None:
+            text = MEANINGS[key].format(percent=f"{scores[key]:.0%}", split=first)
+            session.info(f"{title} {scores[key]:.3f}  {text}", indent=11)
+    online = own.get(f"{task.trained_name}:{ONLINE}", {}).get("acc")
+    if online is not None:
+        session.info(f"{online:.3f} is the accuracy of the assignments made while training ({task.trained_name}).")
+    _compare(session, task, rows, first)
+
+
+def _split_by_treatment(rows: Mapping[str, Scores]) -> dict[str, Scores]:
+    """A row for each way in which a split was scored; the first way has the method's own name."""
+    found: dict[str, Scores] = {}
+    for title, scores in rows.items():
+        for name, values in scores.items():
+            split, _, how = name.partition(":")
+            shown = "while training" if how == ONLINE else f"{title}, {how}" if how else title
+            found.setdefault(shown, {})[split] = values
+    return found
+
+
+def _show_without_labels(session: Session, task: Task, own: Scores) -> None:
+    session.evaluation("")
+    for split in task.splits:
+        why = own[split].get("unscored", "no labels, so no ACC, NMI and ARI")
+        session.evaluation(f"{split}: {why}; {evaluation.short(own[split], None)}")
+    values = own[next(iter(task.splits))]
+    even = 100 / task.method.num_clusters
+    session.info(f"Clusters of one size would have {even:.0f} % of the images each.")
+    for key, text in WITHOUT_LABELS.items():
+        if values.get(key) is not None:
+            session.info(f"{values[key]:6.3f}  {key.upper() if key == 'pui' else key}: {text}", indent=8)
+    session.info("Only the images tell whether the groups are those that you look for: see the report.", indent=2)
+
+
+def _compare(session: Session, task: Task, rows: Mapping[str, Scores], split: str) -> None:
+    own, *_ = rows.values()
+    known = {title: scores[split]["acc"] for title, scores in list(rows.items())[1:]}
+    scored = {title: acc for title, acc in known.items() if acc is not None}
+    acc = own[split]["acc"]
+    if acc is None or not scored:
+        return
+    title = max(scored, key=scored.__getitem__)
+    difference = acc - scored[title]
+    beside = f"{title} (ACC {scored[title]:.3f})"
+    if abs(difference) < ALIKE:
+        session.info(f"This is about as good as {beside}.", indent=2)
+    elif difference > 0:
+        session.info(f"This is better than {beside}.", indent=2)
+    else:
+        trains = task.config.of(Command).trains
+        advice = f": train for more epochs (--max-epochs), or try {task.method.remedy}" if trains else ""
+        session.warn(f"this is worse than {beside}, so the training gained nothing{advice}.")
+
+
+def show_next(session: Session, task: Task, config: Config) -> None:
+    """The files, and commands for what a person may want now."""
+    folder = session.path
+    if folder is None:
+        session.info("\nNo file was written, because of --debug.")
+        return
+    _show_files(session, folder)
+    command = config.of(Command)
+    steps: list[tuple[str, str]] = [_report(folder)]
+    if command.trains:
+        latest = folder / "checkpoint" / "latest.ckpt"
+        steps += _predictions(latest, config)
+        epochs = config.as_dict()["max_epochs"]
+        if config.as_dict()["max_steps"] is None and epochs:
+            steps.append(
+                (
+                    f"train on, to {2 * epochs} epochs",
+                    f"{pasted_commands.resume(folder, config)} --max-epochs {2 * epochs}",
+                )
+            )
+        steps.append(_other_numbers(folder, config, task.method))
+    _show_steps(session, steps)
+
+
+def show_next_of_family(session: Session, config: Config, best: Path | None) -> None:
+    """The same for several runs.
+
+    Args:
+        session: of the family.
+        config: the settings that its runs share.
+        best: the folder of a run that no labels chose.
+    """
+    assert session.path is not None
+    _show_files(session, session.path)
+    steps = [_report(session.path)]
+    if best is not None:
+        steps += _predictions(best / "checkpoint" / "latest.ckpt", config)
+    steps.append(
+        (
+            "train what is missing, or with --seeds or --num-clusters more runs",
+            pasted_commands.resume_family(session.path),
+        )
+    )
+    _show_steps(session, steps)
+
+
+def _report(folder: Path) -> tuple[str, str]:
+    address = (folder / "report.html").resolve().as_uri()
+    return "open the report in a browser", pasted_commands.module("webbrowser", address)
+
+
+def _predictions(latest: Path, config: Config) -> list[tuple[str, str]]:
+    data = config.of(DataSettings)
+    if data.dataset != "image_folder":
+        return [
+            (
+                "cluster images of yours; put their folder in the place of FOLDER",
+                pasted_commands.predict(latest, "FOLDER", config),
+            )
+        ]
+    call = pasted_commands.predict(latest, data.data_root, config)
+    return [
+        ("cluster other images; put their folder in the place of this one", call),
+        (
+            "sort copies of the images into a folder for each cluster",
+            f"{call} --copy-to sorted-{latest.parent.parent.name}",
+        ),
+    ]
+
+
+def _other_numbers(folder: Path, config: Config, method: Method) -> tuple[str, str]:
+    k = method.num_clusters
+    step = max(1, round(k / 5))
+    numbers = [number for number in (k - step, k, k + step) if number > 1]
+    return "compare other numbers of clusters", pasted_commands.again(folder, config, *method.words_for(*numbers))
+
+
+def _show_files(session: Session, folder: Path) -> None:
+    session.info(f"\nfiles in {folder}/")
+    there = {name: text for name, text in FILES.items() if (folder / name).exists()}
+    wide = max(map(len, there), default=0)
+    for name, text in there.items():
+        session.info(f"  {name:<{wide}}  {text}", indent=wide + 4)
+
+
+def _show_steps(session: Session, steps: Sequence[tuple[str, str]]) -> None:
+    session.info("\nnext")
+    for title, command in steps:
+        session.info(f"  {title}:\n    {command}")
