@@ -76,6 +76,7 @@ class IMCSwAV(Method):
     remedy = "another --seed, a larger --batch-size, or a lower --base-lr"
     frees_clusters = True
     pretrained_configs = ("configs/imc_swav/base.yaml", "configs/imc_swav/pretrained.yaml")
+    light_configs = ("configs/imc_swav/base.yaml", "configs/cpu/imc_swav.yaml")
     selection = "loss"
 
     def __init__(

@@ -75,6 +75,7 @@ class PICA(Method):
     remedy = "another --seed, a larger --pica-lamda (it keeps clusters equally large), or a lower --base-lr"
     frees_clusters = True
     pretrained_configs = ("configs/base.yaml", "configs/pretrained.yaml")
+    light_configs = ("configs/base.yaml", "configs/cpu/pica.yaml")
 
     def __init__(
         self, network: nn.Module, heads: tuple[int, ...], lamda: float = 2.0, idle_heads: str = "zeros"

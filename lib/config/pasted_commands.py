@@ -24,10 +24,10 @@ def module(name: str, *words: object) -> str:
     return shlex.join([_python(), "-m", name, *map(str, words)])
 
 
-def resume(folder: Path, config: Config) -> str:
+def resume(folder: Path, config: Config, *more: object) -> str:
     """Continue the run of a session, where and how it was run: its config.yaml has what a checkpoint has not."""
     words = ["--cfgs", folder / "config.yaml", "--resume", folder / "checkpoint" / "latest.ckpt"]
-    return command(*words, *(["--restart", "false"] if config.as_dict()["restart"] else []))
+    return command(*words, *(["--restart", "false"] if config.as_dict()["restart"] else []), *more)
 
 
 def resume_family(folder: Path) -> str:
@@ -35,9 +35,9 @@ def resume_family(folder: Path) -> str:
     return command("--cfgs", folder / "config.yaml", "--session", folder.name, "--resume", "auto")
 
 
-def predict(checkpoint: Path, images: str, config: Config) -> str:
+def predict(checkpoint: Path, images: str, config: Config, *more: object) -> str:
     """Cluster the images of a folder by a checkpoint."""
-    return command("--predict", checkpoint, "--data-root", images, *_surroundings(config))
+    return command("--predict", checkpoint, "--data-root", images, *_surroundings(config), *more)
 
 
 def again(folder: Path, config: Config, *words: object) -> str:

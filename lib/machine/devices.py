@@ -202,7 +202,8 @@ def defers(where: torch.device) -> bool:
 def describe(where: torch.device) -> str:
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
-    return f"CPU, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"CPU, {count} {'thread' if count == 1 else 'threads'}"
 
 
 def processor() -> str:

@@ -114,6 +114,9 @@ class Method(nn.Module, ABC):
     pretrained_configs: tuple[str, ...] = ()
     """The files that train it on the features of a pretrained network, in the order of `--cfgs`."""
 
+    light_configs: tuple[str, ...] = ()
+    """The same for a light network that is trained from scratch on a CPU."""
+
     selection: str = "loss"
     """The part of the loss whose epoch mean, the lower the better, chooses best.ckpt."""
 

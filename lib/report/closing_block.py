@@ -13,8 +13,9 @@ from lib.methods.method import Method, Task
 from lib.scoring import evaluation, metrics, summary_over_seeds
 from lib.scoring.evaluation import ONLINE, Scores
 from lib.session import Session
+from lib.training.trainer import TrainerSettings
 
-ALIKE = 0.01  # of ACC; a smaller difference from a baseline is none
+ALIKE = 0.01  # of ACC and NMI; a smaller difference from a baseline is none
 FILES = {
     "report.html": "the images of each cluster, a map of all, and curves",
     "predictions.csv": "the cluster of each image, and how sure it is",
@@ -26,7 +27,7 @@ FILES = {
 MEANINGS = {
     "acc": "{percent} of the {split} images are in the cluster of their class",
     "nmi": "how much a cluster tells of the class (0: nothing, 1: all)",
-    "ari": "how often pairs of images agree with the classes (0: as by chance, 1: always)",
+    "ari": "how far pairs agree with the classes (0: as by chance, 1: wholly)",
 }
 WITHOUT_LABELS = {
     "confidence": "how clearly an image belongs to one cluster (1: wholly)",
@@ -58,7 +59,7 @@ def show_scores(session: Session, task: Task, rows: Mapping[str, Scores], remark
     scores = own[first]
     for key, title in metrics.TITLES:
         if scores[key] is not None:
-            text = MEANINGS[key].format(percent=f"{scores[key]:.0%}", split=first)
+            text = MEANINGS[key].format(percent=f"{100 * scores[key]:.0f} %", split=first)
             session.info(f"{title} {scores[key]:.3f}  {text}", indent=11)
     online = own.get(f"{task.trained_name}:{ONLINE}", {}).get("acc")
     if online is not None:
@@ -93,22 +94,21 @@ def _show_without_labels(session: Session, task: Task, own: Scores) -> None:
 
 def _compare(session: Session, task: Task, rows: Mapping[str, Scores], split: str) -> None:
     own, *_ = rows.values()
-    known = {title: scores[split]["acc"] for title, scores in list(rows.items())[1:]}
-    scored = {title: acc for title, acc in known.items() if acc is not None}
-    acc = own[split]["acc"]
-    if acc is None or not scored:
+    baselines = {title: scores[split] for title, scores in list(rows.items())[1:]}
+    scored = {title: values for title, values in baselines.items() if values["acc"] is not None}
+    if own[split]["acc"] is None or not scored:
         return
-    title = max(scored, key=scored.__getitem__)
-    difference = acc - scored[title]
-    beside = f"{title} (ACC {scored[title]:.3f})"
-    if abs(difference) < ALIKE:
-        session.info(f"This is about as good as {beside}.", indent=2)
-    elif difference > 0:
+    title = max(scored, key=lambda name: float(scored[name]["acc"]))
+    differences = [own[split][key] - scored[title][key] for key in ("acc", "nmi")]
+    beside = f"{title} (ACC {scored[title]['acc']:.3f}, NMI {scored[title]['nmi']:.3f})"
+    if min(differences) > ALIKE:
         session.info(f"This is better than {beside}.", indent=2)
-    else:
+    elif max(differences) < -ALIKE:
         trains = task.config.of(Command).trains
-        advice = f": train for more epochs (--max-epochs), or try {task.method.remedy}" if trains else ""
-        session.warn(f"this is worse than {beside}, so the training gained nothing{advice}.")
+        advice = f" Train for more epochs (--max-epochs), or try {task.method.remedy}." if trains else ""
+        session.warn(f"this is worse than {beside}, which trains no network.{advice}")
+    else:
+        session.info(f"This is about as good as {beside}, which trains no network.", indent=2)
 
 
 def show_next(session: Session, task: Task, config: Config) -> None:
@@ -123,15 +123,7 @@ def show_next(session: Session, task: Task, config: Config) -> None:
     if command.trains:
         latest = folder / "checkpoint" / "latest.ckpt"
         steps += _predictions(latest, config)
-        epochs = config.as_dict()["max_epochs"]
-        if config.as_dict()["max_steps"] is None and epochs:
-            steps.append(
-                (
-                    f"train on, to {2 * epochs} epochs",
-                    f"{pasted_commands.resume(folder, config)} --max-epochs {2 * epochs}",
-                )
-            )
-        steps.append(_other_numbers(folder, config, task.method))
+        steps += [_longer(folder, config), _other_numbers(folder, config, task.method)]
     _show_steps(session, steps)
 
 
@@ -150,7 +142,7 @@ def show_next_of_family(session: Session, config: Config, best: Path | None) -> 
         steps += _predictions(best / "checkpoint" / "latest.ckpt", config)
     steps.append(
         (
-            "train what is missing, or with --seeds or --num-clusters more runs",
+            "resume runs that are missing; with --seeds or --num-clusters, add others",
             pasted_commands.resume_family(session.path),
         )
     )
@@ -165,20 +157,27 @@ def _report(folder: Path) -> tuple[str, str]:
 def _predictions(latest: Path, config: Config) -> list[tuple[str, str]]:
     data = config.of(DataSettings)
     if data.dataset != "image_folder":
-        return [
-            (
-                "cluster images of yours; put their folder in the place of FOLDER",
-                pasted_commands.predict(latest, "FOLDER", config),
-            )
-        ]
-    call = pasted_commands.predict(latest, data.data_root, config)
+        title = "cluster your own images; put their folder in the place of FOLDER"
+        return [(title, pasted_commands.predict(latest, "FOLDER", config))]
+    copies = f"sorted-{latest.parent.parent.name}"
     return [
-        ("cluster other images; put their folder in the place of this one", call),
         (
-            "sort copies of the images into a folder for each cluster",
-            f"{call} --copy-to sorted-{latest.parent.parent.name}",
+            "cluster other images; put their folder in the place of this one",
+            pasted_commands.predict(latest, data.data_root, config),
+        ),
+        (
+            f"sort copies of the images into {copies}/, a folder for each cluster",
+            pasted_commands.predict(latest, data.data_root, config, "--copy-to", copies),
         ),
     ]
+
+
+def _longer(folder: Path, config: Config) -> tuple[str, str]:
+    settings = config.of(TrainerSettings)
+    words = ["--max-epochs", 2 * settings.epochs or 1]
+    if settings.max_steps is not None:
+        words += ["--max-steps", 2 * settings.max_steps or 1]
+    return "resume the training, to twice its length", pasted_commands.resume(folder, config, *words)
 
 
 def _other_numbers(folder: Path, config: Config, method: Method) -> tuple[str, str]:

@@ -33,7 +33,9 @@ def show(session: Session, task: Task) -> None:
     command = config.of(Command)
     _show(session, "method", [f"{full_name(task.method, config)}, {task.method.num_clusters} clusters"])
     _show(session, "data", data(config, task.pictures))
-    _show(session, "scores", [_scored(task)])
+    if command.trains:
+        _show(session, "training", [f"{task.trained_name} ({len(task.trained.index):,} images)"])
+    _show(session, "scored", [", ".join(f"{name} ({len(split.index):,})" for name, split in task.splits.items())])
     _show(session, "network", [_network(task)])
     if not command.trains:
         _show(session, "weights", [str(command.evaluate or command.predict)])
@@ -103,14 +105,6 @@ def data(config: Config, pictures: Pictures) -> list[str]:
     classes = len(np.unique(labels[labels >= 0]))
     known = counted(classes, "class", "classes") if classes else "no labels"
     return [f"{name}: {counted(len(pictures), 'image', 'images')}, {known}"]
-
-
-def _scored(task: Task) -> str:
-    """Which images are trained on, and which are scored."""
-    scored = ", ".join(f"{name} ({len(split.index):,} images)" for name, split in task.splits.items())
-    if not task.config.of(Command).trains:
-        return scored
-    return f"{scored}; trained on {task.trained_name} ({len(task.trained.index):,})"
 
 
 def _network(task: Task) -> str:

@@ -21,8 +21,7 @@ from lib.training.time_estimate import TimeEstimate, duration
 
 SILENCE = 300.0  # s without a line, after which a console without a bar gets one
 REFRESH = 0.5  # s between two readings of the loss for the bar
-BAR = "{desc} {percentage:3.0f}% |{bar}|{postfix}"
-WIDEST = 100  # columns of the bar
+BAR = "{desc} {percentage:3.0f}% |{bar}| {unit}"  # tqdm puts a comma before its own field for a text
 
 
 class RunProgress:
@@ -53,7 +52,7 @@ class RunProgress:
     def __enter__(self) -> Self:
         self._bar = tqdm(
             total=self._plan.steps, initial=self._step, disable=not self._session.bar, leave=False, bar_format=BAR,
-            dynamic_ncols=True, desc=self._title(),
+            dynamic_ncols=True, desc=self._title(), unit="",
         )  # fmt: skip
         return self
 
@@ -94,7 +93,7 @@ class RunProgress:
         """Read the loss, which waits for the device, and show it on the bar."""
         if not self._bar.disable:
             self._read = time.perf_counter()
-            self._bar.set_postfix_str(self._state(means), refresh=False)
+            self._bar.unit = self._state(means)
 
     def _state(self, means: Means) -> str:
         values = means.values()
@@ -110,7 +109,7 @@ class RunProgress:
     def _tell_time(self) -> None:
         self._is_told = True
         seconds = time.perf_counter() - self._began + self._estimate.remaining(self._step)
-        self._session.info(f"time     about {duration(seconds)}, by the first steps", indent=9)
+        self._session.info(f"time     about {duration(seconds)} (measured on the first steps)", indent=9)
         if time_estimate.is_long(seconds, self._config) and not self._session.is_silent:
             ways = time_estimate.faster_ways(self._task, self._config, self._estimate)
             self._session.warn(f"on this CPU, the run takes about {duration(seconds)}. Faster:", *ways)

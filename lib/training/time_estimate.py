@@ -20,6 +20,7 @@ FEWEST = 3  # steps behind the first one, which also sets up what all use,
 ENOUGH = 0.5  # s, which they take at least
 SLOW = 5.0  # s; the set-up is a small part of such a step
 LONG = 3600.0  # s; who waits longer on a CPU is told of faster ways
+FEWEST_EPOCHS = 5  # with which a run may be worth its time
 FORWARD = 1 / 3  # of a step's time: an evaluation's batch has one view, and no backward pass
 
 
@@ -88,17 +89,24 @@ def faster_ways(task: Task, config: Config, estimate: TimeEstimate) -> list[str]
     """What would take less time, a line each; commands have lines to themselves."""
     lines: list[str] = []
     data = config.of(DataSettings)
-    if data.dataset == "image_folder" and task.method.pretrained_configs and not isinstance(task.encode, Backbone):
+    if data.dataset == "image_folder" and not isinstance(task.encode, Backbone):
         table = config.as_dict()["labels"]
-        words = ["--cfgs", *task.method.pretrained_configs, "--data-root", data.data_root]
-        words += ["--num-clusters", str(task.method.num_clusters), *(["--labels", table] if table else [])]
-        lines.append("- a pretrained network that stays as it is, often minutes (its weights are downloaded once):")
-        lines.append(f"    {pasted_commands.command(*words)}")
+        words = ["--data-root", data.data_root, "--num-clusters", str(task.method.num_clusters)]
+        words += ["--labels", table] if table else []
+        for files, what in (
+            (
+                task.method.pretrained_configs,
+                "a pretrained network that stays as it is (its weights are downloaded once)",
+            ),
+            (task.method.light_configs, "a light network, for small images"),
+        ):
+            if files:
+                lines += [f"- {what}:", f"    {pasted_commands.command('--cfgs', *files, *words)}"]
     lines.append(f"- a GPU: add --gpus 0 to the command{'' if devices.gpu_names() else ', on a machine that has one'}")
     epochs = int(LONG / estimate.epoch())
-    if 1 <= epochs < config.as_dict()["max_epochs"]:
+    if FEWEST_EPOCHS <= epochs < config.as_dict()["max_epochs"]:
         lines.append(f"- fewer epochs: --max-epochs {epochs} takes about an hour, and usually scores lower")
-    lines.append("Ctrl-C stops this run.")
+    lines.append("Ctrl-C stops this run and saves its state.")
     return lines
 
 
