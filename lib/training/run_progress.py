@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,39 +25,46 @@ BAR = "{desc} {percentage:3.0f}% |{bar}| {unit}"  # tqdm puts a comma before its
 
 
 class RunProgress:
-    """While entered, shows how far a training is.
+    """How far a training is; nothing is shown before `shown`.
 
     Args:
-        session: of the run.
         task: what is trained.
         config: all settings of the run.
         plan: the steps and evaluations of the run.
-        step: finished steps, of a run that is resumed.
     """
 
-    def __init__(self, session: Session, task: Task, config: Config, plan: Plan, step: int) -> None:
-        self._session = session
+    _session: Session
+
+    def __init__(self, task: Task, config: Config, plan: Plan) -> None:
         self._task = task
         self._config = config
         self._plan = plan
-        self._step = step
+        self._step = 0
         self._epoch = 0
         self._estimate = TimeEstimate(plan, time_estimate.batches_of_an_evaluation(task, config))
         self._is_told = False
         self._waits = devices.defers(devices.device(config.of(DeviceSettings)))
         self._read = 0.0  # when the loss was last read
-        self._began = time.perf_counter()
-        self._bar: Any = None
+        self._began = 0.0
+        self._bar: Any = tqdm(disable=True)
 
-    def __enter__(self) -> Self:
+    @contextmanager
+    def shown(self, session: Session, step: int) -> Iterator[None]:
+        """While entered, a bar or lines.
+
+        Args:
+            session: of the run.
+            step: finished steps, of a run that is resumed.
+        """
+        self._session = session
+        self._step = step
+        self._began = time.perf_counter()
         self._bar = tqdm(
-            total=self._plan.steps, initial=self._step, disable=not self._session.bar, leave=False, bar_format=BAR,
+            total=self._plan.steps, initial=step, disable=not session.bar, leave=False, bar_format=BAR,
             dynamic_ncols=True, desc=self._title(), unit="",
         )  # fmt: skip
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
+        with self._bar:
+            yield
 
     def steps(self, batches: Iterable[Any], epoch: int, means: Callable[[], Means]) -> Iterator[Any]:
         """The batches of an epoch; what happens until the next one is asked for is a step.

@@ -95,7 +95,6 @@ class Trainer:
 
     session: Session
     _writer: BackgroundWriter
-    _progress: RunProgress
 
     def __init__(self, task: Task, config: Config) -> None:
         self.task = task
@@ -125,6 +124,7 @@ class Trainer:
         self._means = Means()
         self._interrupts = Interrupts(agree=processes.largest, alone=processes.world() == 1)
         self._clock = 0.0
+        self._progress = RunProgress(task, config, self.plan)
         self._is_collapsed = False
         self._at_bound: dict[str, int] = {}  # part of the loss → epochs in a row in which it said nothing
         self._latest: tuple[int, Outcome] | None = None
@@ -159,8 +159,7 @@ class Trainer:
         self.session = session
         if not session.is_member and not session.is_silent:
             self._interrupts.notice = STOPPING
-        progress = RunProgress(session, self.task, self.config, self.plan, self.step)
-        with BackgroundWriter() as self._writer, progress as self._progress:
+        with BackgroundWriter() as self._writer, self._progress.shown(session, self.step):
             if self._resumed is not None:
                 # First, so that latest.ckpt never counts lines that are gone.
                 mark = session.reached(self._resumed)
