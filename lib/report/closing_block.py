@@ -119,7 +119,7 @@ def show_next(session: Session, task: Task, config: Config) -> None:
         return
     _show_files(session, folder)
     command = config.of(Command)
-    steps: list[tuple[str, str]] = [_report(folder)]
+    steps = _report(folder)
     if command.trains:
         latest = folder / "checkpoint" / "latest.ckpt"
         steps += _predictions(latest, config)
@@ -137,7 +137,7 @@ def show_next_of_family(session: Session, config: Config, best: Path | None) -> 
     """
     assert session.path is not None
     _show_files(session, session.path)
-    steps = [_report(session.path)]
+    steps = _report(session.path)
     if best is not None:
         steps += _predictions(best / "checkpoint" / "latest.ckpt", config)
     steps.append(
@@ -149,9 +149,11 @@ def show_next_of_family(session: Session, config: Config, best: Path | None) -> 
     _show_steps(session, steps)
 
 
-def _report(folder: Path) -> tuple[str, str]:
-    address = (folder / "report.html").resolve().as_uri()
-    return "open the report in a browser", pasted_commands.module("webbrowser", address)
+def _report(folder: Path) -> list[tuple[str, str]]:
+    file = folder / "report.html"
+    if not file.exists():
+        return []
+    return [("open the report in a browser", pasted_commands.module("webbrowser", file.resolve().as_uri()))]
 
 
 def _predictions(latest: Path, config: Config) -> list[tuple[str, str]]:

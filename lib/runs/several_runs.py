@@ -213,12 +213,18 @@ class _Run:
         self._teller.start()
 
     def _tell(self, title: str) -> None:
+        is_warned = False  # the last line was a warning, or belonged to one
         for line in self._process.stdout or ():
+            if is_warned and line.startswith("  "):
+                say(line.rstrip(), 0)
+                continue
+            is_warned = False
             if not line.startswith(("error:", "warning:")):
                 with surviving(sys.stdout):
                     print(f"{title} | {line.rstrip()}", flush=True)
             elif line not in self._told:
                 self._told.add(line)
+                is_warned = True
                 say(line.rstrip().replace("warning: ", f"warning: {title}: ", 1), 0)
 
     def status(self) -> int | None:

@@ -89,7 +89,7 @@ class RunProgress:
         if not self._is_told and self._estimate.is_known:
             self._tell_time()
         if self._bar.disable:
-            if self._session.silence() > SILENCE:
+            if not self._session.is_silent and self._session.silence() > SILENCE:
                 self._session.progress(f"{self._title()}: {self._state(means)}")
             return
         if not self._waits and time.perf_counter() - self._read > REFRESH:

@@ -193,6 +193,7 @@ class Trainer:
             self._writer.wait()
         except Interrupted as interrupted:
             if interrupted.midway:
+                self._tell_how_to_resume()
                 raise
             self._guard.check()
             self._save("latest")
@@ -203,7 +204,9 @@ class Trainer:
 
     def _tell_how_to_resume(self) -> None:
         folder = self.session.path
-        if folder is not None and not self.session.is_member:
+        if folder is None or self.session.is_member:
+            return
+        if (folder / "checkpoint" / "latest.ckpt").exists():
             self.session.evaluation(f"To resume this run:\n  {pasted_commands.resume(folder, self.config)}")
 
     @property
