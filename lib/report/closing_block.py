@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lib.config import pasted_commands
 from lib.config.command_flags import Command
@@ -104,11 +105,17 @@ def _compare(session: Session, task: Task, rows: Mapping[str, Scores], split: st
     if min(differences) > ALIKE:
         session.info(f"This is better than {beside}.", indent=2)
     elif max(differences) < -ALIKE:
-        trains = task.config.of(Command).trains
-        advice = f" Train for more epochs (--max-epochs), or try {task.method.remedy}." if trains else ""
-        session.warn(f"this is worse than {beside}, which trains no network.{advice}")
+        session.warn(f"this is worse than {beside}, which trains no network.{_advice(task, own[split])}")
     else:
         session.info(f"This is about as good as {beside}, which trains no network.", indent=2)
+
+
+def _advice(task: Task, scores: Mapping[str, Any]) -> str:
+    if not task.config.of(Command).trains:
+        return ""
+    if metrics.collapsed(scores["entropy"], task.method.num_clusters):
+        return " The clusters collapsed: more epochs will not help."
+    return f" Train for more epochs (--max-epochs), or try {task.method.remedy}."
 
 
 def show_next(session: Session, task: Task, config: Config) -> None:
