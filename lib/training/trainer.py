@@ -379,7 +379,7 @@ class Trainer:
                 self.session.record(f"{name} is {means[name]:.4f}, and {nothing:.4f} where nothing is learnt")
                 self.session.warn(
                     f"nothing is learnt so far: the loss is as high ({means[name]:.3f} of {nothing:.3f}) as with every "
-                    f"image in all clusters alike. If this stays, try a higher or lower --base-lr, or {self.method.remedy}."
+                    f"image in all clusters alike. If this stays, try a higher --base-lr, or another --seed."
                 )
 
     def _predict(self) -> None:
