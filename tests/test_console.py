@@ -310,7 +310,7 @@ def test_the_end_without_labels_says_what_is_known_and_that_the_images_tell(cli:
     assert all(
         f"  {name}: {text}" in out for name, text in closing_block.WITHOUT_LABELS.items() if name == "confidence"
     )
-    assert "Only the images tell" in out and "k-means" not in out
+    assert "The images tell whether" in out and "k-means" not in out
 
 
 def test_the_commands_of_the_end_run_as_they_are(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

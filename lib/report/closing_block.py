@@ -34,7 +34,7 @@ WITHOUT_LABELS = {
     "confidence": "how clearly an image belongs to one cluster (1: wholly)",
     "pui": "how much clusters share images (0: nothing, 1: all)",
     "silhouette": "how far clusters are apart (1: far, 0: they touch)",
-    "agreement": "whether an image keeps its cluster in a changed view (1: always)",
+    "agreement": "whether an image keeps its cluster in another view (1: always)",
 }
 
 
@@ -90,7 +90,7 @@ def _show_without_labels(session: Session, task: Task, own: Scores) -> None:
     for key, text in WITHOUT_LABELS.items():
         if values.get(key) is not None:
             session.info(f"{values[key]:6.3f}  {key.upper() if key == 'pui' else key}: {text}", indent=8)
-    session.info("Only the images tell whether the groups are those that you look for: see the report.", indent=2)
+    session.info("The images tell whether these are the groups you look for: see the report.", indent=2)
 
 
 def _compare(session: Session, task: Task, rows: Mapping[str, Scores], split: str) -> None:
