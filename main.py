@@ -29,7 +29,7 @@ from lib.machine.random_seeds import SeedSettings
 from lib.methods import method
 from lib.networks import backbone
 from lib.report import sorted_copies
-from lib.runs import forecast, launcher, resume, run_list, settings_from_images, several_runs
+from lib.runs import forecast, header, launcher, resume, run_list, settings_from_images, several_runs
 from lib.runs.all_settings import EVERYDAY, EXAMPLES, SECTIONS
 from lib.scoring import evaluation
 from lib.serving import model
@@ -96,10 +96,12 @@ def run(settings: config.Config, start: resume.Start) -> None:
             training.load_state_dict(start.stored)
         elif start.stored:
             backbone.load(task.method, task.encode, start.stored)
+        header.show(log, task)
         with closing(task.views.prepared()):
             log.begin(task.config)
-            for line in task.pictures.describe():
-                log.info(f"data: {line}")
+            header.show_views(log, task, training.plan if training else None)
+            if training:
+                header.warn_of_few_images(log, task)
             if start.folder and not start.stored:
                 log.rewind({})  # of a run that ended before its first checkpoint
             if settings.of(Command).predict and (remark := evaluation.adopt(task.method, start.stored or {})):

@@ -96,6 +96,11 @@ class IMCSwAV(Method):
         settings: everything else.
     """
 
+    full_name = "IMC-SwAV (Ntelemis et al., 2021)"
+    remedy = "another --seed, a larger --batch-size, or a lower --base-lr"
+    frees_clusters = True
+    pretrained_configs = ("configs/imc_swav/base.yaml", "configs/imc_swav/pretrained.yaml")
+    light_configs = ("configs/imc_swav/base.yaml", "configs/cpu/imc_swav.yaml")
     selection = "loss"
 
     def __init__(

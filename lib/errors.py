@@ -271,6 +271,18 @@ def surviving(stream: TextIO) -> Iterator[None]:
             warn(f"stdout cannot be written: {error.strerror}; the program continues without it")
 
 
+_ASCII = str.maketrans({"–": "-", "×": "x", "±": "+/-", "…": "...", "−": "-", "’": "'"})
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """The text with plain signs where the stream's encoding lacks those of typography."""
+    try:
+        text.encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return text.translate(_ASCII)
+    return text
+
+
 def drop(stream: TextIO) -> None:
     """Let what is printed from now on go nowhere, as the reader is gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

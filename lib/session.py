@@ -3,7 +3,7 @@
     sessions/<timestamp>/
         config.yaml         runs it again
         provenance.jsonl    command, versions, revision, machine: a line for the start and for each time it went on
-        log.txt             what the console showed, with times
+        log.txt             what the console showed, and the parts of every loss and score, with times
         metrics.jsonl       a line per evaluation and split
         tfboard/            TensorBoard's curves
         checkpoint/         latest.ckpt and best.ckpt
@@ -27,7 +27,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -42,12 +44,18 @@ from tqdm import tqdm
 from lib.checkpoints.checkpoint import write_atomically
 from lib.config.config import Config
 from lib.config.settings import Section, expanded, setting
-from lib.errors import Interrupted, UserError, advice, heeded_signals, surviving
+from lib.errors import Interrupted, UserError, advice, heeded_signals, printable, surviving
 from lib.machine import devices, locks
 
 METRICS = "metrics.jsonl"
 TRAINING = "training.jsonl"
 LOCK = ".lock"  # held by the process that writes the session, and removed at its end
+MEMBER = "MEMBER_OF_FAMILY"  # an environment variable, set for the runs of one command that asks for several
+LOG = "log"
+DETAIL = "detail"
+INFO = "info"
+PROGRESS = "progress"
+EVALUATION = "evaluation"
 STARTED = (LOCK, "config.yaml", "provenance.jsonl", "log.txt")  # what there is before there is any result
 
 
@@ -62,12 +70,15 @@ class SessionSettings(Section):
     debug: bool = setting(False, "write no file", transient=True)
     open: bool = setting(False, "show the report in the browser when the run has ended", transient=True)
     brief: bool = setting(False, "show only evaluations, warnings and the progress of long preparations on the console")
+    verbose: bool = setting(False, "show a line for each epoch and every score on the console")
     log_file: bool = setting(True, "write log.txt")
     log_tfb: bool = setting(True, "write curves for TensorBoard")
 
     def __post_init__(self) -> None:
         if self.open and self.debug:
             raise UserError("--open shows the report, and --debug writes none; leave one out")
+        if self.brief and self.verbose:
+            raise UserError("--brief shows less on the console, and --verbose more; leave one out")
 
 
 class Session:
@@ -97,13 +108,12 @@ class Session:
         self._excepthook = threading.excepthook  # as it was before there was a board
         self._handlers: dict[int, Any] = {}  # of signals, as they were before the session was opened
         self._log = logging.Logger("run")  # not one of logging's named ones, which are global
-        self.bar = sys.stderr.isatty() and not self._settings.brief and not silent
-        console = logging.NullHandler() if silent else _Console()
-        if self.bar:
-            console.setLevel(logging.INFO)  # a bar shows progress better than lines do
-        if self._settings.brief:
-            console.addFilter(_is_brief)
-        self._log.addHandler(console)
+        self.is_member = MEMBER in os.environ
+        self.is_silent = silent
+        self.bar = _takes_bars() and not self._settings.brief and not silent
+        self._console = _Console(self._shown())
+        if not silent:
+            self._log.addHandler(self._console)
 
     def __enter__(self) -> Session:
         try:
@@ -130,6 +140,7 @@ class Session:
         self.path = folder
         if self._settings.log_file:
             file = _LogFile(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
+            file.addFilter(_is_logged)
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             self._log.addHandler(file)
 
@@ -180,9 +191,9 @@ class Session:
         """Close everything; what fails in it is worth a word only where nothing else has failed."""
         if error is not None:
             text = f"{type(error).__name__}: {error}"
-            for handler in self._log.handlers[1:]:  # the console shows it by itself
+            for handler in self._log.handlers:
                 with suppress(UserError):
-                    handler.handle(self._log.makeRecord("run", logging.ERROR, "", 0, text, (), None))
+                    handler.handle(self._log.makeRecord("run", logging.ERROR, "", 0, text, (), None, extra=_to(LOG)))
         try:
             if self._board is not None and self.path is not None:
                 with _writing(self.path / "tfboard"):
@@ -216,20 +227,50 @@ class Session:
         """Whether it was begun by an earlier process."""
         return self._earlier is not None
 
-    def progress(self, text: str) -> None:
-        """A line for log.txt, and for a console without a progress bar."""
-        self._log.debug(text)
+    def record(self, text: str) -> None:
+        """A line for log.txt only."""
+        self._log.info(text, extra=_to(LOG))
 
-    def info(self, text: str) -> None:
-        """A line that `--brief` leaves out on the console."""
-        self._log.info(text)
+    def detail(self, text: str) -> None:
+        """A line for the console only, with `--verbose`."""
+        self._log.info(text, extra=_to(DETAIL))
+
+    def info(self, text: str, indent: int = 0) -> None:
+        """A line that `--brief` leaves out on the console, and so do the runs of a family, which have one console.
+
+        Args:
+            text: the line.
+            indent: of what does not fit into the first line of a terminal.
+        """
+        self._log.info(text, extra=_to(INFO, indent))
+
+    def progress(self, text: str) -> None:
+        """How far a run is; `--brief` leaves it out on the console."""
+        self._log.info(text, extra=_to(PROGRESS, 2))
 
     def evaluation(self, text: str) -> None:
         """Scores, which `--brief` shows too."""
-        self._log.info(text, extra={"is_evaluation": True})
+        self._log.info(text, extra=_to(EVALUATION))
 
-    def warn(self, text: str) -> None:
-        self._log.warning("warning: %s", text)
+    def warn(self, text: str, *more: str) -> None:
+        """A warning.
+
+        Args:
+            text: what is wrong, and what to do.
+            more: lines that belong to it, such as commands.
+        """
+        self._log.warning("warning: %s", "\n".join([text, *(f"  {line}" for line in more)]), extra=_to(EVALUATION, 2))
+
+    def silence(self) -> float:
+        """Seconds since the console showed something."""
+        return time.monotonic() - self._console.last
+
+    def _shown(self) -> frozenset[str]:
+        """What the console shows."""
+        if self._settings.brief:
+            return frozenset({EVALUATION})
+        own = {EVALUATION, PROGRESS} if self.is_member else {EVALUATION, PROGRESS, INFO}
+        return frozenset(own | {DETAIL}) if self._settings.verbose else frozenset(own)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Points of TensorBoard's curves."""
@@ -356,19 +397,54 @@ class _LogFile(logging.FileHandler):
         raise  # the error at hand: logging calls this where it has caught one
 
 
-def _is_brief(record: logging.LogRecord) -> bool:
-    """Whether `--brief` shows it."""
-    return record.levelno >= logging.WARNING or hasattr(record, "is_evaluation")
+def _to(audience: str, indent: int = 0) -> dict[str, Any]:
+    """What tells a record's handlers whom it is for."""
+    return {"audience": audience, "indent": indent}
+
+
+def _is_logged(record: logging.LogRecord) -> bool:
+    return bool(record.__dict__["audience"] != DETAIL)
+
+
+def _takes_bars() -> bool:
+    """Whether a person looks at a terminal that can move its cursor: the log of a CI job keeps every state of a bar."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
 
 class _Console(logging.Handler):
-    """Lines that leave a progress bar whole."""
+    """Lines that leave a progress bar whole.
+
+    Args:
+        shown: the audiences of what it shows.
+    """
+
+    def __init__(self, shown: frozenset[str]) -> None:
+        super().__init__()
+        self._shown = shown
+        self.last = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
+        audience, indent = (record.__dict__[name] for name in ("audience", "indent"))
+        if audience not in self._shown:
+            return
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         with surviving(stream):
-            tqdm.write(self.format(record), file=stream)
+            text = printable(self.format(record), stream)
+            if indent and stream.isatty():
+                text = wrapped(text, shutil.get_terminal_size().columns, indent)
+            tqdm.write(text, file=stream)
             stream.flush()
+        self.last = time.monotonic()
+
+
+def wrapped(text: str, width: int, indent: int) -> str:
+    """The first line broken between words, so that it fits into a terminal; further lines, such as commands, are whole."""
+    first, *rest = text.split("\n")
+    lines = textwrap.wrap(
+        first, max(width - 1, 40), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False,
+        drop_whitespace=True,
+    )  # fmt: skip
+    return "\n".join([*lines, *rest])
 
 
 def _check_for_board(folder: Path) -> None:

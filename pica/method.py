@@ -76,6 +76,12 @@ class PICA(Method):
         idle_heads: "zeros" or "none", see `PICASettings`.
     """
 
+    full_name = "PICA (Huang et al., CVPR 2020)"
+    remedy = "another --seed, a larger --pica-lamda (it keeps clusters equally large), or a lower --base-lr"
+    frees_clusters = True
+    pretrained_configs = ("configs/base.yaml", "configs/pretrained.yaml")
+    light_configs = ("configs/base.yaml", "configs/cpu/pica.yaml")
+
     def __init__(
         self, network: nn.Module, heads: tuple[int, ...], lamda: float = 2.0, idle_heads: str = "zeros"
     ) -> None:
@@ -130,6 +136,9 @@ class PICA(Method):
             elif self._trained[i] and self.idle_heads == "zeros":
                 for weight in head.parameters():
                     weight.grad = torch.zeros_like(weight)
+
+    def words_for(self, *clusters: int) -> list[str]:
+        return [*super().words_for(*clusters), "--net-heads", "none"]
 
     def uninformative(self) -> dict[str, float]:
         return {f"{self._name(i)}/uncertainty": math.log(size) for i, size in enumerate(self.sizes)}

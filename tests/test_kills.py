@@ -52,7 +52,7 @@ def test_killed_and_resumed(method: str, workers: int, kills: int, epochs: int, 
     assert straight.returncode == 0, err
     assert kill_and_resume(words, tmp_path / "killed", kills, random.Random(0), longest=2.5) == kills
     assert_same_run(only(tmp_path / "straight"), finished(tmp_path / "killed"))
-    assert "goes on after step" in (finished(tmp_path / "killed") / "log.txt").read_text()
+    assert "resumed after step" in (finished(tmp_path / "killed") / "log.txt").read_text()
 
 
 @pytest.mark.torture

@@ -45,7 +45,7 @@ def test_several_seeds_get_a_summary_and_more_can_join(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     path = only(root)
     assert sorted(entry.name for entry in (path / "runs").iterdir()) == ["seed-3", "seed-4"]
-    assert "seed 3 | epoch 2/2" in out and "seed 4 | epoch 2/2" in out
+    assert "seed 3 | epoch 2 of 2" in out and "seed 4 | epoch 2 of 2" in out
 
     before = (path / "runs" / "seed-3" / "log.txt").read_text()
     process = launch((*words, "--seeds", 3, 4, 9, "--resume", "auto", "--net-cout", 10), root)
@@ -90,7 +90,7 @@ def test_a_stopped_command_goes_on_and_ends_alike(tmp_path: Path, cli: Cli) -> N
     assert not (each / "seed-0" / "scores.json").exists() and not (each / "seed-1").exists()
     process = launch((*words, "--seeds", "0-1", "--jobs", 1, "--resume", "auto"), root)
     out, err = process.communicate()
-    assert process.returncode == 0 and "goes on after step" in out, err
+    assert process.returncode == 0 and "resumed after step" in out, err
     cli(*words, "--seed", 0, "--session", "straight")
     assert_same_run(tmp_path / "sessions" / "straight", each / "seed-0")
     assert list(json.loads((only(root) / "summary.json").read_text())["seeds"]) == ["0", "1"]

@@ -91,7 +91,7 @@ class Shelf:
         place = "in memory" if self._held is not None else "read from disk by batches, because of --memory-budget"
         unkept = len(self._unkept())
         lost = f"; {unkept:,} are not kept on disk (--disk-cache), and are computed at each start" if unkept else ""
-        return f"{count:,} pictures in {views} view{'s' * (views > 1)} of {dimension} numbers ({size:.2g} GiB), {made}; {place}{lost}"
+        return f"{count:,} images in {views} view{'s' * (views > 1)} of {dimension} numbers ({size:.2g} GiB), {made}; {place}{lost}"
 
     def _unkept(self) -> Integers:
         """Positions of the pictures that can be read and are not kept."""

@@ -220,8 +220,8 @@ def defers(where: torch.device) -> bool:
 def describe(where: torch.device) -> str:
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    count = torch.get_num_threads()
+    return f"CPU, {count} {'thread' if count == 1 else 'threads'}"
 
 
 def processor() -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -46,6 +49,9 @@ class Interrupts:
         alone: this process is the only rank.
     """
 
+    notice: str = ""
+    """What a first Ctrl-C says at once on a terminal."""
+
     def __init__(self, agree: Callable[[int], int], alone: bool = True) -> None:
         self._agree = agree
         self._alone = alone
@@ -69,6 +75,9 @@ class Interrupts:
                 return
             raise Interrupted(number, midway=True)
         self._received = number
+        if number == signal.SIGINT and self.notice and sys.stderr.isatty():
+            with contextlib.suppress(OSError):
+                os.write(sys.stderr.fileno(), self.notice.encode())  # a stream's own write may be under way
         self._leave_fetch()
         if not self._alone:
             signal.signal(signal.SIGALRM, self._give_up_fetch)

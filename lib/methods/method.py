@@ -104,6 +104,21 @@ class Method(nn.Module, ABC):
     """Images, or the features of a frozen backbone → (N, feature_dim). Of several processes each passes its own, while
     their BatchNorm is one; what is computed after `lib.machine.processes.gather` is the same in each."""
 
+    full_name: str = ""
+    """For people: its name, authors and year; empty: the name by which it is registered."""
+
+    remedy: str = "another --seed, a lower --base-lr, or fewer clusters (--num-clusters)"
+    """What a user can do where the clusters collapse or nothing is learnt."""
+
+    frees_clusters: bool = False
+    """Whether clusters that are empty in the first epochs often fill later."""
+
+    pretrained_configs: tuple[str, ...] = ()
+    """The files that train it on the features of a pretrained network, in the order of `--cfgs`."""
+
+    light_configs: tuple[str, ...] = ()
+    """The same for a light network that is trained from scratch on a CPU."""
+
     selection: str = "loss"
     """The part of the loss whose epoch mean, the lower the better, chooses best.ckpt."""
 
@@ -195,6 +210,10 @@ class Method(nn.Module, ABC):
     def compiles(self, batch: Any) -> bool:
         """Whether `forward` of this batch is a function of its views alone, whose operations are the same in each step."""
         return True
+
+    def words_for(self, *clusters: int) -> list[str]:
+        """What a command line adds to the settings of this method's run for other numbers of clusters."""
+        return ["--num-clusters", *map(str, clusters)]
 
     def uninformative(self) -> dict[str, float]:
         """For parts of the loss: the value at which a part says nothing, such as log K."""

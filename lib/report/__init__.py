@@ -19,8 +19,8 @@ from lib.errors import UserError, outside
 from lib.machine import processes
 from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import MethodSettings, Task
-from lib.report import comparison, page, session_files, sorted_copies, tensorboard_images, thumbnails
-from lib.scoring import baselines, evaluation, metrics, predictions, summary_over_seeds
+from lib.report import closing_block, comparison, page, session_files, sorted_copies, tensorboard_images, thumbnails
+from lib.scoring import baselines, metrics, predictions, summary_over_seeds
 from lib.scoring.evaluation import EvaluationSettings, Outcome, Scores
 from lib.scoring.inference import Predictions
 from lib.serving import export
@@ -55,17 +55,18 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
         with _noted(problems):
             session.info(sorted_copies.copy(task.pictures, outcome.predictions, config, session))
     with _noted(problems):
-        _show_scores(session, task, outcome, rows)
-        session.info(f"\nsession: {session.path or 'none, because of --debug'}")
+        closing_block.show_scores(session, task, rows, _partly_labelled(task, outcome.predictions))
         if exported:
-            session.info(f"exported: {command.export}")
+            session.info(f"\nexported: {command.export}")
     if session.path is not None:
         with _noted(problems):
             if (writer := session.board()) is not None:
                 tensorboard_images.show(writer, session_files.read(session.path))
                 writer.flush()
         with _noted(problems):
-            show(session, config, make(session.path))
+            open_report(session, config, make(session.path))
+    with _noted(problems):
+        closing_block.show_next(session, task, config)
     if problems:
         where = f"; the results are complete in {session.path}" if session.path is not None else ""
         raise UserError("; ".join(dict.fromkeys(problems)) + where)
@@ -105,15 +106,6 @@ def _leave_results(
     return rows
 
 
-def _show_scores(session: Session, task: Task, outcome: Outcome, rows: Mapping[str, Scores]) -> None:
-    if any(values["acc"] is not None for values in outcome.scores.values()):
-        session.evaluation("\n" + summary_over_seeds.table(rows) + _partly_labelled(task, outcome.predictions))
-    else:
-        session.evaluation(
-            "\n" + "\n".join(f"{split}: {evaluation.line(values)}" for split, values in outcome.scores.items())
-        )
-
-
 def make(folder: Path, again: bool = True) -> Path:
     """Leave the report of a session in its folder, and those of its runs where it has several.
 
@@ -136,10 +128,9 @@ def make(folder: Path, again: bool = True) -> Path:
     return folder / page.FILE
 
 
-def show(session: Session, config: Config, report: Path) -> None:
-    """Say where a report lies, and open it if that is wanted."""
+def open_report(session: Session, config: Config, report: Path) -> None:
+    """Show a report in the browser if that is wanted."""
     address = report.resolve().as_uri()
-    session.info(f"report: {address}")
     if config.of(SessionSettings).open and not webbrowser.open(address):
         session.warn(f"--open: no browser was found; open {address} in one")
 

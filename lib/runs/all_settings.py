@@ -61,6 +61,7 @@ EVERYDAY = {
         "session": "name of the folder in it; else the time in UTC",
         "open": "show the report in the browser at the end",
         "brief": "show only evaluations and warnings",
+        "verbose": "show a line for each epoch, and all scores",
     },
 }  # title of a group → {name of a setting: its text in the short help}
 

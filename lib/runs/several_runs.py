@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib import report
+from lib.config import pasted_commands
 from lib.config.config import Config
 from lib.config.yaml_files import load_yaml
 from lib.datasets import disk_cache, open_pictures
@@ -22,12 +23,14 @@ from lib.machine.devices import DeviceSettings
 from lib.machine.interrupts import Interrupts
 from lib.machine.random_seeds import SeedSettings
 from lib.methods import method
-from lib.runs import run_list, settings_from_images
+from lib.report import closing_block
+from lib.runs import header, run_list, settings_from_images
 from lib.scoring import summary_over_seeds
 from lib.scoring.summary_over_seeds import Member
-from lib.session import Session, SessionSettings
+from lib.session import MEMBER, Session, SessionSettings
 
 POLL = 0.1  # s, between two looks at the runs
+STOPPING = "\nCtrl-C: each run saves its state. A second Ctrl-C is not needed; it ends the wait for them.\n"
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,29 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
         assert session.path is not None
         pictures = open_pictures(settings)
         for one in run_list.numbered(settings):  # contradicting settings are met here, once
-            method.assemble(settings_from_images.counted(one, pictures), pictures)
+            built, _ = method.assemble(settings_from_images.counted(one, pictures), pictures)
         settings = settings.replace(seed=_common_seed(settings, goes_on))
+        header.show_family(session, settings, built, pictures, list(map(str, members)))
         session.begin(settings)
         failed = _train(session, session.path, members, room(settings.of(DeviceSettings)), program)
         done = [member for member in members if _is_done(session.path, member)]
         if done:
-            summary_over_seeds.summarise(session, settings, {member: _folder(session.path, member) for member in done})
-            report.show(session, settings, report.make(session.path, again=False))
+            folders = {member: _folder(session.path, member) for member in done}
+            summary_over_seeds.summarise(session, settings, folders)
+            report.open_report(session, settings, report.make(session.path, again=False))
+            closing_block.show_next_of_family(session, settings, _chosen(folders))
         if failed:
             names = "; ".join(str(member) for member in members if member in failed)
             raise RunStopped(f"of the runs, {names} ended early; with --resume auto the same command tries them again")
+
+
+def _chosen(folders: Mapping[Member, Path]) -> Path | None:
+    """The run with the lowest training loss, which no labels chose; none among several numbers of clusters."""
+    if len({member.clusters for member in folders}) > 1:
+        return None
+    losses = {folder: summary_over_seeds.last_loss(folder) for folder in folders.values()}
+    known = {folder: loss for folder, loss in losses.items() if loss is not None}
+    return min(known, key=known.__getitem__) if known else None
 
 
 def _common_seed(settings: Config, goes_on: Path | None) -> int | None:
@@ -122,12 +137,14 @@ def _train(session: Session, path: Path, members: Sequence[Member], room: Room, 
     running = dict[Member, _Run]()
     failed = list[Member]()
     told: set[str] = set()
-    with Interrupts(agree=lambda number: number) as interrupts:
+    interrupts = Interrupts(agree=lambda number: number)
+    interrupts.notice = STOPPING
+    with interrupts:
         try:
             while waiting or running:
                 while waiting and slots:
                     member = waiting.pop(0)
-                    session.info(f"{member}: {len(members) - len(waiting)} of {len(members)}")
+                    session.info(f"{member}: run {len(members) - len(waiting)} of {len(members)}")
                     running[member] = _Run([program], path, member, slots.pop(0), room, told)
                 interrupts.check()
                 time.sleep(POLL)
@@ -145,6 +162,9 @@ def _train(session: Session, path: Path, members: Sequence[Member], room: Room, 
         except Interrupted as error:
             for one in running.values():
                 one.stop(error.number)
+            for one in running.values():
+                one.wait()
+            session.evaluation(f"To resume these runs:\n  {pasted_commands.resume_family(path)}")
             raise Interrupted(error.number, saved=None, midway=error.midway) from None
         finally:
             for one in running.values():
@@ -180,7 +200,7 @@ class _Run:
         if room.threads is not None:
             words += ["--threads", room.threads]
         piped = room.at_once > 1
-        environment = {**os.environ, ENDS_WITH_PARENT: "1"}
+        environment = {**os.environ, ENDS_WITH_PARENT: "1", MEMBER: "1"}
         if piped:
             environment["PYTHONIOENCODING"] = "utf-8"  # which is read here, whatever the console takes
         # Out of the terminal's group: Ctrl-C comes by way of this process, once.
@@ -193,13 +213,19 @@ class _Run:
         self._teller.start()
 
     def _tell(self, title: str) -> None:
+        is_warned = False  # the last line was a warning, or belonged to one
         for line in self._process.stdout or ():
+            if is_warned and line.startswith("  "):
+                say(line.rstrip(), 0)
+                continue
+            is_warned = False
             if not line.startswith(("error:", "warning:")):
                 with surviving(sys.stdout):
                     print(f"{title} | {line.rstrip()}", flush=True)
             elif line not in self._told:
                 self._told.add(line)
-                say(line.rstrip(), 0)
+                is_warned = True
+                say(line.rstrip().replace("warning: ", f"warning: {title}: ", 1), 0)
 
     def status(self) -> int | None:
         """None while it runs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from lib.session import Session
 from lib.transforms import TransformSettings, plain_recipe
 
 Scores = dict[str, dict[str, Any]]  # split → name → value
+ONLINE = "online"  # behind a split's name: as the images were assigned while training
 HUGE = 65504  # the largest number of float16; no weight of a network that learns comes near it
 
 
@@ -103,7 +103,7 @@ def online(task: Task, assigned: NDArray[np.int64]) -> Scores:
     labels = task.trained.labels[np.isin(task.trained.index, rows)]
     clusters = assigned[rows]
     own = {**_judged(labels, clusters), **metrics.balance(clusters, task.method.num_clusters)}
-    return {f"{task.trained_name}:online": own}
+    return {f"{task.trained_name}:{ONLINE}": own}
 
 
 def evaluate(task: Task, config: Config, watch: Watch = iter) -> Outcome:
@@ -204,17 +204,70 @@ def _treat(task: Task, config: Config, treatment: str, watch: Watch) -> None:
 
 
 def line(scores: Mapping[str, Any]) -> str:
-    """One split's scores in a line."""
+    """One split's scores in a line of log.txt."""
     known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in metrics.TITLES if scores[key] is not None)
     shares = f"shares {scores['smallest']:.1%} to {scores['largest']:.1%}"
     judged = "".join(f", {title} {scores[key]:.3f}" for key, title in label_free.TITLES if scores.get(key) is not None)
     return f"{known or scores.get('unscored', 'no labels')}; {shares}{judged}"
 
 
-def warn_of_collapse(session: Session, scores: Mapping[str, Any], k: int) -> None:
-    """A word where most of the pictures share few clusters."""
-    if metrics.collapsed(scores["entropy"], k):
-        session.warn(
-            f"the clusters collapse: the largest holds {scores['largest']:.1%} of the pictures, and the entropy of "
-            f"the sizes is {scores['entropy']:.2f} of {math.log(k):.2f}"
-        )
+def short(scores: Mapping[str, Any], loss: float | None) -> str:
+    """One split's scores in a line of the console."""
+    known = ", ".join(f"{title} {scores[key]:.3f}" for key, title in metrics.TITLES if scores[key] is not None)
+    sizes = f"cluster sizes {sizes_of(scores)}"
+    if known:
+        return f"{known}; {sizes}"
+    loss_part = "" if loss is None else f"loss {loss:.2f}, "
+    return f"{loss_part}confidence {scores['confidence']:.2f}; {sizes}"
+
+
+def sizes_of(scores: Mapping[str, Any]) -> str:
+    """The smallest and the largest cluster, in percent of the images."""
+    return f"{_percent(scores['smallest'])}–{_percent(scores['largest'])} %"
+
+
+def _percent(share: float) -> str:
+    value = 100 * share
+    return f"{value:.1f}" if 0.05 <= value < 1 else f"{value:.0f}"
+
+
+def full(name: str, scores: Mapping[str, Any]) -> str:
+    """All scores of a split in a line of the console, for `--verbose`.
+
+    Args:
+        name: of the split, behind which a colon may say how it was scored.
+        scores: of it.
+    """
+    split, _, how = name.partition(":")
+    heading = split
+    if how == ONLINE:
+        heading = f"{split}, accuracy of the assignments made while training"
+    elif how:
+        heading = f"{split}, under BatchNorm statistics {how}"
+    known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in metrics.TITLES if scores[key] is not None)
+    judged = "".join(f", {title} {scores[key]:.3f}" for key, title in label_free.TITLES if scores.get(key) is not None)
+    return f"  {heading}: {known or scores.get('unscored', 'no labels')}; cluster sizes {sizes_of(scores)}{judged}"
+
+
+def warn_of_collapse(session: Session, scores: Mapping[str, Any], method: Method, is_early: bool) -> bool:
+    """A word where most of the images share few clusters.
+
+    Args:
+        session: that shows it.
+        scores: of a split.
+        method: that was trained.
+        is_early: less than half of the training is done.
+
+    Returns:
+        whether they do
+    """
+    k = method.num_clusters
+    if not metrics.collapsed(scores["entropy"], k):
+        return False
+    text = f"the clusters collapse: the largest of {k} holds {_percent(scores['largest'])} % of the images. "
+    if is_early and method.frees_clusters:
+        text += "This often passes while training. If it does not, stop (Ctrl-C) and "
+    else:
+        text += "The result is of little use; "
+    session.warn(f"{text}try {method.remedy}.")
+    return True

@@ -92,7 +92,6 @@ def summarise(session: Session, config: Config, runs: Mapping[Member, Path]) -> 
         text = choice_of_k.text(content["num_clusters"])
     session.write_json("summary.json", content)
     session.evaluation("\n" + text)
-    session.info(f"\nsession: {session.path}")
 
 
 def of_seeds(runs: Mapping[str, Path]) -> dict[str, Any]:
@@ -109,7 +108,7 @@ def of_seeds(runs: Mapping[str, Path]) -> dict[str, Any]:
         UserError: a file of a run is missing or damaged.
     """
     scores = {seed: read_scores(folder / "scores.json", TRAINED_AGAIN) for seed, folder in runs.items()}
-    losses = {seed: _last_loss(folder) for seed, folder in runs.items()}
+    losses = {seed: last_loss(folder) for seed, folder in runs.items()}
     first = next(iter(next(iter(scores.values()))))
     for seed, run in scores.items():
         if first not in run:
@@ -200,7 +199,7 @@ def _extreme(values: Mapping[str, float | None], which: Callable[..., str]) -> s
     return which(known, key=known.__getitem__) if known else None
 
 
-def _last_loss(folder: Path) -> float | None:
+def last_loss(folder: Path) -> float | None:
     """The training loss of the last finished epoch: of the part that the method names as its criterion."""
     path = folder / METRICS
     lines = read_metrics(path, TRAINED_AGAIN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from lib.checkpoints import checkpoint
 from lib.checkpoints.background_writer import BackgroundWriter
+from lib.config import pasted_commands
 from lib.config.config import Config
 from lib.config.settings import Section, setting
 from lib.datasets import DataSettings
@@ -37,8 +37,17 @@ from lib.training.averaged_gradients import AveragedGradients
 from lib.training.compiled_step import CompiledStep
 from lib.training.nonfinite_numbers import Fault, Guard
 from lib.training.optimizers import OptimizerSettings
+from lib.training.plan import Plan
+from lib.training.run_progress import RunProgress
 from lib.training.running_means import Means
 from lib.training.schedules import ScheduleSettings
+
+BOUND = 0.995  # of the value at which a part of the loss says nothing
+PATIENT = 3  # epochs in a row in which it does so, before a word
+STOPPING = (
+    "\nCtrl-C: this step is finished and the state saved. A second Ctrl-C is not needed;\n"
+    "it stops at once, and loses the steps since the last checkpoint.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,9 @@ class Trainer:
         self._means = Means()
         self._interrupts = Interrupts(agree=processes.largest, alone=processes.world() == 1)
         self._clock = 0.0
+        self._progress = RunProgress(task, config, self.plan)
+        self._is_collapsed = False
+        self._at_bound: dict[str, int] = {}  # part of the loss → epochs in a row in which it said nothing
         self._latest: tuple[int, Outcome] | None = None
         self._statistics: dict[str, Tensor] = {}  # under which the present weights were scored, if they were
         self._scored = next(iter(task.splits))
@@ -159,17 +171,21 @@ class Trainer:
             UserError: a picture cannot be read, or the disk is full.
         """
         self.session = session
-        with BackgroundWriter() as self._writer:
+        if not session.is_member and not session.is_silent:
+            self._interrupts.notice = STOPPING
+        with BackgroundWriter() as self._writer, self._progress.shown(session, self.step):
             if self._resumed is not None:
                 # First, so that latest.ckpt never counts lines that are gone.
                 mark = session.reached(self._resumed)
                 self._save("latest", mark=mark)
                 self._writer.wait()
                 session.rewind(mark)
-                session.info(f"goes on after step {self.step:,}, with {self.epoch} epochs finished")
-            session.info(f"views: {self.task.views.describe()}")
+                session.progress(
+                    f"resumed after step {self.step:,}; finished epochs: {self.epoch} of {self.settings.epochs}"
+                )
             if self.config.of(DeviceSettings).compile:
-                session.info(f"step: {self._compiled.describe() if self._compiled else 'the network is compiled'}")
+                how = self._compiled.describe() if self._compiled else "the network is compiled"
+                session.info(f"step     {how}", indent=9)
             for note in self._notes:
                 session.warn(note)
             with self._interrupts:
@@ -194,12 +210,27 @@ class Trainer:
             self._writer.wait()
         except Interrupted as interrupted:
             if interrupted.midway:
+                self._tell_how_to_resume()
                 raise
             self._guard.check()
             self._save("latest")
             self._writer.wait()
             processes.largest(0)  # no rank goes before the state is saved
+            self._tell_how_to_resume()
             raise Interrupted(interrupted.number, saved=True) from None
+
+    def _tell_how_to_resume(self) -> None:
+        folder = self.session.path
+        if folder is None or self.session.is_member:
+            return
+        if (folder / "checkpoint" / "latest.ckpt").exists():
+            self.session.evaluation(f"To resume this run:\n  {pasted_commands.resume(folder, self.config)}")
+
+    @property
+    def plan(self) -> Plan:
+        """Steps and evaluations of the whole run."""
+        s = self.settings
+        return Plan(len(self.task.source), s.epochs, s.max_steps, s.eval_every)
 
     def _begin_epoch(self) -> bool:
         """Fix the rate of the next epoch; False where there is none."""
@@ -218,7 +249,8 @@ class Trainer:
             self.method.start_epoch(self.epoch)
             self._assigned.fill_(-1)
         self._clock = time.perf_counter()
-        for batch in self._progress(self.task.source.epoch(self.epoch, self.position)):
+        batches = self._interrupts.watch(self.task.source.epoch(self.epoch, self.position))
+        for batch in self._progress.steps(batches, self.epoch, lambda: self._means):
             if len(batch.index) > 1 or not batch.left_out:
                 self._train_step(batch)
             else:  # what remains is no batch
@@ -313,9 +345,11 @@ class Trainer:
     def _display(self) -> None:
         self._guard.check()
         means = self._means.values()
-        steps = f"step {self.position}/{len(self.task.source)}"
-        loss = f"loss {means['loss']:.4f}, {self._means.rate():,.0f} pictures/s"
-        self.session.progress(f"epoch {self.epoch + 1}/{self.settings.epochs}, {steps}: {loss}")
+        self._progress.show(self._means)
+        position = f"step {self.position}/{len(self.task.source)}"
+        state = f"loss {means['loss']:.4f}, {self._means.rate():,.0f} images/s"
+        self.session.record(f"epoch {self.epoch + 1}/{self.settings.epochs}, {position}: {state}")
+        self.session.detail(f"epoch {self.epoch + 1} of {self.settings.epochs}, {position}: {state}")
 
     def _record_fault(self, fault: Fault) -> RunStopped:
         """Leave what is needed to look into a fault: the state before it, and the pictures of the last batches."""
@@ -343,19 +377,36 @@ class Trainer:
         done = {"epoch": self.epoch + 1, "step": self.step, "rate": rate}
         speed = {"seconds": self._means.seconds(), "pictures_per_second": self._means.rate()}
         self.session.append(TRAINING, {**done, **speed, **means})
-        self.session.info(
+        speed_part = f"{self._means.rate():,.0f} images/s"
+        self.session.record(
             f"epoch {self.epoch + 1}/{self.settings.epochs}: loss {means['loss']:.4f}{parts}, "
-            f"rate {rate:g}, {self._means.rate():,.0f} pictures/s"
+            f"rate {rate:g}, {speed_part}"
         )
+        left = self._progress.time_left()
+        self.session.detail(
+            f"epoch {self.epoch + 1} of {self.settings.epochs}: loss {means['loss']:.4f}, {speed_part}"
+            + (f", {left}" if left else "")
+        )
+        self._warn_of_nothing_learnt(means)
+
+    def _warn_of_nothing_learnt(self, means: dict[str, float]) -> None:
+        """Once for each part of the loss, where it stays at the value that it has for images in all clusters alike."""
+        is_last = self.epoch + 1 >= self.settings.epochs
         for name, nothing in self.method.uninformative().items():
-            if means.get(name, 0.0) >= 0.995 * nothing:
+            if name not in means:
+                continue
+            is_bound = means[name] >= BOUND * nothing
+            self._at_bound[name] = self._at_bound.get(name, 0) + 1 if is_bound else 0
+            if self._at_bound[name] == PATIENT or (is_last and 0 < self._at_bound[name] < PATIENT):
+                self.session.record(f"{name} is {means[name]:.4f}, and {nothing:.4f} where nothing is learnt")
                 self.session.warn(
-                    f"{name} is {means[name]:.4f}; about {nothing:.4f} is its value where nothing is learnt, "
-                    "every picture being in all clusters alike"
+                    f"nothing is learnt so far: the loss is as high ({means[name]:.3f} of {nothing:.3f}) as with every "
+                    f"image in all clusters alike. If this stays, try a higher --base-lr, or another --seed."
                 )
 
     def _predict(self) -> None:
-        outcome = evaluation.evaluate(self.task, self.config, self._interrupts.watch)
+        with self._progress.evaluating():
+            outcome = evaluation.evaluate(self.task, self.config, self._interrupts.watch)
         online = partial(evaluation.online, self.task, self._assigned.cpu().numpy())
         scores = outcome.scores | processes.from_first(online)
         self._latest = (self.step, dataclasses.replace(outcome, scores=scores))
@@ -369,16 +420,27 @@ class Trainer:
             self.session.append(METRICS, {"split": split, "epoch": epoch, "step": step, **values, "loss": self._loss})
             curves = {n: v for n, v in values.items() if isinstance(v, int | float)}
             self.session.scalars({f"Evaluate/{split}/{n}": v for n, v in curves.items()}, step)
-            self.session.evaluation(f"  {split}: {evaluation.line(values)}")
+            self.session.record(f"  {split}: {evaluation.line(values)}")
         self._scored_step = step
-        evaluation.warn_of_collapse(self.session, scores[self._scored], self.method.num_clusters)
+        first = scores[self._scored]
+        left = "" if self.session.bar else self._progress.time_left()
+        self.session.evaluation(
+            f"epoch {epoch} of {self.settings.epochs}: {evaluation.short(first, self._loss)}{f'; {left}' if left else ''}"
+        )
+        for split, values in scores.items():
+            self.session.detail(evaluation.full(split, values))
+        self._look_for_collapse(first, step)
 
-    def _progress(self, batches: Iterable[Any]) -> Iterator[Any]:
-        bar = tqdm(
-            self._interrupts.watch(batches), total=len(self.task.source), initial=self.position, disable=not self.session.bar,
-            desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", unit="step", leave=False,
-        )  # fmt: skip
-        yield from bar
+    def _look_for_collapse(self, scores: Mapping[str, Any], step: int) -> None:
+        """Warn when a collapse begins, and where the run ends with one."""
+        is_last = step >= self.plan.steps
+        if self._is_collapsed and not is_last and metrics.collapsed(scores["entropy"], self.method.num_clusters):
+            return
+        was_collapsed = self._is_collapsed
+        is_early = 2 * step < self.plan.steps
+        self._is_collapsed = evaluation.warn_of_collapse(self.session, scores, self.method, is_early)
+        if was_collapsed and not self._is_collapsed:
+            self.session.progress("the clusters are no longer collapsed")
 
     def _save(
         self, *names: str, mark: dict[str, int] | None = None, afterwards: Callable[[], object] = lambda: None

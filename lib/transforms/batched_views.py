@@ -209,7 +209,7 @@ class BatchedViews:
         kinds = len(np.unique(sizes[:, 0] << 32 | sizes[:, 1]))
         height, width = sizes[0]
         which = f"{width}×{height} px" if kinds == 1 else f"{kinds:,} sizes"
-        return f"batched, {len(sizes):,} pictures of {which} in memory"
+        return f"batched, {len(sizes):,} images of {which} in memory"
 
     def close(self) -> None:
         pass

@@ -121,7 +121,7 @@ class Reader:
     def describe(self) -> str:
         """What is decoded anew each time although it could be kept, for the log."""
         count = 0 if self._store is None else self._store.unfit
-        return f"; {count:,} pictures are not kept on disk (--disk-cache), and are decoded each time" if count else ""
+        return f"; {count:,} images are not kept on disk (--disk-cache), and are decoded each time" if count else ""
 
     def fill(self, bound: float, skip: bool) -> None:
         """Decode once what is not kept on disk.

@@ -331,11 +331,11 @@ def test_the_start_says_what_is_used_and_what_is_left_out(cli: Cli, tmp_path: Pa
     status, out, err = cli(*words, "--dry-run")
     assert status == 0 and all(f"data     {line}\n" in out for line in lines), err
     status, out, err = cli(*words, "--session", "a")
-    assert status == 0 and "Traceback" not in err and all(f"data: {line}\n" in out for line in lines), err
+    assert status == 0 and "Traceback" not in err and all(f"{' ' * 9}{line}\n" in out for line in lines), err
     latest = tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt"
     for flag in ("--evaluate", "--predict"):
         status, out, err = cli(flag, latest, "--data-root", root, "--session", flag.strip("-"))
-        assert status == 0 and all(f"data: {line}\n" in out for line in lines), err
+        assert status == 0 and all(f"{' ' * 9}{line}\n" in out for line in lines), err
 
 
 def labelled(root: Path, table: Path, content: str | bytes) -> tuple[list[str | None], str]:

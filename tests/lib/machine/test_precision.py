@@ -198,7 +198,7 @@ def test_going_on_with_another_back_end_is_said(cli: Cli, tmp_path: Path) -> Non
     last = tmp_path / "sessions/a/checkpoint/latest.ckpt"
     cli(*QUICK, "--session", "a", "--max-steps", 2, "--tfm-backend", "pil")
     status, out, err = cli("--resume", last, "--max-steps", 3)
-    assert status == 0 and "views: pil" in out and "views: " not in err, "the setting is kept"
+    assert status == 0 and "views    pil" in out and "views: " not in err, "the setting is kept"
     status, out, err = cli("--resume", last, "--max-steps", 4, "--tfm-backend", "batched")
     assert status == 0 and "views: pil before, batched now" in err
 
@@ -276,7 +276,7 @@ def test_auto_is_decided_recorded_and_kept(
     on(not answer, monkeypatch)
     for again in (fresh, (*words, "--resume", last, "--max-steps", 2)):
         status, out, err = cli(*again)
-        assert status == 0 and "goes on after step 1" in out and "precision: " not in err, err
+        assert status == 0 and "resumed after step 1" in out and "precision: " not in err, err
         assert checkpoint.load(last)["config"]["precision"] == expected
 
 

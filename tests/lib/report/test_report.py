@@ -204,7 +204,7 @@ def test_open_shows_the_report(
     monkeypatch.setattr("webbrowser.open", lambda address: shown.append(address) or there)
     status, out, err = cli(*QUICK, "--session", "a b", "--open")
     address = (tmp_path / "sessions" / "a b" / page.FILE).as_uri()
-    assert status == 0 and shown == [address] and f"report: {address}" in out and "a%20b" in address
+    assert status == 0 and shown == [address] and f"webbrowser {address}\n" in out and "a%20b" in address
     assert ("no browser was found" in err) != there
     status, _, err = cli(*QUICK, "--debug", "--open")
     assert status == 2 and "--open shows the report" in err and err.count("\n") == 1

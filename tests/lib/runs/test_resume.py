@@ -34,7 +34,7 @@ def test_resuming_goes_on_in_the_same_session(cli: Cli, tmp_path: Path) -> None:
     cli(*QUICK, "--max-epochs", 1, "--session", "parts")
     parts = tmp_path / "sessions" / "parts"
     status, out, err = cli("--resume", parts / "checkpoint" / "latest.ckpt", "--max-epochs", 3)
-    assert status == 0 and "goes on after step 8" in out
+    assert status == 0 and "resumed after step 8" in out
     assert "max_epochs: 1 before, 3 now" in err
     assert sorted(path.name for path in (tmp_path / "sessions").iterdir()) == ["parts", "straight"]
     assert_same_run(tmp_path / "sessions" / "straight", parts)
@@ -64,7 +64,7 @@ def test_auto_finds_the_newest_session_of_the_same_settings(cli: Cli, tmp_path: 
     assert (root / "a").is_dir(), "a fresh start where there is nothing to go on with"
     status, _, _ = cli(*auto, "--max-steps", 3, "--num-workers", 1, "--brief")  # where and how it runs is left aside
     log = (root / "a" / "log.txt").read_text()
-    assert status == 0 and "goes on after step 3" in log and len(list(root.iterdir())) == 1
+    assert status == 0 and "resumed after step 3" in log and len(list(root.iterdir())) == 1
     cli(*auto, "--max-steps", 3, "--batch-size", 128, "--session", "b")
     assert sorted(path.name for path in root.iterdir()) == ["a", "b"], "other settings are another run"
     unset = (*auto, "--max-steps", 3, "--seed", "none")

@@ -115,7 +115,7 @@ def test_a_run_holds_its_numbers_and_goes_on_with_them(method: str, cli: Cli, tm
         (*METHODS[method], *none, "--resume", latest),
     ):
         status, out, err = cli(*again)
-        assert status == 0 and "goes on after step 2" in out, (again, err)
+        assert status == 0 and "resumed after step 2" in out, (again, err)
         assert "before" not in err and "yields" not in err and [path.name for path in root.iterdir()] == ["a"]
     assert cli(*words, "--seed", 1, "--tfm-means", 0.5, 0.5, 0.5, "--session", "b")[0] == 0
     assert settings_of(root / "b")["tfm_means"] == [0.5] * 3 and settings_of(root / "b")["tfm_stds"] == held["tfm_stds"]

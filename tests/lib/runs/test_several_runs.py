@@ -46,7 +46,7 @@ def test_numbers_of_clusters_are_shown_side_by_side_and_others_join(tmp_path: Pa
     assert process.returncode == 0, err
     path = only(tmp_path)
     assert sorted(entry.name for entry in (path / "runs").iterdir()) == ["clusters-3", "clusters-4"]
-    assert "4 clusters | epoch 1/1" in out and "3 clusters | epoch 1/1" in out
+    assert "4 clusters | epoch 1 of 1" in out and "3 clusters | epoch 1 of 1" in out
     before = (path / "runs" / "clusters-3" / "log.txt").read_text()
 
     process = launch((*FREE, "--num-clusters", 3, 6, "--resume", "auto"), tmp_path)
@@ -117,7 +117,7 @@ def test_each_number_with_each_seed_goes_on_and_ends_alike(tmp_path: Path, cli: 
 
     process = launch((*asked, "--jobs", 2, "--resume", "auto"), root)
     out, err = process.communicate()
-    assert process.returncode == 0 and "goes on after step" in out, err
+    assert process.returncode == 0 and "resumed after step" in out, err
     assert only(root) == path
     cli(*words, "--num-clusters", 3, "--seed", 0, "--session", "straight")
     assert_same_run(tmp_path / "sessions" / "straight", path / "runs" / "clusters-3-seed-0")

@@ -164,7 +164,7 @@ def test_a_run_gives_the_same_predictions_by_either_back_end(cli: Any, mixed: Pa
                                0, "--num-workers", 0, "--baseline", "none", "--on-bad-image", "skip", "--session", name,
                                *words)  # fmt: skip
         assert status == 0, err
-        assert ("views: batched, 38 pictures of 5 sizes in memory" in out) == (name == "auto")
+        assert ("views    batched, 38 images of 5 sizes in memory" in out) == (name == "auto")
         found[name] = np.load(tmp_path / "sessions" / name / "predictions.npz")
     for key in ("split", "index"):
         assert (found["auto"][key] == found["pil"][key]).all()
