@@ -121,7 +121,6 @@ def test_a_single_row_of_features_leaves_batchnorm_nothing() -> None:
 def test_idle_parameters_are_those_without_a_gradient() -> None:
     method = PICA(ConvNet(1, ConvNet.Settings(net_width=4)), (6, 3, 2)).train()
     for head in (0, 1, 2, 0):
-        images = torch.randn(2, 5, 1, 16, 16)
         batch = Batch(torch.arange(5), list(torch.randn(2, 5, 1, 16, 16)), head=head)
         method.zero_grad(set_to_none=True)
         idle = set(method.idle_parameters(batch))
