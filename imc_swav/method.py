@@ -97,7 +97,7 @@ class IMCSwAV(Method):
     """
 
     full_name = "IMC-SwAV (Ntelemis et al., 2021)"
-    remedy = "another --seed, a larger --batch-size, or a lower --base-lr"
+    remedy = "a --batch-size above {batch_size}, a --base-lr below {base_lr:g}, or another --seed"
     frees_clusters = True
     pretrained_configs = ("configs/imc_swav/base.yaml", "configs/imc_swav/pretrained.yaml")
     light_configs = ("configs/imc_swav/base.yaml", "configs/cpu/imc_swav.yaml")

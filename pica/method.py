@@ -77,7 +77,10 @@ class PICA(Method):
     """
 
     full_name = "PICA (Huang et al., CVPR 2020)"
-    remedy = "another --seed, a larger --pica-lamda (it keeps clusters equally large), or a lower --base-lr"
+    remedy = (
+        "a --pica-lamda above {pica_lamda:g} (it keeps clusters equally large), a --base-lr below {base_lr:g}, or another "
+        "--seed"
+    )
     frees_clusters = True
     pretrained_configs = ("configs/base.yaml", "configs/pretrained.yaml")
     light_configs = ("configs/base.yaml", "configs/cpu/pica.yaml")

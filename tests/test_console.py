@@ -105,7 +105,7 @@ def test_the_start_says_what_is_run(cli: Cli, tmp_path: Path) -> None:
     lines = dict(re.findall(r"^(\w+) +(.*)$", out[: out.index("\nepoch")], flags=re.MULTILINE))
     assert lines["method"] == "PICA (Huang et al., CVPR 2020), 10 clusters"
     assert lines["data"] == "digits: 1,797 images, 10 classes"
-    assert lines["training"] == "train (899 images)" and lines["scored"] == "test (898)"
+    assert lines["training"] == "train (899 images)" and lines["scored"] == "test (898); labels are used for this only"
     assert lines["network"].startswith("convnet, starts from random weights; ")
     assert lines["device"].startswith("CPU, ") and lines["device"].endswith("float32") and lines["seed"] == "7"
     assert lines["output"] == f"{tmp_path}/sessions/a/" and lines["steps"] == "8 in 1 epoch"
@@ -137,7 +137,7 @@ def test_a_pipe_gets_a_line_for_each_evaluation_in_plain_words(words: tuple[obje
     assert [line.split(":")[0] for line in lines] == ["epoch 2 of 4", "epoch 4 of 4"]
     number = r"\d\.\d{3}"
     assert re.fullmatch(
-        rf"epoch 4 of 4: ACC {number}, NMI {number}, ARI {number}; cluster sizes [\d.]+–\d+ %", lines[-1]
+        rf"epoch 4 of 4: test ACC {number}, NMI {number}, ARI {number}; cluster sizes [\d.]+–\d+ %", lines[-1]
     )
     assert not EARLIER.search(out + err)
     assert "step " not in out and max(map(len, lines)) <= 100
@@ -188,7 +188,7 @@ def test_a_terminal_gets_a_bar(columns: int, tmp_path: Path) -> None:
     assert (
         max(len(line) for line in lines if "main.py" not in line and "file:" not in line and "/" not in line) < columns
     )
-    assert sum(": ACC" in line for line in out.splitlines()) == 2
+    assert sum(": test ACC" in line for line in out.splitlines()) == 2
 
 
 @pytest.mark.parametrize("how", ["CI", "TERM", "brief"])
@@ -196,13 +196,13 @@ def test_no_bar_where_a_log_would_keep_each_of_its_states(how: str, tmp_path: Pa
     environment = {"CI": {"CI": "1"}, "TERM": {"TERM": "dumb"}, "brief": {}}[how]
     words = (*QUICK, *(["--brief"] if how == "brief" else []))
     status, out = terminal(words, tmp_path, **environment)
-    assert status == 0 and "%|" not in out and "% |" not in out and "epoch 1 of 1: ACC" in out
+    assert status == 0 and "%|" not in out and "% |" not in out and "epoch 1 of 1: test ACC" in out
 
 
 def test_ctrl_c_says_that_once_is_enough_and_how_to_resume(tmp_path: Path) -> None:
     words = (*QUICK, "--max-epochs", 4000, "--eval-every", 0)
     status, out = terminal(words, tmp_path, interrupt="left")
-    assert status == 130 and "A second Ctrl-C is not needed" in out, out
+    assert status == 130 and "Press Ctrl-C again" in out, out
     assert out.splitlines()[-1] == "stopped by SIGINT; the state is saved"
     (command,) = re.findall(r"To resume this run:\r?\n +(.*--resume .*?)\r?\n", out)
     done = pasted(f"{command} --max-steps 1")
@@ -277,9 +277,9 @@ def test_durations_are_as_exact_as_an_estimate() -> None:
 @pytest.mark.parametrize(
     ("difference", "words"),
     [
-        (0.2, "This is better than k-means on pixels"),
+        (0.2, "pica is better than k-means on pixels"),
         (0.0, "about as good as k-means"),
-        (-0.2, "this is worse than k-means"),
+        (-0.2, "pica is worse than k-means"),
     ],
 )
 def test_the_end_compares_with_the_baseline(
@@ -407,7 +407,9 @@ def test_a_collapse_is_told_with_what_to_do(is_early: bool, frees: bool, says: s
 
 def test_a_collapse_is_warned_of_when_it_begins_and_at_the_end(cli: Cli) -> None:
     _, out, err = cli(*QUICK, "--base-lr", 1, "--pica-lamda", 0, "--max-epochs", 6)
-    assert err.count("the clusters collapse") == 2 and "--pica-lamda" in err, err
+    assert err.count("the clusters collapse") == 2 and "a --pica-lamda above 0 " in err, err
+    assert "train anew, as from another seed" in out and "--seed 8" in out
+    assert "--predict" not in out and "--resume" not in out, "such a model is of no use"
     assert err.count("of little use") == 1 and out.count("\nepoch") == 6
 
 

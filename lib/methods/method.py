@@ -107,7 +107,7 @@ class Method(nn.Module, ABC):
     full_name: str = ""
     """For people: its name, authors and year; empty: the name by which it is registered."""
 
-    remedy: str = "another --seed, a lower --base-lr, or fewer clusters (--num-clusters)"
+    remedy: str = "a --base-lr below {base_lr:g}, fewer clusters (--num-clusters), or another --seed"
     """What a user can do where the clusters collapse or nothing is learnt."""
 
     frees_clusters: bool = False
@@ -188,6 +188,7 @@ class Method(nn.Module, ABC):
         self.precision = config.of(PrecisionSettings).precision
         tuned = config.of(TuningSettings)
         self.network_rate = tuned.net_lr_scale
+        self.remedy = self.remedy.format_map(config.as_dict())
         batchnorm.adapt(self)
         if processes.world() > 1 and config.of(MethodSettings).sync_batchnorm:
             batchnorm.adapt(self.network, synchronised=True)  # the heads see what is gathered

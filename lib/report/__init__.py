@@ -66,7 +66,8 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
         with _noted(problems):
             open_report(session, config, make(session.path))
     with _noted(problems):
-        closing_block.show_next(session, task, config)
+        own = next(iter(rows.values()))
+        closing_block.show_next(session, task, config, own[next(iter(task.splits))])
     if problems:
         where = f"; the results are complete in {session.path}" if session.path is not None else ""
         raise UserError("; ".join(dict.fromkeys(problems)) + where)

@@ -10,6 +10,7 @@ from lib.config import pasted_commands
 from lib.config.command_flags import Command
 from lib.config.config import Config
 from lib.datasets import DataSettings
+from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import Method, Task
 from lib.scoring import evaluation, metrics, summary_over_seeds
 from lib.scoring.evaluation import ONLINE, Scores
@@ -28,7 +29,7 @@ FILES = {
 MEANINGS = {
     "acc": "{percent} of the {split} images are in the cluster of their class",
     "nmi": "how much a cluster tells of the class (0: nothing, 1: all)",
-    "ari": "how far pairs agree with the classes (0: as by chance, 1: wholly)",
+    "ari": "how far pairs of images agree with the classes (0: by chance, 1: all)",
 }
 WITHOUT_LABELS = {
     "confidence": "how clearly an image belongs to one cluster (1: wholly)",
@@ -56,15 +57,14 @@ def show_scores(session: Session, task: Task, rows: Mapping[str, Scores], remark
         _show_without_labels(session, task, own)
         return
     session.evaluation("\n" + summary_over_seeds.table(_split_by_treatment(rows), list(task.splits)) + remarks)
+    if f"{task.trained_name}:{ONLINE}" in own:
+        session.info('"while training": the assignments made while training; the first row is the result.', indent=2)
     session.info("")
     scores = own[first]
     for key, title in metrics.TITLES:
         if scores[key] is not None:
             text = MEANINGS[key].format(percent=f"{100 * scores[key]:.0f} %", split=first)
             session.info(f"{title} {scores[key]:.3f}  {text}", indent=11)
-    online = own.get(f"{task.trained_name}:{ONLINE}", {}).get("acc")
-    if online is not None:
-        session.info(f"{online:.3f} is the accuracy of the assignments made while training ({task.trained_name}).")
     _compare(session, task, rows, first)
 
 
@@ -94,7 +94,7 @@ def _show_without_labels(session: Session, task: Task, own: Scores) -> None:
 
 
 def _compare(session: Session, task: Task, rows: Mapping[str, Scores], split: str) -> None:
-    own, *_ = rows.values()
+    (name, own), *_ = rows.items()
     baselines = {title: scores[split] for title, scores in list(rows.items())[1:]}
     scored = {title: values for title, values in baselines.items() if values["acc"] is not None}
     if own[split]["acc"] is None or not scored:
@@ -103,11 +103,12 @@ def _compare(session: Session, task: Task, rows: Mapping[str, Scores], split: st
     differences = [own[split][key] - scored[title][key] for key in ("acc", "nmi")]
     beside = f"{title} (ACC {scored[title]['acc']:.3f}, NMI {scored[title]['nmi']:.3f})"
     if min(differences) > ALIKE:
-        session.info(f"This is better than {beside}.", indent=2)
+        session.info(f"On {split}, {name} is better than {beside}.", indent=2)
     elif max(differences) < -ALIKE:
-        session.warn(f"this is worse than {beside}, which trains no network.{_advice(task, own[split])}")
+        advice = _advice(task, own[split])
+        session.warn(f"on {split}, {name} is worse than {beside}, which trains no network.{advice}")
     else:
-        session.info(f"This is about as good as {beside}, which trains no network.", indent=2)
+        session.info(f"On {split}, {name} is about as good as {beside}, which trains no network.", indent=2)
 
 
 def _advice(task: Task, scores: Mapping[str, Any]) -> str:
@@ -118,8 +119,15 @@ def _advice(task: Task, scores: Mapping[str, Any]) -> str:
     return f" Train for more epochs (--max-epochs), or try {task.method.remedy}."
 
 
-def show_next(session: Session, task: Task, config: Config) -> None:
-    """The files, and commands for what a person may want now."""
+def show_next(session: Session, task: Task, config: Config, scores: Mapping[str, Any]) -> None:
+    """The files, and commands for what a person may want now.
+
+    Args:
+        session: of the run.
+        task: of the run.
+        config: all settings of the run.
+        scores: of the split that is scored first.
+    """
     folder = session.path
     if folder is None:
         session.info("\nNo file was written, because of --debug.")
@@ -127,7 +135,10 @@ def show_next(session: Session, task: Task, config: Config) -> None:
     _show_files(session, folder)
     command = config.of(Command)
     steps = _report(folder)
-    if command.trains:
+    if command.trains and metrics.collapsed(scores["entropy"], task.method.num_clusters):
+        seed = (config.of(SeedSettings).seed or 0) + 1
+        steps.append(("train anew, as from another seed", pasted_commands.again(folder, config, "--seed", seed)))
+    elif command.trains:
         latest = folder / "checkpoint" / "latest.ckpt"
         steps += _predictions(latest, config)
         steps += [_longer(folder, config), _other_numbers(folder, config, task.method)]
@@ -166,7 +177,7 @@ def _report(folder: Path) -> list[tuple[str, str]]:
 def _predictions(latest: Path, config: Config) -> list[tuple[str, str]]:
     data = config.of(DataSettings)
     if data.dataset != "image_folder":
-        title = "cluster your own images; put their folder in the place of FOLDER"
+        title = "cluster other images of this kind; put their folder in the place of FOLDER"
         return [(title, pasted_commands.predict(latest, "FOLDER", config))]
     copies = f"sorted-{latest.parent.parent.name}"
     return [

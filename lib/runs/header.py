@@ -35,7 +35,7 @@ def show(session: Session, task: Task) -> None:
     _show(session, "data", data(config, task.pictures))
     if command.trains:
         _show(session, "training", [f"{task.trained_name} ({len(task.trained.index):,} images)"])
-    _show(session, "scored", [", ".join(f"{name} ({len(split.index):,})" for name, split in task.splits.items())])
+    _show(session, "scored", [_scored(task)])
     _show(session, "network", [_network(task)])
     if not command.trains:
         _show(session, "weights", [str(command.evaluate or command.predict)])
@@ -105,6 +105,14 @@ def data(config: Config, pictures: Pictures) -> list[str]:
     classes = len(np.unique(labels[labels >= 0]))
     known = counted(classes, "class", "classes") if classes else "no labels"
     return [f"{name}: {counted(len(pictures), 'image', 'images')}, {known}"]
+
+
+def _scored(task: Task) -> str:
+    splits = ", ".join(f"{name} ({len(split.index):,})" for name, split in task.splits.items())
+    has_labels = any((split.labels >= 0).any() for split in task.splits.values())
+    if not has_labels:
+        return f"{splits}, without labels"
+    return splits if task.config.as_dict()["best_by"] == "acc" else f"{splits}; labels are used for this only"
 
 
 def _network(task: Task) -> str:

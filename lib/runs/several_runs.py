@@ -30,7 +30,7 @@ from lib.scoring.summary_over_seeds import Member
 from lib.session import MEMBER, Session, SessionSettings
 
 POLL = 0.1  # s, between two looks at the runs
-STOPPING = "\nCtrl-C: each run saves its state. A second Ctrl-C is not needed; it ends the wait for them.\n"
+STOPPING = "\nCtrl-C: each run stops and saves its state. Press Ctrl-C again only to end the wait for them.\n"
 
 
 @dataclass(frozen=True)

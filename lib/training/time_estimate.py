@@ -102,7 +102,8 @@ def faster_ways(task: Task, config: Config, estimate: TimeEstimate) -> list[str]
         ):
             if files:
                 lines += [f"- {what}:", f"    {pasted_commands.command('--cfgs', *files, *words)}"]
-    lines.append(f"- a GPU: add --gpus 0 to the command{'' if devices.gpu_names() else ', on a machine that has one'}")
+    where = "" if devices.gpu_names() else ", on a machine that has one"
+    lines.append(f"- the first GPU: add --gpus 0 to the command{where}")
     epochs = int(LONG / estimate.epoch())
     if FEWEST_EPOCHS <= epochs < config.as_dict()["max_epochs"]:
         lines.append(f"- fewer epochs: --max-epochs {epochs} takes about an hour, and usually scores lower")

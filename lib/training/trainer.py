@@ -45,8 +45,8 @@ from lib.training.schedules import ScheduleSettings
 BOUND = 0.995  # of the value at which a part of the loss says nothing
 PATIENT = 3  # epochs in a row in which it does so, before a word
 STOPPING = (
-    "\nCtrl-C: this step is finished and the state saved. A second Ctrl-C is not needed;\n"
-    "it stops at once, and loses the steps since the last checkpoint.\n"
+    "\nCtrl-C: the run stops after this step, and then saves its state. Press Ctrl-C again\n"
+    "only to stop at once, which loses the steps since the last checkpoint.\n"
 )
 
 
@@ -210,21 +210,21 @@ class Trainer:
             self._writer.wait()
         except Interrupted as interrupted:
             if interrupted.midway:
-                self._tell_how_to_resume()
+                self._tell_how_to_resume("To resume this run from its last checkpoint:")
                 raise
             self._guard.check()
             self._save("latest")
             self._writer.wait()
             processes.largest(0)  # no rank goes before the state is saved
-            self._tell_how_to_resume()
+            self._tell_how_to_resume("The state is saved. To resume this run:")
             raise Interrupted(interrupted.number, saved=True) from None
 
-    def _tell_how_to_resume(self) -> None:
+    def _tell_how_to_resume(self, title: str) -> None:
         folder = self.session.path
         if folder is None or self.session.is_member:
             return
         if (folder / "checkpoint" / "latest.ckpt").exists():
-            self.session.evaluation(f"To resume this run:\n  {pasted_commands.resume(folder, self.config)}")
+            self.session.evaluation(f"{title}\n  {pasted_commands.resume(folder, self.config)}")
 
     @property
     def plan(self) -> Plan:
@@ -425,7 +425,8 @@ class Trainer:
         first = scores[self._scored]
         left = "" if self.session.bar else self._progress.time_left()
         self.session.evaluation(
-            f"epoch {epoch} of {self.settings.epochs}: {evaluation.short(first, self._loss)}{f'; {left}' if left else ''}"
+            f"epoch {epoch} of {self.settings.epochs}: {self._scored} {evaluation.short(first, self._loss)}"
+            f"{f'; {left}' if left else ''}"
         )
         for split, values in scores.items():
             self.session.detail(evaluation.full(split, values))
