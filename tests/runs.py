@@ -26,6 +26,13 @@ METHODS = {
 RUN = ("--save-every-steps", 3, "--eval-every", 2, "--display-freq", 1)
 
 
+def scores_shown(out: str) -> str:
+    """Of what a run prints, the table of its scores and what is said of it."""
+    table = out.partition("\n\n")[2].partition("\nfiles in")[0].partition("\nexported")[0].strip()
+    assert "ACC" in table
+    return table
+
+
 def loaders(workers: int) -> tuple[object, ...]:
     """Views by loader processes; without any, by whole batches."""
     return ("--tfm-backend", "pil", "--num-workers", workers) if workers else ()

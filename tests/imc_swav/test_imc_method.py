@@ -205,7 +205,8 @@ def test_a_run_is_scored_under_each_treatment(cli: Cli, tmp_path: Path) -> None:
     assert scores["test"]["top3"] >= scores["test"]["acc"]
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [line["split"] for line in lines] == names * 2
-    assert all(name in out for name in names)
+    titles = ("imc_swav", "imc_swav, plain", "imc_swav, test_bn", "while training")
+    assert all(f"\n{title}  " in out for title in titles)
     status, _, err = cli("--evaluate", path / "checkpoint" / "latest.ckpt", "--session", "b")
     assert status == 0, err
     other = json.loads((tmp_path / "sessions" / "b" / "scores.json").read_text())

@@ -203,7 +203,7 @@ def test_a_usual_folder_that_fails_only_warns(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "cache").rename(tmp_path / "deep-image-clustering")
     made = reader(tmp_path, "--cache", "none")
-    assert equal(arrays(made), expected) and "6 pictures are not kept" in made.describe()
+    assert equal(arrays(made), expected) and "6 images are not kept" in made.describe()
     (tmp_path / "deep-image-clustering" / kept.name).unlink()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))  # of six, it holds two

@@ -116,7 +116,7 @@ def test_pictures_of_one_size_are_not_padded(tmp_path: Path) -> None:
         paint(tmp_path / f"{i:02}.png", (41, 47), seed=i)
     views: Any = folder_views(tmp_path)
     assert [part.shape for part in views._parts] == [(20, 41, 3, 47)]
-    assert views.describe() == "batched, 20 pictures of 47×41 px in memory"
+    assert views.describe() == "batched, 20 images of 47×41 px in memory"
     stored = views._parts[0].permute(0, 1, 3, 2).numpy()
     assert all((stored[i] == np.asarray(Image.open(tmp_path / f"{i:02}.png"))).all() for i in range(20))
 
