@@ -1,6 +1,6 @@
 """One training step at the settings of the CIFAR-10 rows, its views included, against the same in plain float32.
 
-Plain: PyTorch's Adam weight by weight, the network in float32, one pass for each view. Tuned: `--compile`, channels
+Plain: PyTorch's Adam weight by weight and its own convolutions, the network in float32, one pass for each view. Tuned: `--compile`, channels
 last, and bfloat16 where the processor computes in it. Beside the seconds stands what the machine reaches in the precision
 of the tuned step: its best matrix product and its best convolution.
 """
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lib.machine import devices, precision
 from lib.methods.batches import made
+from lib.networks.small_map_convolution import SmallMapConv2d
 from lib.runs.forecast import estimate
 
 GOALS = {"imc_swav": 0.5, "pica": 0.62}
@@ -34,6 +35,9 @@ def stepper(trainer: Any) -> Callable[[], None]:
 def plain(trainer: Any) -> Any:
     """The same trainer without what makes it fast."""
     trainer.method.shares_passes = False
+    for part in trainer.method.network.modules():
+        if isinstance(part, SmallMapConv2d):
+            part.__class__ = nn.Conv2d
     for group in trainer.optimizer.param_groups:
         group.update(fused=False, foreach=False)
     return trainer
