@@ -1,8 +1,8 @@
 """One training step at the settings of the CIFAR-10 rows, its views included, against the same in plain float32.
 
-Plain: PyTorch's Adam weight by weight and its own convolutions, the network in float32, one pass for each view. Tuned: `--compile`, channels
-last, and bfloat16 where the processor computes in it. Beside the seconds stands what the machine reaches in the precision
-of the tuned step: its best matrix product and its best convolution.
+Plain: PyTorch's Adam weight by weight and its own convolutions, the network in float32, one pass for each view. Tuned:
+`--compile`, channels last, and bfloat16 where the processor computes in it. Beside the seconds are what the machine reaches
+in the precision of the tuned step: its best matrix product and its best convolution.
 """
 
 from __future__ import annotations
