@@ -72,18 +72,17 @@ class DrawnViews(Sequence[Tensor]):
         stacks: of the views.
         back: (N,) where each image is among those of the runs; none: in their order.
         finish: of each view.
+        is_static: other images of the same number go through the same operations on the same shapes.
     """
 
-    def __init__(self, runs: Sequence[Run], stacks: Sequence[Stack], back: Tensor | None, finish: Finish) -> None:
+    def __init__(
+        self, runs: Sequence[Run], stacks: Sequence[Stack], back: Tensor | None, finish: Finish, is_static: bool
+    ) -> None:
         self.runs = tuple(runs)
         self.stacks = tuple(stacks)
         self.back = back
         self.finish = finish
-
-    @property
-    def is_static(self) -> bool:
-        """Whether other images of the same number go through the same operations on the same shapes."""
-        return len(self.runs) == 1 and len(self.runs[0].groups) == 1
+        self.is_static = is_static
 
     def make(self) -> list[Tensor]:
         """For each recipe (N, C, size, size)."""
@@ -245,7 +244,8 @@ class BatchedViews:
             for run, numbers in zip(batch.runs, batch.numbers, strict=True)
         ]
         back = None if batch.back is None else self._send(batch.back)
-        return DrawnViews(runs, batch.stacks, back, self._finish)
+        is_static = len(runs) == 1 and not self._shape.any()  # images of one shape
+        return DrawnViews(runs, batch.stacks, back, self._finish, is_static)
 
     def _views(self, index: Integers, request: Request) -> list[Tensor]:
         """On a CPU, whose caches are small: one recipe after the other, and each operation for images that drew it."""
