@@ -16,6 +16,7 @@ With `--debug` there is no folder, and nothing is written.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -459,7 +460,7 @@ def _check_for_board(folder: Path) -> None:
 
 
 def _new_folder(root: Path, name: str | None) -> Path:
-    if name is not None and (name in (".", "..") or Path(name).name != name or not name.isprintable()):
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name or not name.isprintable()):
         raise UserError(f"--session {name!r} is no name of a folder; --session-root says where it goes")
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     # A second run of the same second gets a number.
@@ -477,7 +478,9 @@ def _new_folder(root: Path, name: str | None) -> Path:
         problem = getattr(error, "strerror", None) or error
         if isinstance(error, FileExistsError):
             problem = "it is a link to nothing" if root.is_symlink() else "it is no folder"
-        raise UserError(f"cannot make a session in {root}: {problem}; choose another --session-root") from error
+        is_long = getattr(error, "errno", None) == errno.ENAMETOOLONG and name is not None
+        advice = "choose a shorter --session" if is_long else "choose another --session-root"
+        raise UserError(f"cannot make a session in {root}: {problem}; {advice}") from error
     raise UserError(f"the session {root / candidates[0]} exists; choose another name for --session, or --resume auto")
 
 

@@ -43,14 +43,20 @@ def predict(checkpoint: Path, images: str, config: Config, *more: object) -> str
 def again(folder: Path, config: Config, *words: object) -> str:
     """A new run with the settings of a session, and some others."""
     anew = ["--resume", "none", "--restart", "false"] if config.as_dict()["restart"] else []
-    return command("--cfgs", folder / "config.yaml", *anew, *words)
+    return command("--cfgs", folder / "config.yaml", *anew, *_root(folder.parent), *words)
+
+
+def _root(sessions: Path) -> list[str]:
+    """What makes a new session go to a folder."""
+    return [] if sessions.resolve() == Path("sessions").resolve() else ["--session-root", str(sessions)]
 
 
 def _surroundings(config: Config) -> list[str]:
-    """The modules and the GPUs that a checkpoint does not bring along."""
+    """What a checkpoint does not bring along: modules, GPUs, and where sessions go."""
     values = config.as_dict()
+    root = _root(Path(values["session_root"]))
     imports = ["--imports", *values["imports"]] if values["imports"] else []
-    return [*imports, *(["--gpus", values["gpus"]] if values["gpus"] else [])]
+    return [*imports, *root, *(["--gpus", values["gpus"]] if values["gpus"] else [])]
 
 
 def _program() -> list[str]:

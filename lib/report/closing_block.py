@@ -53,6 +53,8 @@ def show_scores(session: Session, task: Task, rows: Mapping[str, Scores], remark
     if session.is_member:
         session.evaluation(f"finished: {evaluation.short(own[first], None)}")
         return
+    if not task.config.of(Command).trains:  # a training has said it
+        evaluation.warn_of_collapse(session, own[first], task.method, is_early=False)
     if all(values["acc"] is None for values in own.values()):
         _show_without_labels(session, task, own)
         return
@@ -90,7 +92,8 @@ def _show_without_labels(session: Session, task: Task, own: Scores) -> None:
     for key, text in WITHOUT_LABELS.items():
         if values.get(key) is not None:
             session.info(f"{values[key]:6.3f}  {key.upper() if key == 'pui' else key}: {text}", indent=8)
-    session.info("The images tell whether these are the groups you look for: see the report.", indent=2)
+    if not metrics.collapsed(values["entropy"], task.method.num_clusters):
+        session.info("The images tell whether these are the groups you look for: see the report.", indent=2)
 
 
 def _compare(session: Session, task: Task, rows: Mapping[str, Scores], split: str) -> None:

@@ -180,8 +180,10 @@ class Trainer:
                 self._save("latest", mark=mark)
                 self._writer.wait()
                 session.rewind(mark)
+                is_trained = self.step >= self.plan.steps
                 session.progress(
                     f"resumed after step {self.step:,}; finished epochs: {self.epoch} of {self.settings.epochs}"
+                    f"{'; nothing is left to train' if is_trained else ''}"
                 )
             if self.config.of(DeviceSettings).compile:
                 how = self._compiled.describe() if self._compiled else "the network is compiled"
@@ -423,10 +425,11 @@ class Trainer:
             self.session.record(f"  {split}: {evaluation.line(values)}")
         self._scored_step = step
         first = scores[self._scored]
-        left = "" if self.session.bar else self._progress.time_left()
+        left = "" if self.session.bar or step >= self.plan.steps else self._progress.time_left()
+        is_midway = 0 < self.position < len(self.task.source)
+        place = f"step {step:,} of {self.plan.steps:,}" if is_midway else f"epoch {epoch} of {self.settings.epochs}"
         self.session.evaluation(
-            f"epoch {epoch} of {self.settings.epochs}: {self._scored} {evaluation.short(first, self._loss)}"
-            f"{f'; {left}' if left else ''}"
+            f"{place}: {self._scored} {evaluation.short(first, self._loss)}{f'; {left}' if left else ''}"
         )
         for split, values in scores.items():
             self.session.detail(evaluation.full(split, values))
