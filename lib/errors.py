@@ -250,7 +250,8 @@ def show(text: str) -> None:
 def say(text: str, status: int) -> int:
     """A line on stderr, in which a value without end is shortened; returns the status."""
     with surviving(sys.stderr):
-        print(_ENDLESS.sub(r"\1…\2", " ".join(text.splitlines())), file=sys.stderr, flush=True)
+        line = _ENDLESS.sub(r"\1…\2", " ".join(text.splitlines()))
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece: ranks share the stream
     return status
 
 

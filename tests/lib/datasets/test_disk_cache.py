@@ -211,7 +211,7 @@ def test_a_usual_folder_that_fails_only_warns(
         made = reader(tmp_path, "--cache", "none")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert equal(arrays(made), expected) and "4 pictures are not kept" in made.describe()
+    assert equal(arrays(made), expected) and "4 images are not kept" in made.describe()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("warning: cannot keep decoded pictures in ") for line in lines)
@@ -237,7 +237,7 @@ def test_the_bound_holds_and_what_does_not_fit_is_decoded_each_time(tmp_path: Pa
     found = arrays(made)
     rest = len(decodes)
     assert 0 < rest < 40 and equal(found, plain(made))
-    assert made.describe() == f"; {rest} pictures are not kept on disk (--disk-cache), and are decoded each time"
+    assert made.describe() == f"; {rest} images are not kept on disk (--disk-cache), and are decoded each time"
     decodes.clear()
     assert equal(arrays(reader(tmp_path)), found), "with room they are kept"
     assert len(set(decodes)) == rest and not reader(tmp_path).describe()
