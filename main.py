@@ -99,7 +99,7 @@ def run(settings: config.Config, start: resume.Start) -> None:
         header.show(log, task)
         with closing(task.views.prepared()):
             log.begin(task.config)
-            header.show_views(log, task, training.plan if training else None)
+            header.show_views(log, task, training.length if training else None)
             if training:
                 header.warn_of_few_images(log, task)
             if start.folder and not start.stored:

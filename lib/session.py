@@ -479,8 +479,8 @@ def _new_folder(root: Path, name: str | None) -> Path:
         if isinstance(error, FileExistsError):
             problem = "it is a link to nothing" if root.is_symlink() else "it is no folder"
         is_long = getattr(error, "errno", None) == errno.ENAMETOOLONG and name is not None
-        advice = "choose a shorter --session" if is_long else "choose another --session-root"
-        raise UserError(f"cannot make a session in {root}: {problem}; {advice}") from error
+        remedy = "choose a shorter --session" if is_long else "choose another --session-root"
+        raise UserError(f"cannot make a session in {root}: {problem}; {remedy}") from error
     raise UserError(f"the session {root / candidates[0]} exists; choose another name for --session, or --resume auto")
 
 

@@ -33,6 +33,11 @@ def scores_shown(out: str) -> str:
     return table
 
 
+def beside_collapse(err: str) -> list[str]:
+    """What stands on stderr, but for the word on a collapse, in which runs of a few steps often end."""
+    return [line for line in err.splitlines() if not line.startswith("warning: the clusters collapse")]
+
+
 def loaders(workers: int) -> tuple[object, ...]:
     """Views by loader processes; without any, by whole batches."""
     return ("--tfm-backend", "pil", "--num-workers", workers) if workers else ()

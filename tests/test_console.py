@@ -26,7 +26,7 @@ from lib.report import closing_block
 from lib.scoring import evaluation
 from lib.session import wrapped
 from lib.training import run_progress, time_estimate
-from lib.training.plan import Plan
+from lib.training.run_length import RunLength
 from lib.training.time_estimate import TimeEstimate, duration
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -239,8 +239,8 @@ def test_a_run_of_hours_names_faster_ways(cli: Cli, tmp_path: Path, monkeypatch:
 
 
 def test_a_time_is_estimated_from_steps_and_evaluations() -> None:
-    plan = Plan(steps_per_epoch=10, epochs=6, max_steps=None, eval_every=3)
-    estimate = TimeEstimate(plan, batches=3)
+    length = RunLength(steps_per_epoch=10, epochs=6, max_steps=None, eval_every=3)
+    estimate = TimeEstimate(length, batches=3)
     estimate.add_step(4.0)  # which sets up
     assert not estimate.is_known
     for _ in range(3):
@@ -250,23 +250,23 @@ def test_a_time_is_estimated_from_steps_and_evaluations() -> None:
     estimate.add_evaluation(9.0)
     assert estimate.remaining(30) == 30 * 2 + 9 and estimate.remaining(60) == 0
     assert estimate.epoch() == 20 + 3
-    slow = TimeEstimate(plan, batches=3)
+    slow = TimeEstimate(length, batches=3)
     slow.add_step(6.0)
     assert slow.is_known and slow.step() == 6.0
 
 
 @pytest.mark.parametrize(
-    ("plan", "steps", "evaluations"),
+    ("length", "steps", "evaluations"),
     [
-        (Plan(10, 6, None, 1), 60, 6),
-        (Plan(10, 6, None, 0), 60, 1),
-        (Plan(10, 6, None, 4), 60, 2),
-        (Plan(10, 6, 35, 1), 35, 4),
-        (Plan(10, 0, None, 1), 0, 0),
+        (RunLength(10, 6, None, 1), 60, 6),
+        (RunLength(10, 6, None, 0), 60, 1),
+        (RunLength(10, 6, None, 4), 60, 2),
+        (RunLength(10, 6, 35, 1), 35, 4),
+        (RunLength(10, 0, None, 1), 0, 0),
     ],
 )
-def test_a_plan_counts_steps_and_evaluations(plan: Plan, steps: int, evaluations: int) -> None:
-    assert plan.steps == steps and plan.evaluations_after(0) == evaluations
+def test_the_length_counts_steps_and_evaluations(length: RunLength, steps: int, evaluations: int) -> None:
+    assert length.steps == steps and length.evaluations_after(0) == evaluations
 
 
 def test_durations_are_as_exact_as_an_estimate() -> None:
@@ -319,11 +319,11 @@ def test_the_commands_of_the_end_run_as_they_are(cli: Cli, tmp_path: Path, monke
     status, out, err = cli(*PHOTOS, "--net-heads", 3, "--data-root", root, "--max-epochs", 2, "--session", "a b")
     assert status == 0, err
     monkeypatch.chdir(ROOT)
-    found = commands(out)
-    assert len(found) == 5 and "'" in next(iter(found.values())) + "".join(found.values())
+    offered = commands(out)
+    assert len(offered) == 5 and "'" in next(iter(offered.values())) + "".join(offered.values())
     copies = ROOT / "sorted-a b"
     try:
-        for title, command in found.items():
+        for title, command in offered.items():
             if "compare" not in title:
                 done = pasted(command)
                 assert done.returncode == 0, (title, command, done.stderr)
@@ -332,7 +332,7 @@ def test_the_commands_of_the_end_run_as_they_are(cli: Cli, tmp_path: Path, monke
         subprocess.run(["rm", "-rf", str(copies)], check=True)
     metrics = (tmp_path / "sessions/a b/metrics.jsonl").read_text().splitlines()
     assert json.loads(metrics[-1])["epoch"] == 4, "twice as long"
-    assert "--num-clusters 2 3 4 --net-heads none" in next(v for t, v in found.items() if "compare" in t)
+    assert "--num-clusters 2 3 4 --net-heads none" in next(v for t, v in offered.items() if "compare" in t)
 
 
 @pytest.mark.slow
@@ -367,10 +367,10 @@ def test_a_family_has_short_lines_for_its_members_and_one_end(tmp_path: Path) ->
         assert [line.split(":")[0] for line in own if line] == ["epoch 1 of 1", "finished"]
     for once in ("method   PICA", "runs     2: seed 3; seed 4", "\nnext\n", "standard deviation"):
         assert done.stdout.count(once) == 1, once
-    found = commands(done.stdout)
-    resumed = pasted(found["resume runs that are missing; with --seeds or --num-clusters, add others"])
+    offered = commands(done.stdout)
+    resumed = pasted(offered["resume runs that are missing; with --seeds or --num-clusters, add others"])
     assert resumed.returncode == 0 and "2 of 2 runs are done" in resumed.stdout, resumed.stderr
-    (other,) = (command for title, command in found.items() if title.startswith("cluster"))
+    (other,) = (command for title, command in offered.items() if title.startswith("cluster"))
     done = pasted(other.replace("FOLDER", str(images(tmp_path / "photos"))))
     assert done.returncode == 0, done.stderr
 

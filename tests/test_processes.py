@@ -17,11 +17,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import QUICK, ROOT, picture
 from runs import METHODS, RUN, assert_same_run, finished, launch, only
 
 from lib.checkpoints import checkpoint
 from lib.errors import UserError
+from lib.machine import processes
 from lib.runs import launcher as launching
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -224,8 +226,9 @@ def kill_ranks(
         if command == "main":
             status, _, err = ended(process)
             # The launcher sees the end of one rank, or the other rank says first that it lost it.
+            (line,) = [line for line in err.splitlines() if line.startswith("error")]
             told = (f"rank {victim} was ended by SIGKILL", f"rank {1 - victim} lost another rank")
-            assert status == 1 and any(line in err for line in told), err
+            assert status == 1 and any(words in line for words in told), err
             process = start(command, words, root)
     status, _, err = ended(process, 1200)
     assert status == 0, err
@@ -317,3 +320,14 @@ def test_a_rank_that_its_launcher_ends_is_no_cause(
         logging.disable(logging.NOTSET)
     err = capsys.readouterr().err
     assert said in err and bool(err) == bool(said)
+
+
+def test_a_killed_rank_is_told_once() -> None:
+    """By a rank that lost it and was ended after that, or else by the launcher."""
+    store = dist.HashStore()
+    assert processes.none_spoke(store), "the ranks had not met"
+    store.set(processes.START, "ranks")
+    dist.PrefixStore("ranks", store).compare_set("failed", "", "1")
+    assert not processes.none_spoke(store)
+    store.set(processes.START, "others")
+    assert processes.none_spoke(store)

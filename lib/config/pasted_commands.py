@@ -70,8 +70,8 @@ def _program() -> list[str]:
 def _python() -> str:
     """The name by which a shell finds this very interpreter; its path where there is none."""
     for name in ("python", "python3"):
-        found = shutil.which(name)
-        if found and os.path.realpath(found) == os.path.realpath(sys.executable) and _prefix(found) == sys.prefix:
+        path = shutil.which(name)
+        if path and os.path.realpath(path) == os.path.realpath(sys.executable) and _prefix(path) == sys.prefix:
             return name
     return sys.executable
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.config.settings import Section, setting
@@ -199,11 +198,6 @@ def copies_in_background(where: torch.device) -> bool:
 def send(values: Tensor, where: torch.device) -> Tensor:
     """Values on the device; a copy to a GPU is not waited for."""
     return values.pin_memory().to(where, non_blocking=True) if copies_in_background(where) else values.to(where)
-
-
-def send_array(values: NDArray[Any], where: torch.device) -> Tensor:
-    """`send` of a NumPy array."""
-    return send(torch.from_numpy(values), where)
 
 
 def fuses(groups: Sequence[Any]) -> bool | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -35,6 +36,7 @@ WORK = timedelta(minutes=30)  # with a rank that scores or reads pictures while 
 POLL = 0.02  # s
 SILENCE = 5.0  # s, after which a rank says that it waits for the others to start
 ALONE = "unset WORLD_SIZE and RANK to run alone, or start all ranks, such as by torchrun"
+START = "start"  # of the ranks: the name under which they leave each other words
 LOST = ("gloo", "nccl", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
@@ -88,6 +90,7 @@ def joined(settings: DeviceSettings) -> Iterator[None]:
         lost = type(error) is RuntimeError and any(word in str(error) for word in LOST)
         if not _speaks(store, str(own)):
             raise Echo(error) from None
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself, once it has said why
         if lost or isinstance(error, dist.DistError):
             raise RunStopped(f"rank {own} lost another rank; --resume auto goes on from the last checkpoint") from error
         raise
@@ -136,6 +139,7 @@ def _of_this_start(store: Store, own: int, size: int) -> Store:
         store.set(f"{name}/{own}", "heard")
     else:
         name = uuid4().hex
+        store.set(START, name)
         silent = set(range(1, size))
         end = time.monotonic() + PATIENCE.total_seconds()
         while silent:
@@ -146,6 +150,11 @@ def _of_this_start(store: Store, own: int, size: int) -> Store:
             silent = {other for other in silent if not store.check([f"{name}/{other}"])}
             time.sleep(POLL)
     return PrefixStore(name, store)
+
+
+def none_spoke(store: Store) -> bool:
+    """For the launcher, whose ranks have ended: whether none of them said why, so that it has to."""
+    return not store.check([START]) or _speaks(PrefixStore(store.get(START).decode(), store), "launcher")
 
 
 def _speaks(store: Store, own: str) -> bool:

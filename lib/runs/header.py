@@ -20,7 +20,7 @@ from lib.networks import NetworkSettings
 from lib.networks.backbone import Backbone
 from lib.networks.freezing import TuningSettings
 from lib.session import Session
-from lib.training.plan import Plan
+from lib.training.run_length import RunLength
 
 INDENT = 9  # columns of the names
 FEW = 10  # images in a cluster on average, below which it is mostly chance
@@ -44,19 +44,19 @@ def show(session: Session, task: Task) -> None:
     _show(session, "output", [f"{session.path}/" if session.path else "none, because of --debug"])
 
 
-def show_views(session: Session, task: Task, plan: Plan | None) -> None:
+def show_views(session: Session, task: Task, length: RunLength | None) -> None:
     """Say what is known once images are prepared.
 
     Args:
         session: of the run.
         task: of the run.
-        plan: its steps; None: nothing is trained.
+        length: its steps; None: nothing is trained.
     """
     _show(session, "views", [task.views.describe()])
-    if plan is not None:
-        bound = " at most" if plan.max_steps is not None else ""
-        epochs = counted(plan.epochs, "epoch", "epochs")
-        _show(session, "steps", [f"{plan.steps:,} in {epochs}{bound}"])
+    if length is not None:
+        bound = " at most" if length.max_steps is not None else ""
+        epochs = counted(length.epochs, "epoch", "epochs")
+        _show(session, "steps", [f"{length.steps:,} in {epochs}{bound}"])
 
 
 def show_family(session: Session, config: Config, method: Method, pictures: Pictures, runs: Sequence[str]) -> None:

@@ -59,17 +59,17 @@ def launch(command: Sequence[str], count: int) -> int:
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }  # fmt: skip
     ranks = range(count)
-    processes = None
+    running = None
     try:
-        processes = start_processes(
+        running = start_processes(
             "rank", sys.executable, {rank: ("-u", *command) for rank in ranks},
             {rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks}, DefaultLogsSpecs(os.devnull),
         )  # fmt: skip
-        ended = processes.wait(period=POLL)
+        ended = running.wait(period=POLL)
     except SignalException as stopped:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal and its shell send one each
-        if processes is not None:
-            processes.close(stopped.sigval)
+        if running is not None:
+            running.close(stopped.sigval)
         return 128 + int(stopped.sigval)  # the processes have said whether their state is saved
     except OSError as error:
         problem = f"{count} processes cannot be started: {error.strerror}"
@@ -86,6 +86,8 @@ def launch(command: Sequence[str], count: int) -> int:
     causes = {rank: status for rank, status in ends.items() if status != -signal.SIGTERM} or ends
     killed = [(rank, status) for rank, status in causes.items() if status < 0]
     for rank, status in killed[:1]:
+        if not processes.none_spoke(store):
+            return 1  # a rank that lost it has said so, and was ended after that
         name = signal.Signals(-status).name
         return say(f"error: rank {rank} was ended by {name}; --resume auto goes on from the last checkpoint", 1)
     return max(causes.values(), default=0)

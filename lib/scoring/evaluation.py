@@ -205,10 +205,13 @@ def _treat(task: Task, config: Config, treatment: str, watch: Watch) -> None:
 
 def line(scores: Mapping[str, Any]) -> str:
     """One split's scores in a line of log.txt."""
-    known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in metrics.TITLES if scores[key] is not None)
-    shares = f"shares {scores['smallest']:.1%} to {scores['largest']:.1%}"
-    judged = "".join(f", {title} {scores[key]:.3f}" for key, title in label_free.TITLES if scores.get(key) is not None)
-    return f"{known or scores.get('unscored', 'no labels')}; {shares}{judged}"
+    return _in_full(scores, f"shares {scores['smallest']:.1%} to {scores['largest']:.1%}")
+
+
+def _in_full(scores: Mapping[str, Any], sizes: str) -> str:
+    by_labels = ", ".join(f"{title} {scores[key]:.4f}" for key, title in metrics.TITLES if scores[key] is not None)
+    others = "".join(f", {title} {scores[key]:.3f}" for key, title in label_free.TITLES if scores.get(key) is not None)
+    return f"{by_labels or scores.get('unscored', 'no labels')}; {sizes}{others}"
 
 
 def short(scores: Mapping[str, Any], loss: float | None) -> str:
@@ -244,9 +247,7 @@ def full(name: str, scores: Mapping[str, Any]) -> str:
         heading = f"{split}, accuracy of the assignments made while training"
     elif how:
         heading = f"{split}, under BatchNorm statistics {how}"
-    known = ", ".join(f"{title} {scores[key]:.4f}" for key, title in metrics.TITLES if scores[key] is not None)
-    judged = "".join(f", {title} {scores[key]:.3f}" for key, title in label_free.TITLES if scores.get(key) is not None)
-    return f"  {heading}: {known or scores.get('unscored', 'no labels')}; cluster sizes {sizes_of(scores)}{judged}"
+    return f"  {heading}: {_in_full(scores, f'cluster sizes {sizes_of(scores)}')}"
 
 
 def warn_of_collapse(session: Session, scores: Mapping[str, Any], method: Method, is_early: bool) -> bool:

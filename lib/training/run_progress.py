@@ -15,7 +15,7 @@ from lib.machine.devices import DeviceSettings
 from lib.methods.method import Task
 from lib.session import Session
 from lib.training import time_estimate
-from lib.training.plan import Plan
+from lib.training.run_length import RunLength
 from lib.training.running_means import Means
 from lib.training.time_estimate import TimeEstimate, duration
 
@@ -30,18 +30,18 @@ class RunProgress:
     Args:
         task: what is trained.
         config: all settings of the run.
-        plan: the steps and evaluations of the run.
+        length: the steps and evaluations of the run.
     """
 
     _session: Session
 
-    def __init__(self, task: Task, config: Config, plan: Plan) -> None:
+    def __init__(self, task: Task, config: Config, length: RunLength) -> None:
         self._task = task
         self._config = config
-        self._plan = plan
+        self._length = length
         self._step = 0
         self._epoch = 0
-        self._estimate = TimeEstimate(plan, time_estimate.batches_of_an_evaluation(task, config))
+        self._estimate = TimeEstimate(length, time_estimate.batches_of_an_evaluation(task, config))
         self._is_told = False
         self._waits = devices.defers(devices.device(config.of(DeviceSettings)))
         self._read = 0.0  # when the loss was last read
@@ -60,7 +60,7 @@ class RunProgress:
         self._step = step
         self._began = time.perf_counter()
         self._bar = tqdm(
-            total=self._plan.steps, initial=step, disable=not session.bar, leave=False, bar_format=BAR,
+            total=self._length.steps, initial=step, disable=not session.bar, leave=False, bar_format=BAR,
             dynamic_ncols=True, desc=self._title(), unit="",
         )  # fmt: skip
         with self._bar:
@@ -131,4 +131,4 @@ class RunProgress:
         self._bar.set_description_str(self._title(), refresh=False)
 
     def _title(self) -> str:
-        return f"epoch {min(self._epoch + 1, self._plan.epochs)} of {self._plan.epochs}"
+        return f"epoch {min(self._epoch + 1, self._length.epochs)} of {self._length.epochs}"

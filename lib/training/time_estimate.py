@@ -13,7 +13,7 @@ from lib.methods.method import Task
 from lib.networks.backbone import Backbone
 from lib.scoring import inference
 from lib.scoring.evaluation import EvaluationSettings
-from lib.training.plan import Plan
+from lib.training.run_length import RunLength
 
 RECENT = 200  # steps that the estimate goes by
 FEWEST = 3  # steps behind the first one, which also sets up what all use,
@@ -28,12 +28,12 @@ class TimeEstimate:
     """Time of a run, from the times of its steps and evaluations so far.
 
     Args:
-        plan: the steps and evaluations that are left.
+        length: the steps and evaluations that are left.
         batches: of an evaluation, each of the size of a step's.
     """
 
-    def __init__(self, plan: Plan, batches: float) -> None:
-        self._plan = plan
+    def __init__(self, length: RunLength, batches: float) -> None:
+        self._length = length
         self._batches = batches
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._first: float | None = None
@@ -66,11 +66,11 @@ class TimeEstimate:
 
     def epoch(self) -> float:
         """Seconds of an epoch, with its share of the evaluations."""
-        return self._plan.steps_per_epoch * self.step() + self._plan.evaluations_per_epoch * self.evaluation()
+        return self._length.steps_per_epoch * self.step() + self._length.evaluations_per_epoch * self.evaluation()
 
     def remaining(self, step: int) -> float:
         """Seconds from the state after so many steps in all."""
-        return self._plan.steps_after(step) * self.step() + self._plan.evaluations_after(step) * self.evaluation()
+        return self._length.steps_after(step) * self.step() + self._length.evaluations_after(step) * self.evaluation()
 
 
 def batches_of_an_evaluation(task: Task, config: Config) -> float:

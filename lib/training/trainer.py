@@ -37,7 +37,7 @@ from lib.training.averaged_gradients import AveragedGradients
 from lib.training.compiled_step import CompiledStep
 from lib.training.nonfinite_numbers import Fault, Guard
 from lib.training.optimizers import OptimizerSettings
-from lib.training.plan import Plan
+from lib.training.run_length import RunLength
 from lib.training.run_progress import RunProgress
 from lib.training.running_means import Means
 from lib.training.schedules import ScheduleSettings
@@ -131,7 +131,7 @@ class Trainer:
         self._means = Means()
         self._interrupts = Interrupts(agree=processes.largest, alone=processes.world() == 1)
         self._clock = 0.0
-        self._progress = RunProgress(task, config, self.plan)
+        self._progress = RunProgress(task, config, self.length)
         self._is_collapsed = False
         self._at_bound: dict[str, int] = {}  # part of the loss → epochs in a row in which it said nothing
         self._latest: tuple[int, Outcome] | None = None
@@ -180,7 +180,7 @@ class Trainer:
                 self._save("latest", mark=mark)
                 self._writer.wait()
                 session.rewind(mark)
-                is_trained = self.step >= self.plan.steps
+                is_trained = self.step >= self.length.steps
                 session.progress(
                     f"resumed after step {self.step:,}; finished epochs: {self.epoch} of {self.settings.epochs}"
                     f"{'; nothing is left to train' if is_trained else ''}"
@@ -229,10 +229,10 @@ class Trainer:
             self.session.evaluation(f"{title}\n  {pasted_commands.resume(folder, self.config)}")
 
     @property
-    def plan(self) -> Plan:
+    def length(self) -> RunLength:
         """Steps and evaluations of the whole run."""
         s = self.settings
-        return Plan(len(self.task.source), s.epochs, s.max_steps, s.eval_every)
+        return RunLength(len(self.task.source), s.epochs, s.max_steps, s.eval_every)
 
     def _begin_epoch(self) -> bool:
         """Fix the rate of the next epoch; False where there is none."""
@@ -425,9 +425,9 @@ class Trainer:
             self.session.record(f"  {split}: {evaluation.line(values)}")
         self._scored_step = step
         first = scores[self._scored]
-        left = "" if self.session.bar or step >= self.plan.steps else self._progress.time_left()
+        left = "" if self.session.bar or step >= self.length.steps else self._progress.time_left()
         is_midway = 0 < self.position < len(self.task.source)
-        place = f"step {step:,} of {self.plan.steps:,}" if is_midway else f"epoch {epoch} of {self.settings.epochs}"
+        place = f"step {step:,} of {self.length.steps:,}" if is_midway else f"epoch {epoch} of {self.settings.epochs}"
         self.session.evaluation(
             f"{place}: {self._scored} {evaluation.short(first, self._loss)}{f'; {left}' if left else ''}"
         )
@@ -437,11 +437,11 @@ class Trainer:
 
     def _look_for_collapse(self, scores: Mapping[str, Any], step: int) -> None:
         """Warn when a collapse begins, and where the run ends with one."""
-        is_last = step >= self.plan.steps
+        is_last = step >= self.length.steps
         if self._is_collapsed and not is_last and metrics.collapsed(scores["entropy"], self.method.num_clusters):
             return
         was_collapsed = self._is_collapsed
-        is_early = 2 * step < self.plan.steps
+        is_early = 2 * step < self.length.steps
         self._is_collapsed = evaluation.warn_of_collapse(self.session, scores, self.method, is_early)
         if was_collapsed and not self._is_collapsed:
             self.session.progress("the clusters are no longer collapsed")

@@ -314,7 +314,7 @@ class BatchedViews:
         return images
 
     def _send(self, values: NDArray[Any]) -> Tensor:
-        return devices.send_array(values, self._device)
+        return devices.send(torch.from_numpy(values), self._device)
 
 
 def _stacks(recipes: Sequence[Recipe]) -> list[Stack]:

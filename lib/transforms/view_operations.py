@@ -94,12 +94,14 @@ class StaticColours:
 def plan(recipe: Recipe, draws: Draws, sizes: Integers, device: torch.device) -> Plan:
     """Bring draws for N images, (N, 2) their heights and widths, to the device; one view, `SubsetColours`."""
     crop = _crop(recipe, draws, sizes)
-    numbers = devices.send_array(np.concatenate([crop, _jitter(draws)]), device)
+    numbers = devices.send(torch.from_numpy(np.concatenate([crop, _jitter(draws)])), device)
     kinds = [which for which, strength in enumerate(recipe.jitter or ()) if strength]
     steps = [(which, draws.jittered & (draws.order[:, place] == which)) for place in range(4) for which in kinds]
     steps = [(which, chosen) for which, chosen in steps if chosen.any()]
     rows = [np.flatnonzero(chosen) for chosen in (*(chosen for _, chosen in steps), draws.grayscale)]
-    *parts, grey = torch.split(devices.send_array(np.concatenate(rows), device), [len(part) for part in rows])
+    *parts, grey = torch.split(
+        devices.send(torch.from_numpy(np.concatenate(rows)), device), [len(part) for part in rows]
+    )
     named = [(which, part) for (which, _), part in zip(steps, parts, strict=True)]
     return Plan(recipe.size, 1, _axes(numbers[:10]), SubsetColours(numbers[10:], named, grey))
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from conftest import QUICK, ROOT, picture
 from PIL import Image
-from runs import launch
+from runs import beside_collapse, launch
 from torch.utils.tensorboard import SummaryWriter
 
 from lib.datasets import image_files
@@ -191,7 +191,7 @@ def test_results_outlive_a_failure_of_what_follows_them(
              tmp_path / "sorted", "--session", "scored")  # fmt: skip
     status, out, err = cli(*extra)
     session = tmp_path / "sessions" / "scored"
-    assert status == 2 and sum(line.startswith("error") for line in err.splitlines()) == 1, err
+    assert status == 2 and len(beside_collapse(err)) == 1, err
     assert "No space left on device" in err and f"the results are complete in {session}" in err
     assert json.loads((session / "scores.json").read_text()) and (session / "predictions.csv").exists()
     for other, left in (("export", tmp_path / "model.safetensors"), ("copies", tmp_path / "sorted"),

@@ -39,9 +39,9 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
 
 def entry(text: str, flag: str) -> str:
     """What the help says of a flag, on one line."""
-    found = re.search(rf"^  {flag}(?![\w-]).*\n(?: {{26}}.*\n)*", text + "\n", re.MULTILINE)
-    assert found, flag
-    return " ".join(found[0].split())
+    entry = re.search(rf"^  {flag}(?![\w-]).*\n(?: {{26}}.*\n)*", text + "\n", re.MULTILINE)
+    assert entry, flag
+    return " ".join(entry[0].split())
 
 
 def names_in(text: str) -> list[str]:
@@ -100,11 +100,11 @@ def test_nothing_can_be_mistaken_for_a_default() -> None:
 
 
 def test_help_takes_the_columns_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = resolve(*DIGITS)
+    config = resolve(*DIGITS)
     widths = {}
     for columns in (60, 80, 100, 200):
         monkeypatch.setenv("COLUMNS", str(columns))
-        widths[columns] = max(map(len, help_text.complete(found, SECTIONS).splitlines()))
+        widths[columns] = max(map(len, help_text.complete(config, SECTIONS).splitlines()))
     assert widths[60] <= 64 and 75 < widths[80] <= 80 and 95 < widths[100] <= 100 and widths[200] <= 110
 
 
