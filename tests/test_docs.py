@@ -33,7 +33,11 @@ from lib.methods.batches import ViewBatch
 from lib.report.__main__ import main as report
 from pica.method import PICA, build_network
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    path
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if path.exists()
+]
 ELSEWHERE = {
     r"make demo$": "it makes an environment of its own",
     r"python3 -m venv \.venv ": "as above",
@@ -92,7 +96,8 @@ class Workplace:
         for name in ("configs", "examples", "pretrained"):
             (folder / name).symlink_to(ROOT / name)
         for i in range(24):
-            picture(folder / "pictures" / f"{i % 2}" / f"{i}.png", seed=i)
+            picture(folder / "photos" / f"{i % 2}" / f"{i}.png", seed=i)
+        (folder / "pictures").symlink_to(folder / "photos")
         for i, name in enumerate(("a.jpg", "b.jpg")):
             picture(folder / name, seed=i)
 
