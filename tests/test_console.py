@@ -238,6 +238,12 @@ def test_a_run_of_hours_names_faster_ways(cli: Cli, tmp_path: Path, monkeypatch:
     assert log.index("Faster") < log.index("epoch 1"), "it is said before a person has waited"
 
 
+def test_fewer_epochs_are_advised_where_they_are_enough_and_save_time() -> None:
+    assert time_estimate.shorter_run(epoch=120, epochs=100) == 30
+    assert time_estimate.shorter_run(epoch=120, epochs=31) is None, "it would save two minutes"
+    assert time_estimate.shorter_run(epoch=1200, epochs=100) is None, "three epochs teach nothing"
+
+
 def test_a_time_is_estimated_from_steps_and_evaluations() -> None:
     length = RunLength(steps_per_epoch=10, epochs=6, max_steps=None, eval_every=3)
     estimate = TimeEstimate(length, batches=3)
@@ -301,6 +307,16 @@ def test_the_end_compares_with_the_baseline(
     assert ("more epochs" in err) == (difference < 0), "what to do, or what will not help"
     acc = json.loads((only(tmp_path / "sessions") / "scores.json").read_text())["test"]["acc"]
     assert f"ACC {acc:.3f}  {100 * acc:.0f} % of the test images are in the cluster of their class" in out
+
+
+def test_the_end_of_a_folder_that_is_not_split_speaks_of_all_its_images(cli: Cli, tmp_path: Path) -> None:
+    table = tmp_path / "classes.csv"
+    root = images(tmp_path / "photos")
+    table.write_text(
+        "file,class\n" + "".join(f"{path.name},{i % 2}\n" for i, path in enumerate(sorted(root.glob("*.png"))))
+    )
+    _, out, err = cli(*PHOTOS, "--data-root", root, "--labels", table, "--max-epochs", 1)
+    assert " % of the images are in the cluster of their class" in out, err
 
 
 def test_the_end_without_labels_says_what_is_known_and_that_the_images_tell(cli: Cli, tmp_path: Path) -> None:

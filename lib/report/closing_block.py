@@ -27,7 +27,7 @@ FILES = {
     "runs": "a folder for each run",
 }
 MEANINGS = {
-    "acc": "{percent} of the {split} images are in the cluster of their class",
+    "acc": "{percent} of the {images} are in the cluster of their class",
     "nmi": "how much a cluster tells of the class (0: nothing, 1: all)",
     "ari": "how far pairs of images agree with the classes (0: by chance, 1: all)",
 }
@@ -63,9 +63,10 @@ def show_scores(session: Session, task: Task, rows: Mapping[str, Scores], remark
         session.info('"while training": the assignments made while training; the first row is the result.', indent=2)
     session.info("")
     scores = own[first]
+    images = "images" if first == "all" else f"{first} images"  # `all`: a folder that is not split
     for key, title in metrics.TITLES:
         if scores[key] is not None:
-            text = MEANINGS[key].format(percent=f"{100 * scores[key]:.0f} %", split=first)
+            text = MEANINGS[key].format(percent=f"{100 * scores[key]:.0f} %", images=images)
             session.info(f"{title} {scores[key]:.3f}  {text}", indent=11)
     _compare(session, task, rows, first)
 

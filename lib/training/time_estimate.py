@@ -20,6 +20,7 @@ FEWEST = 3  # steps behind the first one, which also sets up what all use,
 ENOUGH = 0.5  # s, which they take at least
 SLOW = 5.0  # s; the set-up is a small part of such a step
 LONG = 3600.0  # s; who waits longer on a CPU is told of faster ways
+WORTHWHILE = 0.8  # of the epochs; a run that is hardly shorter is no advice
 FEWEST_EPOCHS = 5  # with which a run may be worth its time
 FORWARD = 1 / 3  # of a step's time: an evaluation's batch has one view, and no backward pass
 
@@ -104,11 +105,22 @@ def faster_ways(task: Task, config: Config, estimate: TimeEstimate) -> list[str]
                 lines += [f"- {what}:", f"    {pasted_commands.command('--cfgs', *files, *words)}"]
     where = "" if devices.gpu_names() else ", on a machine that has one"
     lines.append(f"- the first GPU: add --gpus 0 to the command{where}")
-    epochs = int(LONG / estimate.epoch())
-    if FEWEST_EPOCHS <= epochs < config.as_dict()["max_epochs"]:
+    epochs = shorter_run(estimate.epoch(), config.as_dict()["max_epochs"])
+    if epochs is not None:
         lines.append(f"- fewer epochs: --max-epochs {epochs} takes about an hour, and usually scores lower")
     lines.append("Ctrl-C stops this run and saves its state.")
     return lines
+
+
+def shorter_run(epoch: float, epochs: int) -> int | None:
+    """The epochs that fit into an hour, if these are enough to learn from and the run becomes clearly shorter.
+
+    Args:
+        epoch: seconds of an epoch.
+        epochs: of the run.
+    """
+    fitting = int(LONG / epoch)
+    return fitting if FEWEST_EPOCHS <= fitting <= WORTHWHILE * epochs else None
 
 
 def duration(seconds: float) -> str:
