@@ -22,6 +22,9 @@ torture: .venv/test  ## disks that fail and runs that are killed at every place;
 bench: .venv/main  ## the claims of speed, in short; benchmarks/results/ gets the tables
 	for theme in augment step epoch scale startup folder; do $(BIN)/python benchmarks/$$theme.py --short || exit 1; done
 
+api: .venv/docs  ## a page for each public module, from the docstrings; docs/api/index.html
+	$(BIN)/python docs/api.py docs/api
+
 .venv/main: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("error: Python 3.11 or newer is needed: make PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -32,4 +35,8 @@ bench: .venv/main  ## the claims of speed, in short; benchmarks/results/ gets th
 	$(BIN)/python -m pip install --quiet -r requirements-test.txt
 	touch $@
 
-.PHONY: demo test test-slow torture bench
+.venv/docs: .venv/main
+	$(BIN)/python -m pip install --quiet -e .[docs]
+	touch $@
+
+.PHONY: demo test test-slow torture bench api

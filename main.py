@@ -1,4 +1,4 @@
-"""Cluster images: python main.py --cfgs configs/base.yaml configs/digits.yaml (--help for more)."""
+"""Cluster images: `python main.py --cfgs configs/base.yaml configs/digits.yaml` (`--help` for more)."""
 # ruff: noqa: I001
 
 from __future__ import annotations
@@ -35,12 +35,25 @@ from lib.scoring import evaluation
 from lib.serving import model
 from lib.training import trainer
 
+__all__ = ["load", "main"]
+
 DEFAULTS = {"method": config.Raw("pica", config.DEFAULT)}  # the PICA authors' files name none
 
 
 @exit_status
 def main(argv: Sequence[str]) -> int | None:
-    """Run one command line, in one process or several."""
+    """Run one command line: train, evaluate, predict, or show what there is.
+
+    It prints to stdout and stderr, seeds the generators of Python, NumPy and PyTorch, sets the number of threads, and
+    handles signals during a run. So call it from the main thread.
+
+    Args:
+        argv: the words behind `main.py`, such as `["--cfgs", "configs/base.yaml", "configs/digits.yaml"]`.
+
+    Returns:
+        The exit status. 0: complete; 1: the run stopped itself; 2: a user's mistake, with one line on stderr;
+        128 + n: signal n ended the run.
+    """
     raw = DEFAULTS | config.collect(argv, SECTIONS)
     early = config.part(raw, (Command, SeedSettings, DeviceSettings, method.MethodSettings))
     command = early.of(Command)
@@ -83,7 +96,16 @@ def build(settings: config.Config, folder: Path | None = None) -> method.Task:  
 
 
 def load(path: str) -> model.Model:
-    """A trained clustering, for use from Python."""
+    """Load a trained model for predictions, on the CPU.
+
+    Neither the random generators nor the number of threads change.
+
+    Args:
+        path: of a run's checkpoint, a `.safetensors` file of `--export`, or a checkpoint of PICA's authors.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or its weights do not fit its settings.
+    """
     return model.load(path, DEFAULTS, SECTIONS)
 
 

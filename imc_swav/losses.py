@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+__all__ = ["mutual_information_loss", "mutual_information_losses", "sinkhorn", "swapped_prediction_loss"]
+
 ENTROPY_WEIGHT = 4.0  # of H(Y) against H(Y|U)
 LOGIT_BOUND = 5.0
 LOGIT_WEIGHT = 0.01  # beyond the bound a logit is held back
@@ -18,19 +20,19 @@ LOGIT_WEIGHT = 0.01  # beyond the bound a logit is held back
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, eps: float = 0.05, iterations: int = 3) -> Tensor:
-    """Soft assignments that use all prototypes alike (Caron et al., 2020, section 3.1).
+    """Assign images to prototypes softly, so that all prototypes are used alike (Caron et al., 2020, section 3.1).
 
-    exp(scores / eps) is scaled in turn so that every prototype gets 1/P of the mass and every image 1/N.
-    With logarithms throughout, so it is finite as long as scores / eps is, and a constant added to all
-    scores changes nothing.
+    exp(scores / eps) is scaled in turn so that every prototype gets 1/P of the mass and every image 1/N. It is computed
+    with logarithms throughout. So it is finite as long as scores / eps is, and a constant added to all scores changes
+    nothing.
 
     Args:
-        scores: (N, P), or (…, N, P), each by itself.
-        eps: the smaller, the harder the assignments.
-        iterations: of the scaling.
+        scores: (N, P) cosines of images and prototypes, or (…, N, P), of which each (N, P) is assigned separately.
+        eps: weight of the entropy; a smaller one gives harder assignments.
+        iterations: number of scalings of prototypes and images.
 
     Returns:
-        as `scores`, rows summing to 1, in float32 or better, without gradient.
+        As `scores`; rows sum to 1; in float32 or better, without gradient.
     """
     # Autocast leaves these operations in float32: none of them is a matrix product.
     log_q = (scores if scores.dtype == torch.float64 else scores.float()) / eps
@@ -45,13 +47,17 @@ def swapped_prediction_loss(
 ) -> Tensor:
     """Predict the assignments of each large view from every other view (Caron et al., 2020, section 3.2).
 
-    The mean of −Σ q_i log softmax(u_v / tau) over the batch, over large views i, and over views v ≠ i.
+    The mean of −Σ q_i log softmax(u_v / tau) over the batch, over large views i, and over views v ≠ i. The assignments
+    q_i come from `sinkhorn` and pass no gradient.
 
     Args:
-        scores: (V, N, P), or V of (N, P), the large views first.
+        scores: (V, N, P), or V of (N, P), cosines of images and prototypes; the large views come first.
         n_large: number of large views.
         tau: temperature of the predictions.
         eps, iterations: of `sinkhorn`.
+
+    Returns:
+        () the loss, in nats.
     """
     stacked = scores if isinstance(scores, Tensor) else torch.stack(list(scores))
     views, images, _ = stacked.shape
@@ -62,16 +68,16 @@ def swapped_prediction_loss(
 
 
 def mutual_information_loss(class_logits: Tensor, prototype_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """How little the clusters tell of the prototypes, and a penalty on large logits (2021, section 3.3).
+    """How little the clusters tell of the prototypes, and a penalty on large logits (Ntelemis et al., 2021, section 3.3).
 
     J = p_yᵀ p_u, normalised to sum 1, is the joint distribution of cluster Y and prototype U.
 
     Args:
         class_logits: (N, K), of the classifier.
-        prototype_logits: (N, P), scores already divided by tau; no gradient reaches them.
+        prototype_logits: (N, P), cosines already divided by tau; no gradient reaches them.
 
     Returns:
-        H(Y|U) − 4 H(Y), and .01 times the mean over images of Σ relu(|y| − 5).
+        () H(Y|U) − 4 H(Y), in nats, and () 0.01 times the mean over images of Σ relu(|y| − 5).
     """
     mi, excess = mutual_information_losses(class_logits[None], prototype_logits[None])
     return mi[0, 0], excess[0]
@@ -81,11 +87,11 @@ def mutual_information_losses(class_logits: Tensor, prototype_logits: Tensor) ->
     """`mutual_information_loss` of every view of the classifier with every view of the prototypes.
 
     Args:
-        class_logits: (V, N, K).
-        prototype_logits: (W, N, P).
+        class_logits: (V, N, K), of the classifier, in V views.
+        prototype_logits: (W, N, P), cosines already divided by tau, in W views.
 
     Returns:
-        (V, W) and (V,).
+        (V, W) information terms and (V,) penalties.
     """
     p_y = class_logits.softmax(dim=2)
     p_u = prototype_logits.detach().softmax(dim=2)

@@ -32,7 +32,7 @@ class Recipe:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     jitter: tuple[float, float, float, float] | None = None  # brightness, contrast, saturation, hue
-    jitter_probability: float = 1.0
+    jitter_probability: float = 1.0  # that the colours change at all
     grayscale: float = 0.0  # probability
     flip: float = 0.0  # probability
 
@@ -67,6 +67,8 @@ class Prepared:
 
 
 class Views(Protocol):
+    """What makes the views of images on the device, by whichever back end; use `close` when done."""
+
     @property
     def skipped(self) -> dict[int, str]:
         """Positions of pictures that were left out so far, and why (`on_bad_image skip`)."""
@@ -99,6 +101,8 @@ class Views(Protocol):
 
 
 class Batch(Protocol):
+    """What the trainer knows of a batch; everything else is between a source and its method."""
+
     @property
     def index(self) -> Tensor:
         """(N,) positions of the pictures of all processes, on the CPU."""
@@ -109,6 +113,8 @@ class Batch(Protocol):
 
 
 class Source(Protocol):
+    """A method's order of batches: which images and views are a step."""
+
     def __len__(self) -> int:
         """Steps per epoch."""
 

@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
+__all__ = ["Interrupted", "MissingData", "RunStopped", "UserError"]
+
 _OUTSIDE = {
     errno.ENOSPC: "free some space, or choose another place",
     errno.EDQUOT: "free some space, or choose another place",
@@ -37,21 +39,21 @@ _NO_MEMORY = ("allocate memory", "out of memory", "calculation overflowed", "mul
 
 
 class UserError(Exception):
-    """The user's mistake: what is wrong, where, and what to do (exit status 2)."""
+    """A user's mistake (exit status 2). Its text says what is wrong, where, and what to do."""
 
 
 class MissingData(UserError):
-    """The data set is not there at all."""
+    """The data set's files are not there at all, so `--dry-run` goes by their declared number."""
 
 
 class RunStopped(Exception):
-    """A run that stops itself, such as one whose loss is no longer finite (exit status 1)."""
+    """A run stops itself, for example because its loss is no longer finite (exit status 1)."""
 
 
 class Interrupted(BaseException):
-    """One of `SIGNALS` came (exit status 128 + its number).
+    """SIGINT, SIGTERM or SIGHUP ends the run (exit status 128 + the signal's number).
 
-    No `Exception`, like KeyboardInterrupt: a data set that catches those must not swallow it.
+    Like KeyboardInterrupt it is no `Exception`, so that a data set that catches those does not swallow it.
 
     Args:
         number: of the signal.
@@ -209,6 +211,7 @@ def exit_status(main: Callable[[Sequence[str]], int | None]) -> Callable[[Sequen
                 raise
             return say(*told)
 
+    wrapped.__doc__ = main.__doc__
     return wrapped
 
 

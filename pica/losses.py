@@ -14,26 +14,37 @@ from torch import Tensor, nn
 
 from lib.scoring.metrics import partition_uncertainty
 
+__all__ = ["PUILoss", "balance_loss", "uncertainty_loss"]
+
 
 def uncertainty_loss(p: Tensor, q: Tensor) -> Tensor:
-    """Mean cross-entropy of the rows of the partition uncertainty index, row j's target being j.
+    """How far the clusters of two views are from orthogonal: the cross-entropy of the partition uncertainty index.
 
-    The logits are the cosines themselves, without a temperature (section 3).
+    Row j of the index, (K, K) cosines, is read as logits without a temperature, and its target is j. The mean over the
+    rows is log K where all cosines are equal, and log(1 + (K − 1) / e) where the index is the identity (Huang et al.,
+    2020, section 3).
 
     Args:
-        p, q: (N, K) assignments of the same images in the original and the perturbed view.
+        p, q: (N, K) probabilities of the same images in the original and the perturbed view.
+
+    Returns:
+        () the loss, in nats.
     """
     index = partition_uncertainty(p, q)  # (K, K)
     return F.cross_entropy(index, torch.arange(len(index), device=index.device))
 
 
 def balance_loss(p: Tensor) -> Tensor:
-    """log K − H(m), m the mean assignment: ≥ 0, and 0 when all clusters are equally large.
+    """How uneven the clusters are: log K − H(m), where m is the mean assignment (Huang et al., 2020, section 3).
 
-    The authors' form is NaN when a cluster's mass is 0; here it and its gradient stay finite.
+    It is 0 when all clusters are equally large, and positive otherwise. The authors' form is NaN when a cluster's mass
+    is 0; here the value and its gradient stay finite.
 
     Args:
-        p: (N, K) assignments of the original view.
+        p: (N, K) probabilities in the original view.
+
+    Returns:
+        () the loss, in nats.
     """
     mass = p.mean(dim=0)
     mass = mass / mass.sum()
@@ -42,10 +53,12 @@ def balance_loss(p: Tensor) -> Tensor:
 
 
 class PUILoss(nn.Module):
-    """`uncertainty_loss + lamda · balance_loss` (section 3).
+    """PICA's objective: `uncertainty_loss + lamda · balance_loss` (Huang et al., 2020, section 3).
+
+    Gradients flow through both views.
 
     Args:
-        lamda: weight of the balance term.
+        lamda: weight of the balance term, 2 in the paper.
     """
 
     def __init__(self, lamda: float = 2.0) -> None:
@@ -53,11 +66,11 @@ class PUILoss(nn.Module):
         self.lamda = lamda
 
     def forward(self, p: Tensor, q: Tensor) -> Tensor:
-        """(N, K) and (N, K) assignments of the original and the perturbed view → the loss."""
+        """The loss, (), of two (N, K) probabilities: `p` in the original view, `q` in the perturbed one."""
         return self.parts(p, q)["loss"]
 
     def parts(self, p: Tensor, q: Tensor) -> dict[str, Tensor]:
-        """The same as `loss`, beside its two terms, `uncertainty` and `balance`."""
+        """The loss and its terms, each (): `{"loss", "uncertainty", "balance"}`; `p` and `q`: (N, K), as for `forward`."""
         uncertainty = uncertainty_loss(p, q)
         balance = balance_loss(p)
         return {"loss": uncertainty + self.lamda * balance, "uncertainty": uncertainty, "balance": balance}

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, picture, resolve
+from markdown_pages import Image, anchors, images, links, long_sentences, number_of_words, sentences, slug
 from runs import same
 from torch import nn
 
@@ -49,10 +50,11 @@ DRY = {
     r"--net-weights default|/pretrained\.yaml(?!.*--net-weights none)": "the weights would be downloaded",
     r"--seeds 0-14|--num-clusters \d+ \d": "many processes; tests/lib/runs/test_several_runs.py has few, and so has README.md",
 }  # understood, and no more
+MAIN = main.main
 STEPS = ("--max-steps", "2", "--num-workers", "0")
 TINY = {
-    "digits.yaml": ("--train-splits", "train", "--test-splits", "test", "--tfm-working-size", "none", "--tfm-size", "8",
-                    "--tfm-resize", "10", "--eval-every", "0", "--baseline", "none"),
+    "digits.yaml": ("--tfm-working-size", "none", "--tfm-size", "8", "--tfm-resize", "10", "--eval-every", "0",
+                    "--baseline", "none"),
     "image_folder.yaml": ("--tfm-size", "32", "--tfm-working-size", "32"),
     "pretrained.yaml": ("--tfm-size", "32"),
 }  # fmt: skip
@@ -67,6 +69,9 @@ def commands(path: Path) -> list[str]:
     return [" ".join(line.split("#")[0].split()) for line in lines if line.split("#")[0].strip()]
 
 
+RUNNABLE = [path for path in DOCUMENTS if commands(path) or blocks(path, "python")]
+
+
 def shortened(command: str) -> list[str]:
     """The words of a command line of main.py that is run, with what makes it short behind them."""
     words = shlex.split(command)
@@ -76,6 +81,8 @@ def shortened(command: str) -> list[str]:
     extra += STEPS
     for name, tiny in TINY.items():
         extra += tiny if any(word.endswith(f"/{name}") for word in words) else ()
+    if any(word.endswith("/digits.yaml") for word in words) and "--dataset" not in words:
+        extra += ["--train-splits", "train", "--test-splits", "test"]
     if "--cfgs" in words and "--network" not in words:
         extra += ["--network", "convnet"]
     if "--network convnet" in " ".join([*words, *extra]):
@@ -119,11 +126,16 @@ class Workplace:
     def main(self, words: list[str]) -> None:
         done = self._scored()
         try:
-            status = main.main(words)
+            status = MAIN(words)
         finally:
             logging.disable(logging.NOTSET)  # `--processes` is silent itself
         assert status == 0, f"{shlex.join(words)}: {self._capsys.readouterr().err}"
         assert "--dry-run" in words or "--list" in words or self._scored() > done, f"{shlex.join(words)} left no scores"
+
+    def main_of_python(self, words: list[str]) -> int:
+        """What `main.main` is for the examples in Python."""
+        self.main(shortened(shlex.join(words)))
+        return 0
 
     def _scored(self) -> int:
         return max((path.stat().st_mtime_ns for path in self.folder.glob("sessions/*/**/scores.json")), default=0)
@@ -200,8 +212,10 @@ def workplace(
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if commands(path)], ids=lambda path: path.name)
-def test_the_commands_and_examples_of_a_document_run(document: Path, workplace: Workplace) -> None:
+@pytest.mark.parametrize("document", RUNNABLE, ids=lambda path: path.name)
+def test_the_commands_and_examples_of_a_document_run(
+    document: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = document.read_text(encoding="utf-8")
     names = re.findall(r"`(my_\w+\.py)`:\n\n```python", text)
     code = blocks(document, "python")
@@ -213,10 +227,12 @@ def test_the_commands_and_examples_of_a_document_run(document: Path, workplace: 
     for command in commands(document):
         if command not in readme and not any(re.match(pattern, command) for pattern in ELSEWHERE):
             workplace.run(command)
+    namespace: dict[str, Any] = {}  # a page's examples build on each other
+    monkeypatch.setattr(main, "main", workplace.main_of_python)
     for example in code[len(names) :]:
-        if "model.onnx" in example:
+        if "model.onnx" in example and "--export" not in example:
             workplace.run("python main.py --evaluate sessions/NAME/checkpoint/latest.ckpt --export model.onnx")
-        exec(compile(workplace.filled(example), document.name, "exec"), {})
+        exec(compile(workplace.filled(example), document.name, "exec"), namespace)
 
 
 def test_what_is_in_no_list_of_this_file_is_missed(workplace: Workplace) -> None:
@@ -328,3 +344,120 @@ def test_references_to_the_code_lead_somewhere(document: str) -> None:
         file = ROOT / path
         defined = set(load_yaml(file)) if file.suffix == ".yaml" else names(ast.parse(file.read_text("utf-8")).body)
         assert name in defined, f"{path}: {name}"
+
+
+PAGES = [*DOCUMENTS, ROOT / "pretrained/README.md"]  # whose links are followed
+SOURCES = [
+    path
+    for pattern in ("*.py", "*.toml", "Makefile", "*/**/*.py", "configs/**/*.yaml", "benchmarks/**/*.md")
+    for path in sorted(ROOT.glob(pattern))
+    if not path.relative_to(ROOT).parts[0].startswith((".", "build", "data", "sessions"))
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One fact. Another one! A third? Yes.", ["One fact.", "Another one!", "A third?", "Yes."]),
+        ("It runs\nover lines.\nThen ends.\n\nNext", ["It runs over lines.", "Then ends.", "Next"]),
+        ("# A title\ntext\n## Another #\n", ["A title", "text", "Another"]),
+        ("Before:\n\n```sh\nmake demo. Now. Then.\n```\n\nAfter.", ["Before:", "After."]),
+        ("`make demo. Then` makes it. `main.py` runs.", ["CODE makes it.", "CODE runs."]),
+        ("- One item. Two sentences.\n  It continues.\n- Another", ["One item.", "Two sentences.", "It continues.", "Another"]),
+        ("1. First\n2) Second\n* Third", ["First", "Second", "Third"]),
+        ("| A head | `a|b` |\n| --- | :-: |\n| One. Two. | **bold** cell |", ["A head", "CODE", "One.", "Two.", "bold cell"]),
+        ("See [the page. Really](docs/a.md#b) and ![an image](b.png) it.", ["See the page.", "Really and it."]),
+        ("> A quote.\n> It continues", ["A quote.", "It continues"]),
+        ("ACC is 0.869 (Huang et al. (2020)). J. Smith agrees.", ["ACC is 0.869 (Huang et al. (2020)).", "J. Smith agrees."]),
+        ("It ends (in brackets.) Then <!-- not. Here --> <b>goes</b> on.", ["It ends (in brackets.)", "Then goes on."]),
+        ("A *word*, a **strong one** and snake_case_name.", ["A word, a strong one and snake_case_name."]),
+    ],
+)  # fmt: skip
+def test_a_page_is_cut_into_its_sentences(text: str, expected: list[str]) -> None:
+    assert sentences(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("sentence", "count"),
+    [("One two-word `span of code` end.", 4), ("0.869 ± 0.032", 2), ("a – b × c", 3), ("/ and … or", 2), ("", 0)],
+)
+def test_words_of_a_sentence_are_counted(sentence: str, count: int) -> None:
+    assert sum(map(number_of_words, sentences(sentence))) == count
+
+
+def test_a_sentence_of_more_than_22_words_is_long() -> None:
+    most = " ".join(["word"] * 22)
+    assert long_sentences(f"{most}. {most.capitalize()}.\n\n- {most}\n- {most}") == []
+    assert long_sentences(f"Short.\n\n| a | {most} more |") == [f"23 words: {most} more"]
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/python.md"])
+def test_every_sentence_of_a_page_is_short(page: str) -> None:
+    assert long_sentences((ROOT / page).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("heading", "expected"),
+    [
+        ("Your own images", "your-own-images"),
+        ("CIFAR-10, on two cores", "cifar-10-on-two-cores"),
+        ("`--seeds`: several *runs*", "--seeds-several-runs"),
+        ("What's in a file & where?", "whats-in-a-file--where"),
+        ("The [report](docs/report.md)", "the-report"),
+        ("A snake_case_name, _emphasised_", "a-snake_case_name-emphasised"),
+        ("Größe × 2", "größe--2"),
+    ],
+)
+def test_headings_get_githubs_anchors(heading: str, expected: str) -> None:
+    assert slug(heading) == expected
+
+
+def test_anchors_links_and_images_of_a_page_are_found() -> None:
+    text = (
+        "# Top\n\n## Same\n\n## Same\n\n```md\n## Not this [no](no.md)\n```\n\n<a id='here'></a>\n"
+        '[one](a.md#x) and [`two`](b.md "title") and `[three](c.md)` ![an image](d.png)\n'
+        "[![badge](e.svg)](f.md) <img src='g.png' width='3'> <a href=\"h.md\">h</a>\n\n[ref]: i.md\n"
+    )
+    assert anchors(text) == {"top", "same", "same-1", "here"}
+    assert sorted(links(text)) == ["a.md#x", "b.md", "d.png", "e.svg", "f.md", "g.png", "h.md", "i.md"]
+    assert images(text) == [Image("d.png", "an image"), Image("e.svg", "badge"), Image("g.png", "")]
+
+
+def problem_of(target: str, page: Path) -> str:
+    """Why a link of a page leads nowhere; empty where it does not."""
+    if re.match(r"[a-z]+:", target):
+        return ""  # another place, which a test does not visit
+    name, _, anchor = target.partition("#")
+    file = (page.parent / name).resolve() if name else page
+    if not file.is_relative_to(ROOT) or not file.exists():
+        return f"{target}: there is no such file"
+    if anchor and (file.suffix != ".md" or anchor not in anchors(file.read_text(encoding="utf-8"))):
+        return f"{target}: there is no such heading"
+    return ""
+
+
+def test_a_link_that_leads_nowhere_is_noticed() -> None:
+    page = ROOT / "docs/code.md"
+    assert [
+        problem_of(target, page) for target in ("https://a.example/b", "#the-code", "../README.md", "extend.md")
+    ] == [""] * 4
+    assert "no such heading" in problem_of("#nowhere", page)
+    assert "no such heading" in problem_of("extend.md#nowhere", page)
+    assert "no such file" in problem_of("nowhere.md", page)
+    assert "no such file" in problem_of("../../elsewhere.md", page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere_and_images_have_texts(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [problem for target in links(text) if (problem := problem_of(target, page))] == []
+    assert [image.target for image in images(text) if len(image.alternative.split()) < 2] == []
+
+
+def test_pages_that_the_code_names_are_there() -> None:
+    missing = {}
+    for path in SOURCES:
+        named = re.findall(r"\bdocs/[\w/-]+\.md(?:#[\w-]+)?", path.read_text(encoding="utf-8"))
+        if path != Path(__file__) and (wrong := [name for name in named if problem_of(name, ROOT / "README.md")]):
+            missing[str(path.relative_to(ROOT))] = wrong
+    assert len(SOURCES) > 100 and missing == {}

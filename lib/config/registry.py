@@ -45,7 +45,16 @@ class Registry:
         self._families: dict[str, Family] = {}
 
     def register(self, name: str, component: C | None = None) -> Any:
-        """Add a component, as a call `register(name, cls)` or as a decorator `@register(name)`.
+        """Add a component under a name, which a setting can then choose.
+
+        `register(name, cls)` adds it at once; `@register(name)` is the same as a decorator.
+
+        Args:
+            name: the value of the setting.
+            component: what is added, usually a class. The first line of its docstring is shown by `--list`.
+
+        Returns:
+            The component, or the decorator.
 
         Raises:
             ValueError: the name is taken already.
@@ -58,7 +67,12 @@ class Registry:
         return component
 
     def register_family(self, prefix: str, family: Family) -> None:
-        """Add all components of a family, each as `prefix:NAME`."""
+        """Add all components of another package, each as `prefix:NAME`.
+
+        Args:
+            prefix: the word before the colon, such as `timm`.
+            family: has `names()`, what may follow the colon, and `get(name)`, the component or None.
+        """
         self._families[prefix] = family
 
     def get(self, name: str) -> Any:
@@ -83,7 +97,7 @@ class Registry:
         raise UserError(f"unknown {self.kind} {name!r}: known are {known}{hint}")
 
     def names(self) -> list[str]:
-        """Those that are registered one by one."""
+        """The names of all components that are registered one by one, sorted."""
         return sorted(self._components)
 
     def listed(self) -> Iterator[tuple[str, str]]:

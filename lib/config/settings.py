@@ -19,6 +19,8 @@ from typing import Any, ClassVar
 
 from lib.config.registry import Registry, nearest
 
+__all__ = ["Section", "setting"]
+
 MOST = 2**31 - 1  # the largest whole number; PyTorch takes no larger size
 OPEN = (None, "auto")  # values of an adaptive setting for which the run finds another
 _OPERATIONS: dict[type, Callable[..., Any]] = {
@@ -44,7 +46,7 @@ def setting(
     adaptive: bool = False,
     side: bool = False,
 ) -> Any:
-    """A field of a settings dataclass.
+    """Declare a setting: a field of a settings dataclass, which becomes a flag and a YAML key.
 
     Args:
         default: the value where neither file nor flag gives one.
@@ -57,9 +59,9 @@ def setting(
         convert: a further reading of the typed value; its ValueError is the user's message.
         transient: the value belongs to one call, and is not part of what is run again.
         idle: the value is accepted, and has no effect; it is not kept with a run.
-        fixed: a run that has begun cannot go on with another value.
-        about_data: it says which pictures a run had; --predict has others.
-        adaptive: one of `OPEN` leaves it to the pictures or the machine, so it contradicts no value that a run has found.
+        fixed: a run that has begun cannot be resumed with another value.
+        about_data: it says which images a run had; --predict has others.
+        adaptive: `none` or `auto` leaves it to the images or the machine, so it contradicts no value of a resumed run.
         side: of a square; a pair of equal sides, such as `(32, 32)`, is that side.
     """
     metadata = {
@@ -71,15 +73,16 @@ def setting(
 
 
 class Section:
-    """Base of every settings dataclass: one group of settings.
-
-    `title` heads the group in `--help` and in `config.yaml`. `bound`: a trained network means
-    nothing with other values, so a checkpoint brings its own.
-    """
+    """Base of every settings dataclass: one group of settings."""
 
     title: ClassVar[str] = ""
+    """What heads the group in `--help` and in `config.yaml`."""
+
     bound: ClassVar[bool] = False
+    """Whether a trained network means nothing with other values, so that a checkpoint brings its own."""
+
     local: ClassVar[bool] = False
+    """Whether the settings concern the machine or the place of a run, and not what it computes."""
 
 
 def expanded(path: str) -> str:

@@ -4,13 +4,13 @@ A data set is a class that takes `(root, split, transform=None, download=False)`
 `(Pillow image, label)`, the label −1 where there is none. It may offer:
 
 - `Settings`: a settings dataclass, which is then the last argument,
-- `targets`: all labels, which spares a reading of every picture,
-- `array`: all pictures, (N, H, W, C) 8-bit, where they have one size,
+- `targets`: all labels, (N,), which spares a reading of every image,
+- `array`: all images, (N, H, W, C) 8-bit, where they have one size,
 - `classes`: the names of the classes,
-- `path(i)`: the file of picture i,
-- `check(numbers)`, which raises a UserError for those of these pictures that cannot be read, before anything is trained,
-- `comes_with`: the package that holds its pictures, where it reads no folder, so that naming one is a mistake,
-- `describe()`: lines that say what was found of the whole data set, for the start of a run,
+- `path(i)`: the file of image i,
+- `check(numbers)`, which raises a UserError for those of these images that cannot be read, before anything is trained,
+- `comes_with`: the package that has its images, where it reads no folder, so that naming one is a mistake,
+- `describe()`: lines about the whole data set, for the start of a run,
 - `keeps`: true where its last argument is `keep`, a folder for what it finds out, or none: nothing may be kept,
 - `splits(root)`, a class or static method giving `Splits`; without it, `train` and `test` are assumed.
 """
@@ -41,6 +41,8 @@ from lib.machine import processes
 from lib.networks import NetworkSettings
 from lib.transforms import TransformSettings
 
+__all__ = ["DataSettings", "Pictures", "Splits", "get", "names", "register"]
+
 _registry = Registry("data set")
 register = _registry.register
 get = _registry.get
@@ -49,16 +51,28 @@ names = _registry.names
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits that a data set has, and which of them are used unless the settings say otherwise."""
+    """The splits that a data set has, and which of them are used unless the settings say otherwise.
 
-    sizes: Mapping[str, int]  # split → number of pictures
-    train: tuple[str, ...]  # one per head of PICA, the last one serving all further heads
-    test: tuple[str, ...]  # each is scored
-    index: Any = None  # what was found on the way; unless it is None, the class takes it as its argument `index`
+    A sum of splits, such as `train+test`, is a split, too.
+    """
+
+    sizes: Mapping[str, int]
+    """Split → number of images."""
+
+    train: tuple[str, ...]
+    """The split that is trained on: one for each head of PICA, of which the last serves all further heads."""
+
+    test: tuple[str, ...]
+    """The splits that are scored."""
+
+    index: Any = None
+    """What was found on the way; unless it is None, the class takes it as its argument `index`."""
 
 
 @dataclass(frozen=True)
 class DataSettings(Section):
+    """The settings of the group "data"; `--help all` explains each."""
+
     title = "data"
     dataset: str = setting("digits", "data set to cluster", component=_registry, fixed=True, about_data=True)
     data_root: str = setting(
@@ -105,20 +119,21 @@ class DataSettings(Section):
 
 
 class Pictures:
-    """The pictures of every split that a run uses, in one numbering.
+    """The images of all splits that a run uses, in one numbering: `pictures[position]` is (Pillow image, label).
 
     Args:
-        parts: the data set of each split.
-        train, scored: as for `Splits`, and as the settings choose.
-        expected: they are not there; what is declared of them stands in their place.
-        unused: split → number of images, of those that the run does not use.
+        parts: split → its data set.
+        train: the split that is trained on, for each head of PICA (`Splits`).
+        scored: the splits that are scored.
+        expected: whether the images are missing, so that only their number is known (`--dry-run`).
+        unused: split → number of images, of the splits that the run does not use.
     """
 
     store: disk_cache.Store | None = None
-    """Those that are kept on disk, decoded."""
+    """The decoded images that are kept on disk, if any are."""
 
     decoded: dict[int, NDArray[np.uint8]]
-    """Those that were looked at before all are brought into memory, and are not to be decoded again for that."""
+    """Position → image, (H, W, C), of the images that were decoded before all are brought into memory."""
 
     def __init__(
         self,
@@ -152,19 +167,19 @@ class Pictures:
         return image, int(label)
 
     def parts(self) -> Iterator[tuple[range, Any]]:
-        """The positions of each split's pictures, and its data set."""
+        """The positions of each split's images, and its data set."""
         for part, end in zip(self._parts.values(), self._ends, strict=True):
             yield range(end - len(part), end), part
 
     def path(self, position: int) -> Path | None:
-        """The file of a picture, where it has one."""
+        """The file of an image, or None where the data set has no files."""
         name, i = self.locate(position)
         find = getattr(self._parts[name], "path", None)
         return None if find is None else Path(find(i))
 
     @cached_property
     def files(self) -> list[str] | None:
-        """(N) the files of all pictures; None where some have none."""
+        """(N,) the files of all images, or None where some have no file."""
         found: list[str] = []
         for part in self._parts.values():
             if isinstance(part, PictureFiles):
@@ -177,28 +192,32 @@ class Pictures:
 
     @cached_property
     def stamps(self) -> NDArray[np.int64]:
-        """(N, 2) sizes and modification times, ns, of the files as the run begins; 0 for one that is gone."""
+        """(N, 2) sizes in bytes and modification times in ns of the files as the run begins; 0 for a missing file."""
         return np.array([_stamp(file) for file in self.files or ()], dtype=np.int64).reshape(-1, 2)
 
     def check_clusters(self, clusters: int) -> None:
-        """Raises UserError where the pictures are fewer than the clusters."""
+        """See that there are at least as many images as clusters.
+
+        Raises:
+            UserError: there are fewer.
+        """
         if len(self) < clusters:
             count = counted(len(self), "picture", "pictures")
             verb = "does" if len(self) == 1 else "do"
             raise UserError(f"{count} {verb} not make {clusters} clusters; give a smaller --num-clusters")
 
     def describe(self) -> list[str]:
-        """What its data sets say of themselves, and which splits are not used; a line each."""
+        """Lines about the data sets and the splits that are not used, for the start of a run."""
         lines = [line for part in self._parts.values() if hasattr(part, "describe") for line in part.describe()]
         return [*dict.fromkeys(lines), *self._unused]
 
     def locate(self, position: int) -> tuple[str, int]:
-        """The split of a picture, and its number within that split."""
+        """The split of an image, and its number within that split."""
         part = bisect.bisect_right(self._ends, position)
         return self._names[part], position - (self._ends[part - 1] if part else 0)
 
     def index(self, expression: str) -> NDArray[np.int64]:
-        """(N,) positions of the pictures of `split` or `split+split+…`, in that order.
+        """(N,) positions of the images of `split` or `split+split+…`, in that order.
 
         Raises:
             UserError: a split that the run does not use.
@@ -214,7 +233,7 @@ class Pictures:
         return np.concatenate(spans)
 
     def labels(self) -> NDArray[np.int64]:
-        """(N,) all labels; a data set without `targets` is read through for them, once."""
+        """(N,) all labels, −1 where unknown; a data set without `targets` is read through for them, once."""
         return self._labels
 
     @cached_property

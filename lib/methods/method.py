@@ -153,7 +153,7 @@ class Method(nn.Module, ABC):
             return precision.raised(self.network(images))
 
     def encode(self, views: Sequence[Tensor]) -> list[Tensor]:
-        """The features of each view, each a BatchNorm batch by itself; neighbouring views of one size share a pass."""
+        """(N, feature_dim) of each view, each a BatchNorm batch by itself; neighbouring views of one size share a pass."""
         with precision.lowered(views[0].device, self.precision):  # once, so that weights are cast once
             return self.pass_views(self.network, views, self.features)
 
@@ -280,7 +280,7 @@ class Task:
         return self._split(self.trained_name)
 
     def empty(self, recipe: Recipe, count: int) -> Tensor:
-        """A view of so many pictures, as the method gets it, that has a shape and no content."""
+        """A view of so many images, (count, …), as the method gets it, that has a shape and no content."""
         channels = self.config.of(networks.NetworkSettings).net_cin
         behind = isinstance(self.encode, Backbone)
         shape = (self.encode.feature_dim,) if behind else (channels, recipe.size, recipe.size)

@@ -22,6 +22,8 @@ from lib.networks import freezing, weight_files
 from lib.networks.freezing import TuningSettings
 from lib.networks.headless import shadow_features
 
+__all__ = ["NetworkSettings", "Own", "get", "names", "register", "register_family"]
+
 _registry = Registry("network")
 register = _registry.register
 get = _registry.get
@@ -31,17 +33,22 @@ register_family = _registry.register_family
 
 @dataclass(frozen=True)
 class Own:
-    """What a network says of the pictures that it takes, for settings that leave it open.
-
-    `size`: px, side; `resize`: px, shorter side of the picture that it is cut out of, `size` if none;
-    `means`, `stds`: of the channels, on the scale [0, 1]. `trained`: it comes with trained weights, so none are drawn.
-    """
+    """What a network says of the images that it takes; settings of transforms given as `none` take it."""
 
     size: int | None = None
+    """Side of the image in pixels."""
+
     resize: int | None = None
+    """Shorter side in pixels of the image from which it is cut; `size` where none is given."""
+
     means: tuple[float, ...] | None = None
+    """Mean of each channel, on the scale from 0 to 1."""
+
     stds: tuple[float, ...] | None = None
+    """Standard deviation of each channel, on the scale from 0 to 1."""
+
     trained: bool = False
+    """Whether the network comes with trained weights, so that none are drawn."""
 
 
 DEFAULT = "default"  # the network's own weights
@@ -58,6 +65,8 @@ def _patterns(entries: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class NetworkSettings(Section):
+    """The settings of the group "network"; `--help all` explains each."""
+
     title = "network"
     bound = True
     network: str = setting("resnet34", "encoder, which turns an image into features", component=_registry)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lib.errors import UserError
 
+__all__ = ["finished"]
+
 CLASSES = 997  # of the classifier that is looked for; no layer of a known network has as many outputs by chance
 
 
@@ -41,13 +43,16 @@ def _outputs(part: nn.Module, kind: str) -> Any:
 
 
 def finished(model: nn.Module, in_channels: int, size: int, title: str) -> nn.Module:
-    """The model without its classifier, with `feature_dim`; grey pictures are repeated on its three channels.
+    """Make a network without classifier ready: find its `feature_dim`, and repeat grey images on its three channels.
 
     Args:
-        model: (N, 3, H, W) → (N, feature_dim).
-        in_channels: of the pictures, 1 or 3.
-        size: px, a side that it takes.
-        title: for messages.
+        model: (N, 3, H, W) → (N, feature_dim), without its classifier; it is changed in place.
+        in_channels: of the images, 1 or 3.
+        size: px, a side of images that it takes.
+        title: its name in messages.
+
+    Returns:
+        The model, with the attribute `feature_dim`.
 
     Raises:
         UserError: another number of channels, or it gives something else than a row of features.

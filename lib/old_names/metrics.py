@@ -1,4 +1,7 @@
-"""`lib.scoring.metrics`, as it was called before."""
+"""Scores of a clustering, from arrays of integers, and PICA's partition uncertainty index.
+
+`lib.scoring.metrics` has the code; both names work.
+"""
 
 from lib.scoring.metrics import balance, contingency, matching, partition_uncertainty, scores, top_k, uncertainty
 

@@ -1,6 +1,7 @@
 """Scores of a clustering, from two integer arrays; and the partition uncertainty index.
 
-Natural logarithms throughout. A label of −1 means "unknown", and that picture is left out.
+Natural logarithms throughout. A label of −1 means "unknown", and that image is left out. `lib.metrics` is another name
+of this module's public part.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ NAMES = ("acc", "nmi", "nmi_geometric", "ari", "ami")
 
 
 def contingency(labels: IntArray, clusters: IntArray) -> tuple[NDArray[np.int64], IntArray, IntArray]:
-    """Count pictures by class (rows) and cluster (columns).
+    """Count images by class (rows) and cluster (columns).
+
+    Args:
+        labels: (N,) true classes, −1 where unknown.
+        clusters: (N,) assigned clusters.
 
     Returns:
-        (table, the classes of the rows, the clusters of the columns), unknown labels left out
+        The table of counts, the classes of its rows and the clusters of its columns; unknown labels are left out.
 
     Raises:
         ValueError: the arrays are not one-dimensional integers of one length.
@@ -45,9 +50,17 @@ def contingency(labels: IntArray, clusters: IntArray) -> tuple[NDArray[np.int64]
 
 
 def matching(labels: IntArray, clusters: IntArray) -> dict[int, int]:
-    """The one-to-one matching cluster → class with the most pictures in agreement (Kuhn, 1955).
+    """Match clusters to classes one to one, so that the most images agree (Kuhn, 1955).
 
-    Where one side has more members, some of it stays unmatched.
+    Args:
+        labels: (N,) true classes, −1 where unknown.
+        clusters: (N,) assigned clusters.
+
+    Returns:
+        Cluster → class. Where one side has more members, some of them are left out.
+
+    Raises:
+        ValueError: the arrays are not one-dimensional integers of one length.
     """
     table, rows, columns = contingency(labels, clusters)
     return {int(columns[column]): int(rows[row]) for row, column in zip(*_pairs(table), strict=True)}
@@ -61,15 +74,15 @@ def _pairs(table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int6
 
 
 def scores(labels: IntArray, clusters: IntArray) -> dict[str, float | None]:
-    """ACC, NMI (arithmetic and geometric), ARI and AMI.
+    """Score clusters against classes: ACC, NMI (arithmetic and geometric), ARI and AMI.
 
     Args:
         labels: (N,) true classes, −1 where unknown.
         clusters: (N,) assigned clusters; there may be more of them than classes, or fewer.
 
     Returns:
-        `{"acc", "nmi", "nmi_geometric", "ari", "ami"}`, each None where `unscored` gives a reason. ACC is the
-        share in agreement under `matching`.
+        `{"acc", "nmi", "nmi_geometric", "ari", "ami"}`. ACC is the share of images in agreement under `matching`.
+        All are None where no label is known, or where all known labels are the same.
 
     Raises:
         ValueError: the arrays are not one-dimensional integers of one length.
@@ -104,12 +117,15 @@ def unscored(labels: IntArray) -> str:
 
 
 def top_k(labels: IntArray, probability: NDArray[np.floating[Any]], k: int) -> float | None:
-    """Share of the pictures whose class is among their k most probable clusters, after `matching`; None if `unscored`.
+    """Share of the images whose class is among their k most probable clusters, after `matching`.
 
     Args:
         labels: (N,) true classes, −1 where unknown.
         probability: (N, K) of the clusters.
         k: how many clusters count.
+
+    Returns:
+        A share from 0 to 1; None where no label is known, or where all known labels are the same.
     """
     if unscored(labels):
         return None
@@ -121,7 +137,15 @@ def top_k(labels: IntArray, probability: NDArray[np.floating[Any]], k: int) -> f
 
 
 def balance(clusters: IntArray, k: int) -> dict[str, float]:
-    """How evenly N pictures fall into k clusters: entropy (nats), smallest and largest share."""
+    """How evenly images fall into clusters.
+
+    Args:
+        clusters: (N,) assigned clusters, from 0 to k − 1.
+        k: number of clusters, of which some may be empty.
+
+    Returns:
+        `{"entropy", "smallest", "largest"}`: the entropy of the sizes in nats, and two shares from 0 to 1.
+    """
     share = np.bincount(clusters, minlength=k) / max(len(clusters), 1)
     filled = share[share > 0]
     entropy = max(0.0, float(-(filled * np.log(filled)).sum()))
@@ -134,14 +158,14 @@ def collapsed(entropy: float, k: int) -> bool:
 
 
 def partition_uncertainty(p: Tensor, q: Tensor) -> Tensor:
-    """The partition uncertainty index (Huang et al., 2020, section 3): cosines of the columns of p and q.
+    """The partition uncertainty index (PUI): cosines of the columns of p and q (Huang et al., 2020, section 3).
 
     Args:
-        p, q: (N, K) assignments of the same N images in two views.
+        p, q: (N, K) probabilities of the same N images in two views.
 
     Returns:
-        (K, K), entry (j, k) the cosine of column j of p and column k of q. A column without mass
-        has cosine 0 with everything, and receives no gradient.
+        (K, K), in which entry (j, k) is the cosine of column j of p and column k of q. A column without mass has cosine
+        0 with everything, and receives no gradient.
     """
     return _unit_columns(p).T @ _unit_columns(q)
 
@@ -155,13 +179,13 @@ def _unit_columns(p: Tensor) -> Tensor:
 
 
 def uncertainty(p: Tensor, q: Tensor) -> float:
-    """How far pictures lie between clusters: the mean of the partition uncertainty index over pairs of different clusters.
+    """How much clusters share images: the mean of the partition uncertainty index over pairs of different clusters.
 
     Args:
-        p, q: (N, K) assignments of the same N images in two views.
+        p, q: (N, K) probabilities of the same N images in two views.
 
     Returns:
-        0 where no picture is shared by two clusters, 1 where all clusters hold the same pictures
+        A number from 0, where no two clusters share an image, to 1, where all clusters have the same images.
     """
     index = partition_uncertainty(p, q)
     k = p.shape[1]

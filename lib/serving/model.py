@@ -1,4 +1,4 @@
-"""A trained clustering, for use from Python: pictures in, clusters out."""
+"""A trained model for use from Python: images in, clusters out. `main.load` gives one."""
 
 from __future__ import annotations
 
@@ -28,9 +28,13 @@ from lib.transforms import TransformSettings, normalisation, pillow_views, plain
 from lib.transforms.image_reader import prepare
 from lib.transforms.random_draws import draw
 
+__all__ = ["Model"]
+
 
 class Model:
-    """The method of a checkpoint, with what is done to a picture before it.
+    """A trained model, and what is done to an image before it; made by `main.load`.
+
+    `method.features(encode(prepare(images)))` are the features, (N, feature_dim). Several threads may use one model.
 
     Args:
         settings: those of the checkpoint.
@@ -56,10 +60,10 @@ class Model:
         self.method: Method = built.place(settings).train(False)
         self.encode: nn.Module = encode.place(settings) if isinstance(encode, Backbone) else encode
         self.warning = evaluation.adopt(self.method, stored)
-        """What to know of its predictions; empty: nothing."""
+        """What to know of its predictions, in a sentence; empty where there is nothing to know."""
 
     def prepare(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
-        """(N, C, H, W), as the network takes them, on its device.
+        """Resize, crop and normalise images as the network takes them: (N, C, S, S) in float32, on its device.
 
         Args:
             images: Pillow images of any size and mode (turned upright by their EXIF tag), or an (N, C, H, W) 8-bit
@@ -94,18 +98,19 @@ class Model:
     def predict(
         self, images: Sequence[Image.Image] | Tensor, batch_size: int = 512
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Clusters and their probabilities.
+        """Put images into clusters.
 
         Args:
-            images: as for `prepare`.
-            batch_size: pictures at a time.
+            images: as for `prepare`; none at all is allowed.
+            batch_size: images at a time, which bounds the memory.
 
         Returns:
-            (N,) clusters and (N, K) probabilities
+            (N,) clusters from 0 to K − 1, and (N, K) probabilities, whose rows sum to 1.
 
         Raises:
-            UserError, ValueError, TypeError: as by `prepare`.
-            UserError: the weights are of a run that diverged.
+            UserError: an image cannot be read, and its number is named; or the weights are of a run that diverged.
+            ValueError: a tensor of another type or shape.
+            TypeError: neither images nor a tensor.
         """
         found = [np.empty((0, self.method.num_clusters), dtype=np.float32)]
         with torch.inference_mode():

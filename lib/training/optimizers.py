@@ -1,4 +1,8 @@
-"""Registered optimisers, with the settings that the PICA authors' program gives them."""
+"""Optimisers by name, with the settings that the PICA authors' program gives them.
+
+A component is an object with `build(groups, lr, weight_decay)`, which gives a `torch.optim.Optimizer`. If it declares a
+`Settings` dataclass, that is the last argument.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from torch.optim import Optimizer
 from lib.config import registry
 from lib.config.settings import Section, setting
 from lib.machine import devices
+
+__all__ = ["get", "names", "register"]
 
 _registry = registry.Registry("optimizer")
 register = _registry.register

@@ -1,4 +1,8 @@
-"""The learning rate as a pure function of the finished epochs."""
+"""Learning-rate policies by name: the rate as a pure function of the number of finished epochs.
+
+A component is a class that takes `(base_lr)`, and `settings` behind it if it declares a `Settings` dataclass. Its objects
+map the number of finished epochs to a rate, or to None to stop.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from lib.config.registry import Registry
 from lib.config.regular_files import check_regular
 from lib.config.settings import Section, expanded, setting
 from lib.errors import UserError
+
+__all__ = ["get", "names", "register"]
 
 _registry = Registry("learning-rate policy")
 register = _registry.register
