@@ -11,6 +11,7 @@ import math
 import pkgutil
 import re
 import shlex
+import shutil
 import signal
 import struct
 import sys
@@ -225,11 +226,14 @@ TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
 FOREIGN = (
     "Name or service not known", "No space left on device", "Function not implemented", "expected one argument",
     "No such file or directory", "No module named",
-    "The server socket has failed to listen on any local network address", "address already in use",
+    "The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, code: -98, "
+    "name: EADDRINUSE, message: address already in use",
 )  # fmt: skip
 """What messages contain that the operating system, Python or PyTorch says."""
 DIGITS = "--cfgs configs/base.yaml configs/digits.yaml"
-FOLDER = "--cfgs configs/base.yaml configs/image_folder.yaml --num-clusters 2 --network convnet --net-width 4 --data-root"
+FOLDER = (
+    "--cfgs configs/base.yaml configs/image_folder.yaml --num-clusters 2 --network convnet --net-width 4 --data-root"
+)
 FEATURES = (
     "--cfgs configs/imc_swav/base.yaml configs/imc_swav/pretrained.yaml --num-clusters 2 --network convnet --net-width 4 "
     "--net-weights none --tfm-size 32 --tfm-resize 32 --tfm-means 0 0 0 --tfm-stds 1 1 1 --data-root ~/photos"
@@ -256,7 +260,7 @@ MISTAKES = (
     "--evaluate theirs.pth",
     "--evaluate damaged.ckpt",
     "--resume sessions/mine/checkpoint/latest.ckpt --net-width 5",
-    "--resume sessions/mine/checkpoint/latest.ckpt --data-root ~/incomplete/0",
+    "--resume sessions/mine/checkpoint/latest.ckpt --data-root ~/others",
     "--resume pretrained/pica-digits.safetensors",
     f"{DIGITS} --session mine",
     f"{FOLDER} ~/photos --copy-to ~/sorted",
@@ -288,15 +292,26 @@ def texts_of_the_program() -> list[list[str]]:
     return [parts for parts in found if sum(map(len, parts)) >= 9 and " " in " ".join(parts)]
 
 
+def places_of(parts: list[str], message: str) -> list[tuple[int, int]]:
+    """Where the parts are in a message, one after the other; nowhere unless all are."""
+    places = []
+    start = 0
+    for part in parts:
+        start = message.find(part, start)
+        if start < 0:
+            return []
+        places.append((start, start + len(part)))
+        start += len(part)
+    return places
+
+
 def unknown_words(message: str, texts: list[list[str]]) -> list[str]:
     """Runs of three or more plain words in a message that no text of the program has."""
     left = message
     for text in FOREIGN:
         left = left.replace(text, "\0" * len(text))
     for parts in texts:
-        matched = re.search(".*?".join(f"({re.escape(part)})" for part in parts), message)
-        for group in range(1, len(parts) + 1 if matched else 1):
-            start, end = matched.span(group) if matched else (0, 0)
+        for start, end in places_of(parts, message):
             left = left[:start] + "\0" * (end - start) + left[end:]
     return [run for run in re.split("\0+", left) if len(re.findall(r"(?<![\w/.-])[A-Za-z]{2,}(?![\w/.-])", run)) > 2]
 
@@ -320,6 +335,8 @@ def test_mistakes_end_in_the_messages_of_troubleshooting(
         picture(folder / f"broken/0/{i}.png", seed=i)
         picture(folder / f"broken/1/{i}.png", seed=i)
     (folder / "broken/0/hello.png").write_text("hello", encoding="utf-8")
+    shutil.copytree(folder / "photos", folder / "others")
+    (folder / "others/0/0.png").rename(folder / "others/0/renamed.png")
     torch.save(nn.Linear(2, 2), folder / "theirs.pth")
     workplace.main([*shortened(workplace.filled(f"{FOLDER} ~/photos")), "--session", "mine"])
     whole = (folder / "sessions/mine/checkpoint/latest.ckpt").read_bytes()
@@ -378,7 +395,9 @@ def test_outputs_md_lists_the_files_and_keys_of_a_session(workplace: Workplace) 
     with np.load(kept_session / "predictions.npz") as archive:
         assert set(archive) == first_column("predictions.npz")
     text = OUTPUTS.read_text(encoding="utf-8")
-    keys = {key for name in ("metrics", "training") for line in lines_of(kept_session / f"{name}.jsonl") for key in line}
+    keys = {
+        key for name in ("metrics", "training") for line in lines_of(kept_session / f"{name}.jsonl") for key in line
+    }
     keys |= lines_of(kept_session / "provenance.jsonl")[0].keys()
     assert {key for key in keys - {"top2"} if not key.startswith("head") and f"`{key}`" not in text} == set()
     for summary in (ROOT / "results").glob("*/*/summary.json"):
