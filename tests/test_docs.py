@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import csv
 import importlib
+import json
 import logging
 import math
 import pkgutil
 import re
 import shlex
+import shutil
 import signal
 import struct
 import sys
@@ -233,6 +236,188 @@ def test_the_commands_and_examples_of_a_document_run(
         if "model.onnx" in example and "--export" not in example:
             workplace.run("python main.py --evaluate sessions/NAME/checkpoint/latest.ckpt --export model.onnx")
         exec(compile(workplace.filled(example), document.name, "exec"), namespace)
+
+
+TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
+FOREIGN = (
+    "Name or service not known", "No space left on device", "Function not implemented", "expected one argument",
+    "No such file or directory", "No module named",
+    "The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, code: -98, "
+    "name: EADDRINUSE, message: address already in use",
+)  # fmt: skip
+"""What messages contain that the operating system, Python or PyTorch says."""
+DIGITS = "--cfgs configs/base.yaml configs/digits.yaml"
+FOLDER = (
+    "--cfgs configs/base.yaml configs/image_folder.yaml --num-clusters 2 --network convnet --net-width 4 --data-root"
+)
+FEATURES = (
+    "--cfgs configs/imc_swav/base.yaml configs/imc_swav/pretrained.yaml --num-clusters 2 --network convnet --net-width 4 "
+    "--net-weights none --tfm-size 32 --tfm-resize 32 --tfm-means 0 0 0 --tfm-stds 1 1 1 --data-root ~/photos"
+)
+MISTAKES = (
+    f"{DIGITS} --clusters 12",
+    f"{DIGITS} --batch-size",
+    "--cfgs nofile.yaml",
+    f"{DIGITS} --prototypes 30",
+    "--cfgs configs/imc_swav/base.yaml configs/digits.yaml",
+    "--cfgs configs/base.yaml",
+    f"{DIGITS} --num-clusters 12",
+    f"{FOLDER} ~/empty",
+    f"{FOLDER} ~/phtos",
+    f"{FOLDER} ~/incomplete",
+    f"{FOLDER} ~/broken",
+    f"{FOLDER} ~/photos --max-megapixels 0.0001",
+    "--cfgs configs/imc_swav/base.yaml configs/imc_swav/image_folder.yaml --network convnet --data-root ~/photos --batch-size 64",
+    f"{FEATURES} --feature-neighbours 50",
+    f"{DIGITS} --net-width 300000",
+    f"{DIGITS} --optimizer sgd --base-lr 1e9 --max-epochs 1",
+    f"{DIGITS} --net-weights missing.pth",
+    f"{DIGITS} --net-weights theirs.pth",
+    "--evaluate theirs.pth",
+    "--evaluate damaged.ckpt",
+    "--resume sessions/mine/checkpoint/latest.ckpt --net-width 5",
+    "--resume sessions/mine/checkpoint/latest.ckpt --data-root ~/others",
+    "--resume pretrained/pica-digits.safetensors",
+    f"{DIGITS} --session mine",
+    f"{FOLDER} ~/photos --copy-to ~/sorted",
+    f"{FOLDER} ~/photos --copy-to ~/photos/sorted",
+    f"{DIGITS} --imports my_networks",
+)
+"""Commands that end in a message of docs/troubleshooting.md."""
+
+
+def messages() -> list[str]:
+    """What docs/troubleshooting.md quotes, in one line each."""
+    return [" ".join(block.split()) for block in blocks(TROUBLESHOOTING, "text")]
+
+
+def texts_of_the_program() -> list[list[str]]:
+    """The fixed parts of every text in the source, between what is filled in."""
+    found = []
+    files = [ROOT / "main.py", *(file for room in ("lib", "pica", "imc_swav") for file in (ROOT / room).rglob("*.py"))]
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                values = [str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                values = [re.sub(r"\{\w*(:\w+)?\}", "\0", node.value)]
+            else:
+                continue
+            parts = [" ".join(part.split()) for part in "".join(values).split("\0")]
+            found.append([part for part in parts if part])
+    return [parts for parts in found if sum(map(len, parts)) >= 9 and " " in " ".join(parts)]
+
+
+def places_of(parts: list[str], message: str) -> list[tuple[int, int]]:
+    """Where the parts are in a message, one after the other; nowhere unless all are."""
+    places = []
+    start = 0
+    for part in parts:
+        start = message.find(part, start)
+        if start < 0:
+            return []
+        places.append((start, start + len(part)))
+        start += len(part)
+    return places
+
+
+def unknown_words(message: str, texts: list[list[str]]) -> list[str]:
+    """Runs of three or more plain words in a message that no text of the program has."""
+    left = message
+    for text in FOREIGN:
+        left = left.replace(text, "\0" * len(text))
+    for parts in texts:
+        for start, end in places_of(parts, message):
+            left = left[:start] + "\0" * (end - start) + left[end:]
+    return [run for run in re.split("\0+", left) if len(re.findall(r"(?<![\w/.-])[A-Za-z]{2,}(?![\w/.-])", run)) > 2]
+
+
+def test_messages_of_troubleshooting_are_texts_of_the_program() -> None:
+    texts = texts_of_the_program()
+    assert len(messages()) > 40
+    assert {message: words for message in messages() if (words := unknown_words(message, texts))} == {}
+    assert unknown_words("error: the folder photos is nowhere to be seen; look for it", texts)
+    assert unknown_words("error: the folder photos does not exist, or access to it is forbidden to you all", texts)
+
+
+def test_mistakes_end_in_the_messages_of_troubleshooting(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = workplace.folder
+    for name in ("empty", "sorted", "incomplete/2", "broken/1"):
+        (folder / name).mkdir(parents=True)
+    for i in range(2):
+        picture(folder / f"incomplete/{i}/{i}.png", seed=i)
+        picture(folder / f"broken/0/{i}.png", seed=i)
+        picture(folder / f"broken/1/{i}.png", seed=i)
+    (folder / "broken/0/hello.png").write_text("hello", encoding="utf-8")
+    shutil.copytree(folder / "photos", folder / "others")
+    (folder / "others/0/0.png").rename(folder / "others/0/renamed.png")
+    torch.save(nn.Linear(2, 2), folder / "theirs.pth")
+    workplace.main([*shortened(workplace.filled(f"{FOLDER} ~/photos")), "--session", "mine"])
+    whole = (folder / "sessions/mine/checkpoint/latest.ckpt").read_bytes()
+    (folder / "damaged.ckpt").write_bytes(whole[:2000] + b"!" + whole[2001:])
+    quoted = messages()
+    others = {}
+    for command in MISTAKES:
+        capsys.readouterr()
+        status = main.main(shlex.split(workplace.filled(command)))
+        (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert status == (1 if "stopped itself" in told else 2)
+        if (told := re.sub(rf"{folder}(?=/)", "~", told).replace(str(folder), "/home/me")) not in quoted:
+            others[command] = told
+    assert others == {}
+    (folder / "sessions/begun").mkdir()
+    assert report(["sessions/begun"]) == 2
+    assert capsys.readouterr().err.strip() in quoted
+
+
+OUTPUTS = ROOT / "docs/outputs.md"
+
+
+def first_column(section: str) -> set[str]:
+    """The names in the first column of the tables of a section of docs/outputs.md."""
+    _, _, rest = OUTPUTS.read_text(encoding="utf-8").partition(f"# {section}\n")
+    lines = re.split(r"\n##+ ", rest)[0].splitlines()
+    return {name for line in lines if line.startswith("| `") for name in re.findall(r"`([^`]+)`", line.split("|")[1])}
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_outputs_md_lists_the_files_and_keys_of_a_session(workplace: Workplace) -> None:
+    folder = workplace.folder
+    (folder / "photos/0/broken.png").write_text("broken", encoding="utf-8")
+    words = f"{FOLDER} ~/photos --tfm-size 32 --tfm-working-size 32 --eval-sample 20 --seed 1"
+    kept = "--session kept --max-epochs 1 --keep 1 --on-bad-image skip --copy-to copies --baseline kmeans --top-k 2"
+    workplace.main(shlex.split(workplace.filled(f"{words} {kept}")))
+    assert main.main(shlex.split(f"{DIGITS} --optimizer sgd --base-lr 1e9 --max-epochs 1 --session faulty")) == 1
+    kept_session = folder / "sessions/kept"
+    left = {str(path.relative_to(kept_session)) for path in kept_session.rglob("*") if path.is_file()}
+    left = {"tfboard/" if name.startswith("tfboard/") else name for name in left}
+    left = {re.sub(r"epoch-\d+", "epoch-00003", name) for name in left}
+    left |= {"fault.json", "checkpoint/fault.ckpt"} & {
+        str(path.relative_to(folder / "sessions/faulty")) for path in (folder / "sessions/faulty").rglob("*")
+    }
+    elsewhere = {"summary.json", "runs/", ".lock"}  # of several runs, and while a run lasts
+    assert left == first_column("The files") - elsewhere
+
+    scores = json.loads((kept_session / "scores.json").read_text(encoding="utf-8"))
+    listed = first_column("scores.json")
+    assert scores["all"].keys() - {"top2"} == listed - {"top5", "unscored"}
+    with open(kept_session / "predictions.csv", encoding="utf-8", newline="") as file:
+        assert set(csv.DictReader(file).fieldnames or ()) == first_column("predictions.csv")
+    with np.load(kept_session / "predictions.npz") as archive:
+        assert set(archive) == first_column("predictions.npz")
+    text = OUTPUTS.read_text(encoding="utf-8")
+    keys = {
+        key for name in ("metrics", "training") for line in lines_of(kept_session / f"{name}.jsonl") for key in line
+    }
+    keys |= lines_of(kept_session / "provenance.jsonl")[0].keys()
+    assert {key for key in keys - {"top2"} if not key.startswith("head") and f"`{key}`" not in text} == set()
+    for summary in (ROOT / "results").glob("*/*/summary.json"):
+        assert json.loads(summary.read_text(encoding="utf-8")).keys() <= first_column("summary.json") - {"published"}
 
 
 def test_what_is_in_no_list_of_this_file_is_missed(workplace: Workplace) -> None:
