@@ -170,6 +170,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "imc-swav-rows": partial(tables.paper_rows, "imc_swav"),
     "cpu": partial(tables.study, "cpu"),
     "pretrained": partial(tables.study, "pretrained"),
+    "pretrained-scores": partial(tables.study_scores, "pretrained"),
     "ablations": tables.ablations,
     "settings": settings,
     "exit-statuses": exit_statuses,

@@ -143,6 +143,13 @@ def _origin(name: str, session: StoredSession) -> str:
 def study(name: str) -> str:
     """The sessions of a study beside each other, the baselines that they have scored, and their commands."""
     sessions = stored_sessions(ROOT / "results" / name)
+    origins = "\n".join(_origin(TITLES.get(row, row), session) for row, session in sessions.items())
+    return f"{study_scores(name)}\n\n{origins}"
+
+
+def study_scores(name: str) -> str:
+    """The sessions of a study beside each other, and the baselines that they have scored."""
+    sessions = stored_sessions(ROOT / "results" / name)
     trained = {row: session for row, session in sessions.items() if _is_trained(ROOT / "results" / name / row)}
     rows = [
         cells
@@ -152,7 +159,6 @@ def study(name: str) -> str:
     rows += _baselines(sessions, untrained=set(sessions) - set(trained))
     parts = [table(("", "scored on", "seeds", "ACC", "NMI", "ARI"), rows)]
     parts += _lead(trained, _baseline_scores(sessions, "k-means on pixels"))
-    parts.append("\n".join(_origin(TITLES.get(row, row), session) for row, session in sessions.items()))
     return "\n\n".join(parts)
 
 

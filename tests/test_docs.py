@@ -356,7 +356,7 @@ def test_figures_of_speed_are_those_that_the_benchmarks_left(document: str) -> N
         pytest.skip("`make bench` has written others")
     rows = [line for text in results for line in text.splitlines()]
     measured = re.findall(
-        r"^\| .*(?: px \| [\d,]| s \|| ms \||pictures/s|steps/s|convnet, width|exponent|% \|).*$",
+        r"^\| .*(?: px \| [\d,]| s \|| ms \||images/s|steps/s|convnet, width|exponent|% \|).*$",
         (ROOT / document).read_text(),
         re.MULTILINE,
     )
