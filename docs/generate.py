@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from results import tables  # noqa: E402
 
 BEGIN = re.compile(r"<!--\s*generated:(.*?)-->")
 END = "<!-- end generated -->"
+SIGNAL_REASONS = {signal.SIGINT: " (Ctrl-C)", signal.SIGHUP: " (a closed terminal)"}
 FEW_FILES = 4  # of configs/, up to which all that set something are named
 
 
@@ -148,7 +150,11 @@ def exit_statuses() -> str:
         (f"`{_status(UserError('…'))}`", "something that the user can correct: a wrong setting, missing data, a full disk, "
          "too little memory; stderr has one line, which says what to do"),
     ]  # fmt: skip
-    rows += [(f"`{_status(errors.Interrupted(n))}`", f"{n.name} ended the program") for n in sorted(errors.SIGNALS)]
+    rows += [
+        (f"`{_status(errors.Interrupted(number))}`", f"{number.name}{SIGNAL_REASONS.get(number, '')} ended the program; "
+         "a run in training saves its state first, if it can")
+        for number in sorted(errors.SIGNALS)
+    ]  # fmt: skip
     return tables.table(("status", "meaning"), rows)
 
 
