@@ -206,16 +206,6 @@ def _lead(trained: Mapping[str, StoredSession], floors: Mapping[str, Mapping[str
     )
 
 
-def seed_range(name: str) -> str:
-    """The lowest, median and highest ACC on `test` among the seeds of each method of a study."""
-    rows = []
-    for row, session in stored_sessions(ROOT / "results" / name).items():
-        scores = accuracies(session.summary, "test")
-        shown = " ".join(f"{score:.3f}" for score in scores)
-        rows.append((TITLES.get(row, row), shown, *(f"{how(scores):.3f}" for how in (min, statistics.median, max))))
-    return table(("method", "ACC of each seed", "lowest", "median", "highest"), rows)
-
-
 def ablations() -> str:
     """Each switch: accuracy as shipped and with it, and whether the difference is more than noise."""
     sessions = stored_sessions(ROOT / "results/ablations")
