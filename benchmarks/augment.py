@@ -108,8 +108,8 @@ def main() -> None:
             )
     publish(
         "augment",
-        "All views of a picture (IMC-SwAV: six, PICA: four), pictures per second on one core.",
-        ("method", "pictures", "torchvision on Pillow", "batched", "times as fast"), rows, {"rows": data},
+        "All views of an image (IMC-SwAV: six, PICA: four), images per second on one core.",
+        ("method", "images", "torchvision on Pillow", "batched", "times as fast"), rows, {"rows": data},
     )  # fmt: skip
 
 

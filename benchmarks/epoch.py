@@ -72,7 +72,7 @@ def main() -> None:
                     {"method": method, "width": width, "pictures_per_second": rates, "times": times, "seconds": found}
                 )
     publish(
-        "epoch", "Training, pictures per second, views included.",
+        "epoch", "Training, images per second, views included.",
         ("method", "network", "pil", "batched", "times as fast"), rows, {"rows": data},
     )  # fmt: skip
 

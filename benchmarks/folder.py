@@ -88,7 +88,7 @@ def main() -> None:
         kept = sum(path.stat().st_size for path in root.glob("cache/*/*"))
     times = first["seconds"] / second["seconds"]
     rows = [
-        [f"{name} start on {count:,} pictures, until the first step", f"{one['seconds']:.1f} s",
+        [f"{name} start on {count:,} images, until the first step", f"{one['seconds']:.1f} s",
          f"{one['bytes'] / 2**20:,.0f} MiB"]
         for name, one in (("first", first), ("second", second))
     ]  # fmt: skip

@@ -70,12 +70,12 @@ def main() -> None:
                              "ready": ready})  # fmt: skip
     publish(
         "gpu",
-        f"Training steps of 256 pictures on {devices.gpu_names()[0]}, at the settings of the CIFAR-10 rows.",
+        f"Training steps of 256 images on {devices.gpu_names()[0]}, at the settings of the CIFAR-10 rows.",
         (
             "method",
             "way",
             "step",
-            "pictures/s",
+            "images/s",
             "TFLOP/s",
             "of the H100's float32 peak",
             "hours of the row",

@@ -95,8 +95,8 @@ def main() -> None:
     counts = [1_000, 4_000, 16_000] if options.short else [1_000, 3_000, 10_000, 30_000, 100_000]
     found = [child(count) for count in counts]
     for count, one in zip(counts, found, strict=True):
-        rows.append([f"{count:,} pictures, an epoch and its scores", f"{one['seconds']:.2f} s",
-                     f"{one['bytes'] / 2**20:.0f} MiB, of which pictures {one['pictures'] / 2**20:.0f}"])  # fmt: skip
+        rows.append([f"{count:,} images, an epoch and its scores", f"{one['seconds']:.2f} s",
+                     f"{one['bytes'] / 2**20:.0f} MiB, of which images {one['pictures'] / 2**20:.0f}"])  # fmt: skip
     # What starts once, such as imports of the scores, weighs on the smallest.
     exponent = slope(counts[1:], [one["seconds"] for one in found[1:]])
     rows.append(["exponent, without the smallest", f"{exponent:.2f}", ""])
@@ -105,8 +105,8 @@ def main() -> None:
     rounds = 5 if options.short else 20
     generator = torch.Generator().manual_seed(0)
     for name, sizes, make in (
-        ("prototypes, Sinkhorn on 256 pictures", [100, 300, 1_000, 3_000, 10_000], _sinkhorn),
-        ("clusters, PICA's loss and gradient on 256 + 768 pictures", [10, 30, 100, 300, 1_000], _pica),
+        ("prototypes, Sinkhorn on 256 images", [100, 300, 1_000, 3_000, 10_000], _sinkhorn),
+        ("clusters, PICA's loss and gradient on 256 + 768 images", [10, 30, 100, 300, 1_000], _pica),
     ):
         seconds = [fastest(make(size, generator), rounds) for size in sizes]
         rows += [[f"{size:,} {name}", f"{1000 * s:.2f} ms", ""] for size, s in zip(sizes, seconds, strict=True)]

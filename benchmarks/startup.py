@@ -28,7 +28,7 @@ words = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--debug", "--see
 settings = config.resolve(main.DEFAULTS | config.collect(words, main.SECTIONS), main.SECTIONS)
 tell("settings")
 task = main.build(settings)
-tell("pictures (import of scikit-learn) and network")
+tell("images (import of scikit-learn) and network")
 trainer = Trainer(task, settings)
 trainer.method.train()
 batch = next(iter(task.source.epoch(0)))

@@ -1,6 +1,6 @@
-"""Write docs/results.md from what is kept in results/: python results/tables.py
+"""The tables of scores in README.md and docs/, which `python docs/generate.py` writes.
 
-results/STUDY/ROW/ holds summary.json, config.yaml and provenance.jsonl of a session of several seeds, as it left them.
+results/STUDY/ROW/ has summary.json, config.yaml and provenance.jsonl of a session of several seeds, as it left them.
 The rows of the papers are in STUDY `rows`, each named as its file: rows/imc_swav-cifar10 for configs/imc_swav/cifar10.yaml.
 """
 
@@ -12,7 +12,7 @@ import re
 import shlex
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,30 +20,33 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lib.config.yaml_files import load_yaml  # noqa: E402
-from lib.scoring.text_tables import spread  # noqa: E402  (from the folder above)
+from lib.config.yaml_files import load_yaml  # noqa: E402  (from the folder above)
+from lib.runs import forecast  # noqa: E402
+from lib.scoring.text_tables import spread  # noqa: E402
 
 SCORES = ("acc", "nmi", "ari")
+TITLES = {"imc_swav": "IMC-SwAV", "pica": "PICA"}
+CONFIGS = {"pica": "configs", "imc_swav": "configs/imc_swav"}
+PREDICTION = re.compile(r"on an H100 in bfloat16: [\d.,]+ ms a step, ([\d.,]+ minutes) for the run")
 # (switch, row and split as shipped, row and split with the switch), of results/ablations
 SWITCHES = (
     ("IMC-SwAV, BatchNorm's statistics as trained (`plain`)", ("imc_swav", "test"), ("imc_swav", "test:plain")),
-    ("IMC-SwAV, of the test pictures, as published (`test_bn`)", ("imc_swav", "test"), ("imc_swav", "test:test_bn")),
+    ("IMC-SwAV, of the test images, as published (`test_bn`)", ("imc_swav", "test"), ("imc_swav", "test:test_bn")),
     ("IMC-SwAV, `group_crops`", ("imc_swav", "test"), ("imc_swav-group-crops", "test")),
     ("IMC-SwAV, views by Pillow (`tfm_backend: pil`)", ("imc_swav", "test"), ("imc_swav-pil", "test")),
     ("IMC-SwAV, `precision: bf16`", ("imc_swav", "test"), ("imc_swav-bf16", "test")),
     ("PICA, `pica_idle_heads: none`", ("pica-two-heads", "test"), ("pica-two-heads-idle-none", "test")),
 )
-HEAD = """# Results
-
-Made by `python results/tables.py` from the files in `results/`, which sessions left: `summary.json`, `config.yaml`,
-`provenance.jsonl`.
-Mean ± sample deviation over the seeds. Every command is the one that was run.
-"""
+# (images, study, baseline that stands beside the methods)
+GLANCE = (
+    ("CIFAR-10, 12,000 images", "cpu", "k-means on pixels"),
+    ("the same, features of an ImageNet network", "pretrained", "k-means on features"),
+)
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A session of several seeds."""
+class StoredSession:
+    """What a session of several seeds left."""
 
     summary: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -53,133 +56,213 @@ class Kept:
         return shlex.join(self.provenance["command"])
 
     @property
+    def configuration(self) -> str:
+        """The file of settings that its command names last."""
+        return str([word for word in self.provenance["command"] if word.endswith(".yaml")][-1])
+
+    @property
     def origin(self) -> str:
         """When, and on what."""
         started = self.provenance["started"][:10]
         torch = self.provenance["torch"].partition("+")[0]
-        machine = (
-            ", ".join(self.provenance["gpus"]) or f"{self.provenance['processor']}, {self.provenance['cpus']} cores"
-        )
-        return f"{started}, {machine}, PyTorch {torch}"
+        cpu = f"{self.provenance['processor']}, {self.provenance['cpus']} cores"
+        return f"{started}, {', '.join(self.provenance['gpus']) or cpu}, PyTorch {torch}"
 
 
-def kept(folder: Path) -> Kept:
+def stored_session(folder: Path) -> StoredSession:
     first = (folder / "provenance.jsonl").read_text(encoding="utf-8").splitlines()[0]
-    return Kept(json.loads((folder / "summary.json").read_text(encoding="utf-8")), json.loads(first))
+    return StoredSession(json.loads((folder / "summary.json").read_text(encoding="utf-8")), json.loads(first))
 
 
-def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def stored_sessions(study: Path) -> dict[str, StoredSession]:
+    """The sessions of a study, by the names of their folders."""
+    return {path.name: stored_session(path) for path in sorted(study.iterdir()) if path.is_dir()}
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     return "\n".join("| " + " | ".join(row) + " |" for row in (titles, ("---",) * len(titles), *rows))
 
 
-def papers(folder: Path, title: str, prefix: str) -> str:
-    """The rows of a paper: published mean and best beside ours."""
+def paper_rows(method: str) -> str:
+    """The rows of a method's paper: published mean and best, beside our scores or the time that a run would take."""
     rows = []
     commands = []
-    for path in sorted(folder.glob("*.yaml")):
+    for path in sorted((ROOT / CONFIGS[method]).glob("*.yaml")):
         settings = load_yaml(path)
-        text = path.read_text(encoding="utf-8")
         if "published" not in settings:
             continue
-        published = {name: values for name, *values in settings["published"]}
-        ours = "not run: it needs a GPU"
-        place = ROOT / "results/rows" / f"{prefix}-{path.stem}"
-        if hours := re.search(r"about\s(?:#\s)?([\d.,]+)\s(?:#\s)?hours on an H100", text):
-            ours += f" for about {hours[1]} hours (an H100)"
-        if place.is_dir():
-            held = kept(place)
-            split = settings["published_split"]
+        stored = ROOT / "results/rows" / f"{method}-{path.stem}"
+        if stored.is_dir():
+            session = stored_session(stored)
             scores = ("acc", settings.get("published_nmi", "nmi"), "ari")
-            ours = " / ".join(_spread(held.summary, split, score) for score in scores)
-            ours += f" ({len(held.summary['seeds'])} seeds)"
-            commands.append(f"{path.stem}: `{held.command}`, {held.origin}")
-        rows.append((path.stem, *(_published(published, name) for name in ("mean", "best")), ours))
-    lines = [f"## {title}", "", table(("data", "published mean", "published best", "ours"), rows)]
-    return "\n".join([*lines, *(["", *(f"- {line}" for line in commands)] if commands else []), ""])
+            values = (_spread(session.summary, settings["published_split"], score) for score in scores)
+            ours = f"{' / '.join(values)} ({len(session.summary['seeds'])} seeds)"
+            commands.append(_origin(path.stem, session))
+        else:
+            ours = "not run"
+        rows.append(
+            (f"`{path.stem}`", _published(settings, "mean"), _published(settings, "best"), ours, _minutes(path))
+        )
+    titles = ("data", "published mean", "published best", "ours", "predicted time of a run")
+    return "\n\n".join([table(titles, rows), _assumption(), *(["\n".join(commands)] if commands else [])])
 
 
-def _published(rows: Mapping[str, list[float]], name: str) -> str:
-    """ACC / NMI / ARI, of a mean with its deviation if there is one."""
-    if name not in rows:
+def _assumption() -> str:
+    """On what the predicted minutes rest."""
+    return (
+        "Scores are ACC / NMI / ARI. The time is a prediction of `--dry-run` for an H100 in bfloat16, not a measurement. "
+        f"It assumes {forecast.BF16_SHARE:.0%} of the GPU's peak of {forecast.BF16_PEAK / 1e12:.0f} TFLOP/s, and "
+        f"{forecast.BF16_PASSES} passes over the activations at {forecast.BF16_BANDWIDTH / 1e12:.2f} TB/s."
+    )
+
+
+def _minutes(configuration: Path) -> str:
+    """The predicted length of a run, from the comment that opens its file."""
+    found = PREDICTION.search(re.sub(r"\n#\s*", " ", configuration.read_text(encoding="utf-8")))
+    return found[1] if found else "–"
+
+
+def _published(settings: Mapping[str, Any], name: str) -> str:
+    """ACC / NMI / ARI; a mean has its standard deviation if that was published."""
+    published = {row: values for row, *values in settings["published"]}
+    if name not in published:
         return "–"
-    deviations = rows.get("deviation", [None] * 3) if name == "mean" else [None] * 3
-    return " / ".join(spread(value, deviation) for value, deviation in zip(rows[name], deviations, strict=True))
+    deviations = published.get("deviation", [None] * 3) if name == "mean" else [None] * 3
+    return " / ".join(spread(value, deviation) for value, deviation in zip(published[name], deviations, strict=True))
 
 
 def _spread(summary: Mapping[str, Any], split: str, score: str) -> str:
     return spread(*(summary[how].get(split, {}).get(score) for how in ("mean", "deviation")))
 
 
-def study(folder: Path) -> str:
-    """The sessions of a folder beside each other, and the baselines that they have scored; some have nothing else."""
-    about = (folder / "about.md").read_text(encoding="utf-8")
-    rows = []
-    commands = []
-    accuracies = dict[str, list[float]]()
-    floor = None
-    baselines: list[tuple[str, ...]] = []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        held = kept(place)
-        seeds = len(held.summary["seeds"])
-        trained = load_yaml(place / "config.yaml")["max_epochs"] != 0
-        if trained:
-            rows += _cells(place.name, held.summary, seeds)
-            accuracies[place.name] = _accuracies(held.summary, "test")
-        for name, found in held.summary["baselines"].items():
-            baselines += _cells(name if trained else f"{place.name}: {name}", found, seeds)
-            floor = found["mean"]["test"]["acc"] if name == "k-means on pixels" else floor
-        commands.append(f"- {place.name}: `{held.command}`, {held.origin}")
-    titles = ("", "scored on", "seeds", "ACC", "NMI", "ARI")
-    lines = [about, table(titles, [*rows, *dict.fromkeys(baselines)]), "", *commands, ""]
-    if floor is not None:
-        above = (
-            f"{name} by {(statistics.fmean(found) - floor) / statistics.stdev(found):.1f}"
-            for name, found in accuracies.items()
-        )
-        lines.insert(
-            3,
-            f"ACC on `test` is above that of k-means on pixels, in deviations of the method's own seeds: {', '.join(above)}.\n",
-        )
-    return "\n".join(lines)
+def _origin(name: str, session: StoredSession) -> str:
+    return f"- {name}: `{session.command}`, {session.origin}"
 
 
-def ablations(folder: Path) -> str:
+def study(name: str) -> str:
+    """The sessions of a study beside each other, the baselines that they have scored, and their commands."""
+    sessions = stored_sessions(ROOT / "results" / name)
+    origins = "\n".join(_origin(TITLES.get(row, row), session) for row, session in sessions.items())
+    return f"{study_scores(name)}\n\n{origins}"
+
+
+def study_scores(name: str) -> str:
+    """The sessions of a study beside each other, and the baselines that they have scored."""
+    sessions = stored_sessions(ROOT / "results" / name)
+    trained = {row: session for row, session in sessions.items() if _is_trained(ROOT / "results" / name / row)}
+    rows = [
+        cells
+        for row, session in trained.items()
+        for cells in _cells(TITLES.get(row, row), session.summary, len(session.summary["seeds"]))
+    ]
+    rows += _baselines(sessions, untrained=set(sessions) - set(trained))
+    parts = [table(("", "scored on", "seeds", "ACC", "NMI", "ARI"), rows)]
+    parts += _lead(trained, _baseline_scores(sessions, "k-means on pixels"))
+    return "\n\n".join(parts)
+
+
+def _is_trained(folder: Path) -> bool:
+    return bool(load_yaml(folder / "config.yaml")["max_epochs"] != 0)
+
+
+def _baselines(sessions: Mapping[str, StoredSession], untrained: set[str]) -> list[tuple[str, ...]]:
+    """A row for each baseline and split; where two sessions differ, each row names its session."""
+    cells = {
+        (baseline, row): tuple(_cells(baseline, summary, len(session.summary["seeds"])))
+        for row, session in sessions.items()
+        for baseline, summary in session.summary["baselines"].items()
+    }
+    rows = dict[tuple[str, ...], None]()  # in order, each once
+    for (baseline, row), lines in cells.items():
+        differs = any(other == baseline and lines != values for (other, _), values in cells.items())
+        is_unclear = differs or (row in untrained and baseline.endswith("features"))
+        label = f"{baseline} ({TITLES.get(row, row)})" if is_unclear else baseline
+        rows |= {(label, *line[1:]): None for line in lines}
+    return list(rows)
+
+
+def _baseline_scores(sessions: Mapping[str, StoredSession], baseline: str) -> dict[str, Mapping[str, Any]]:
+    """The summaries of a baseline, by the session that has scored it."""
+    return {
+        row: session.summary["baselines"][baseline]
+        for row, session in sessions.items()
+        if baseline in session.summary["baselines"]
+    }
+
+
+def _lead(trained: Mapping[str, StoredSession], floors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """By how much each method is above k-means on the pixels, if that was scored."""
+    if not floors:
+        return
+    leads = []
+    for row, session in trained.items():
+        scores = accuracies(session.summary, "test")
+        floor = floors.get(row, next(iter(floors.values())))["mean"]["test"]["acc"]
+        leads.append(f"{(statistics.fmean(scores) - floor) / statistics.stdev(scores):.1f} ({TITLES.get(row, row)})")
+    yield (
+        f"The mean ACC on `test` exceeds that of k-means on pixels by {' and '.join(leads)} standard deviations of the "
+        "method's seeds."
+    )
+
+
+def ablations() -> str:
     """Each switch: accuracy as shipped and with it, and whether the difference is more than noise."""
-    held = {path.name: kept(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    sessions = stored_sessions(ROOT / "results/ablations")
     rows = []
-    for switch, *sides in SWITCHES:
-        found = [_accuracies(held[name].summary, split) for name, split in sides]
-        (mean, square), (other, others) = ((statistics.fmean(f), statistics.variance(f) / len(f)) for f in found)
-        error = math.sqrt(square + others)
-        verdict = "matters" if abs(other - mean) > 2 * error else "within noise"
-        shown = [spread(statistics.fmean(values), statistics.stdev(values)) for values in found]
-        rows.append((switch, *shown, f"{other - mean:+.3f} ± {error:.3f}", verdict))
+    for switch, shipped, switched in SWITCHES:
+        before, after = (accuracies(sessions[row].summary, split) for row, split in (shipped, switched))
+        difference = statistics.fmean(after) - statistics.fmean(before)
+        error = math.sqrt(sum(statistics.variance(scores) / len(scores) for scores in (before, after)))
+        verdict = "matters" if abs(difference) > 2 * error else "within noise"
+        shown = (spread(statistics.fmean(scores), statistics.stdev(scores)) for scores in (before, after))
+        rows.append((switch, *shown, f"{difference:+.3f} ± {error:.3f}", verdict))
     titles = ("switch", "as shipped", "with it", "difference ± standard error", "verdict")
-    commands = [f"- {name}: `{one.command}`, {one.origin}" for name, one in held.items()]
-    return "\n".join([(folder / "about.md").read_text(encoding="utf-8"), table(titles, rows), "", *commands, ""])
+    return "\n\n".join([table(titles, rows), "\n".join(_origin(row, one) for row, one in sessions.items())])
 
 
-def _accuracies(summary: Mapping[str, Any], split: str) -> list[float]:
+def at_a_glance() -> str:
+    """What was run, k-means and the published figures, on one screen."""
+    rows = []
+    for images, name, baseline in GLANCE:
+        sessions = stored_sessions(ROOT / "results" / name)
+        floors = _baseline_scores(sessions, baseline)
+        for method in ("pica", "imc_swav"):
+            session = sessions[method]
+            floor = floors.get(method, next(iter(floors.values())))
+            file = session.configuration.removeprefix("configs/")
+            scores = (_spread(session.summary, "test", score) for score in SCORES)
+            beside = " / ".join(f"{floor['mean']['test'][score]:.3f}" for score in SCORES)
+            seeds = str(len(session.summary["seeds"]))
+            rows.append((images, f"{TITLES[method]}, `{file}`", *scores, seeds, beside, "–"))
+    rows += [_whole_cifar10(method) for method in ("pica", "imc_swav")]
+    titles = ("images", "method, file in `configs/`", "ACC", "NMI", "ARI", "seeds", "k-means", "published mean")
+    return table(titles, rows)
+
+
+def _whole_cifar10(method: str) -> tuple[str, ...]:
+    """The row of the paper, which needs a GPU."""
+    path = ROOT / CONFIGS[method] / "cifar10.yaml"
+    settings = load_yaml(path)
+    stored = ROOT / "results/rows" / f"{method}-cifar10"
+    scores = ("not run", "–", "–")
+    seeds = "–"
+    if stored.is_dir():
+        session = stored_session(stored)
+        names = ("acc", settings.get("published_nmi", "nmi"), "ari")
+        acc, nmi, ari = (_spread(session.summary, settings["published_split"], score) for score in names)
+        scores = (acc, nmi, ari)
+        seeds = str(len(session.summary["seeds"]))
+    file = str(path.relative_to(ROOT / "configs"))
+    return ("CIFAR-10, 60,000 images", f"{TITLES[method]}, `{file}`", *scores, seeds, "–", _published(settings, "mean"))
+
+
+def accuracies(summary: Mapping[str, Any], split: str) -> list[float]:
+    """ACC of each seed."""
     return [run[split]["acc"] for run in summary["seeds"].values()]
 
 
 def _cells(name: str, summary: Mapping[str, Any], seeds: int) -> Iterator[tuple[str, ...]]:
     for split in summary["mean"]:
         if not split.endswith(":online"):
-            yield name, split, str(seeds), *(_spread(summary, split, score) for score in SCORES)
-
-
-def text() -> str:
-    """All of docs/results.md."""
-    parts = [
-        papers(ROOT / "configs", "The rows of PICA", "pica"),
-        papers(ROOT / "configs/imc_swav", "The rows of IMC-SwAV", "imc_swav"),
-        study(ROOT / "results/cpu"),
-        study(ROOT / "results/pretrained"),
-        ablations(ROOT / "results/ablations"),
-    ]
-    return "\n".join([HEAD, *parts])
-
-
-if __name__ == "__main__":
-    (ROOT / "docs/results.md").write_text(text(), encoding="utf-8")
+            yield name, f"`{split}`", str(seeds), *(_spread(summary, split, score) for score in SCORES)

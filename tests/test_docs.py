@@ -14,6 +14,7 @@ import shlex
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +29,16 @@ from runs import same
 from torch import nn
 
 import main
+from docs import generate
 from lib import datasets, networks
 from lib.checkpoints import checkpoint
+from lib.config import config
 from lib.config.yaml_files import load_yaml
-from lib.errors import ENDS_WITH_PARENT, SIGNALS
+from lib.errors import ENDS_WITH_PARENT, SIGNALS, UserError
 from lib.methods import method
 from lib.methods.batches import ViewBatch
 from lib.report.__main__ import main as report
+from lib.runs.all_settings import SECTIONS
 from pica.method import PICA, build_network
 
 DOCUMENTS = [
@@ -481,6 +485,70 @@ def test_the_method_of_extend_md_goes_on_where_it_stopped(flags: list[str], work
     workplace.main(["--imports", "my_method", "--evaluate", str(left)])
 
 
+@pytest.fixture(scope="module")
+def regenerated_pages() -> dict[str, str]:
+    """{page: its text as docs/generate.py makes it}, by a process in which no test has registered anything."""
+    code = "import json; from docs import generate; print(json.dumps([(str(p), t) for p, t in generate.changes()]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_generated_parts_are_what_the_generator_writes(regenerated_pages: dict[str, str]) -> None:
+    assert {"results.md", "speed.md", "command-line.md"} <= {Path(page).name for page in regenerated_pages}
+    changed = [page for page, text in regenerated_pages.items() if Path(page).read_text(encoding="utf-8") != text]
+    assert not changed, f"run python docs/generate.py, which changes {changed}"
+
+
+def test_generated_parts_stand_between_markers() -> None:
+    parts = {"one": lambda: "| 1 |", "two": lambda: "| 2 |"}
+    page = "Before.\n<!-- generated: one -->\nold\n<!-- end generated -->\nBetween.\n<!--generated:two--><!-- end generated -->\n"
+    new = generate.regenerated(page, "a page", parts)
+    assert new == (
+        "Before.\n<!-- generated: one -->\n\n| 1 |\n\n<!-- end generated -->\nBetween.\n"
+        "<!-- generated: two -->\n\n| 2 |\n\n<!-- end generated -->\n"
+    )
+    assert generate.regenerated(new, "a page", parts) == new
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        (
+            "<!-- generated: three -->\n<!-- end generated -->",
+            "unknown generated part 'three' in a page; the names are one",
+        ),
+        ("<!-- generated: -->\n<!-- end generated -->", "a generated part without a name in a page"),
+        ("<!-- generated: one -->\n", "the generated part 'one' in a page has no end"),
+        ("<!-- generated: one -->\n<!-- generated: one -->\n<!-- end generated -->", "'one' in a page has no end"),
+        ("<!-- end generated -->", "without a beginning"),
+    ],
+)
+def test_generated_parts_with_a_wrong_marker_are_an_error(page: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        generate.regenerated(page, "a page", {"one": lambda: "| 1 |"})
+
+
+def test_generated_parts_that_no_page_shows_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "PARTS", {name: lambda: "" for name in (*generate.PARTS, "forgotten")})
+    with pytest.raises(UserError, match="no page of docs/ shows forgotten"):
+        list(generate.changes())
+
+
+def test_the_command_line_page_has_every_setting(regenerated_pages: dict[str, str]) -> None:
+    text = regenerated_pages[str(ROOT / "docs/command-line.md")]
+    shown = re.findall(r"^\| `--([\w-]+) ", text, re.MULTILINE)
+    assert set(shown) == {name.replace("_", "-") for name in config.known_fields(SECTIONS)}
+    assert "`fp32`, `bf16`, `auto` | `fp32` |" in text and "| `10 GiB` |" in text  # choices, default and unit
+    assert "| `--pica-lamda X` | weight of the loss term that balances the cluster sizes | `2` | `base.yaml`" in text
+
+
+def test_the_command_line_page_has_the_exit_statuses(regenerated_pages: dict[str, str]) -> None:
+    text = regenerated_pages[str(ROOT / "docs/command-line.md")]
+    statuses = re.findall(r"^\| `(\d+)` \|", text, re.MULTILINE)
+    assert statuses == ["0", "1", "2", *sorted(str(128 + number) for number in SIGNALS)]
+
+
 @pytest.mark.parametrize("document", ["README.md", "docs/speed.md", "docs/parallel.md"])
 def test_figures_of_speed_are_those_that_the_benchmarks_left(document: str) -> None:
     results = [path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks/results").glob("*.md")]
@@ -488,7 +556,7 @@ def test_figures_of_speed_are_those_that_the_benchmarks_left(document: str) -> N
         pytest.skip("`make bench` has written others")
     rows = [line for text in results for line in text.splitlines()]
     measured = re.findall(
-        r"^\| .*(?: px \| [\d,]| s \|| ms \||pictures/s|steps/s|convnet, width|exponent|% \|).*$",
+        r"^\| .*(?: px \| [\d,]| s \|| ms \||images/s|steps/s|convnet, width|exponent|% \|).*$",
         (ROOT / document).read_text(),
         re.MULTILINE,
     )

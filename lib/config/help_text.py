@@ -58,7 +58,7 @@ def complete(config: Config, sections: Sequence[Kind]) -> str:
     others = {section: (registry, name) for section, registry, name in all_sections(sections) if section not in used}
     for section, (registry, name) in others.items():
         assert registry is not None  # the sections of every run are in use
-        lines += _group(section, config, f"; only with {_choice_flag(registry, sections)} {name}")
+        lines += _group(section, config, f"; only with {choice_flag(registry, sections)} {name}")
     return "\n".join(lines)
 
 
@@ -93,7 +93,7 @@ def _owners(config: Config, sections: Sequence[Kind]) -> dict[str, Kind]:
     return {name: section for section in reversed(every) for name in fields_of(section)}
 
 
-def _choice_flag(registry: Registry, sections: Sequence[Kind]) -> str:
+def choice_flag(registry: Registry, sections: Sequence[Kind]) -> str:
     """The flag that chooses a component of this registry."""
     return next(
         flag_of(name)
@@ -123,16 +123,16 @@ def _entry(name: str, section: Kind, config: Config, brief: str = "") -> list[st
 
 def _remarks(field: dataclasses.Field[Any], hint: Any, value: Any) -> Iterator[str]:
     registry: Registry | None = field.metadata["component"]
-    choices = _choices(hint) if registry is None else [name for name, _ in registry.listed()]
+    choices = choices_of(field, hint)
     if choices:
         yield f"one of: {', '.join(choices)}"
     unit = field.metadata["unit"]
     if unit and field.default is None:
         yield f"in {unit}"
     if field.default != "" or registry is None:
-        yield _whole(f"default: {_quantity(field.default, unit)}")
+        yield _whole(f"default: {quantity(field.default, unit)}")
     if value != field.default:
-        yield _whole(f"set here: {_quantity(value, unit)}")
+        yield _whole(f"set here: {quantity(value, unit)}")
 
 
 def _whole(remark: str) -> str:
@@ -144,11 +144,12 @@ def _is_quantity(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _quantity(value: Any, unit: str) -> str:
+def quantity(value: Any, unit: str) -> str:
+    """A value as the help shows it, with its unit."""
     if value == "":
         return "empty"
     if isinstance(value, tuple) and value:
-        return " ".join(_quantity(entry, "") for entry in value) + (f" {unit}" if unit else "")
+        return " ".join(quantity(entry, "") for entry in value) + (f" {unit}" if unit else "")
     text = f"{value:.6g}" if isinstance(value, float) else shown(value)
     if not unit or not _is_quantity(value):
         return text
@@ -170,10 +171,16 @@ def _word(hint: Any) -> str:
     return PLACEHOLDERS[hint] if not arguments else _word(arguments[0])
 
 
-def _choices(hint: Any) -> list[str]:
-    """The values between which a setting chooses, if it does; of a switch with one more value, none."""
+def choices_of(field: dataclasses.Field[Any], hint: Any) -> list[str]:
+    """The values or components between which a setting chooses; empty where it takes any value of its type."""
+    registry: Registry | None = field.metadata["component"]
+    return _literals(hint) if registry is None else [name for name, _ in registry.listed()]
+
+
+def _literals(hint: Any) -> list[str]:
+    """The values that a type lists, if it does; of a switch with one more value, none."""
     if bool in typing.get_args(hint):
         return []
     if typing.get_origin(hint) is Literal:
         return [str(choice) for choice in typing.get_args(hint)]
-    return [choice for part in typing.get_args(hint) for choice in _choices(part)]
+    return [choice for part in typing.get_args(hint) for choice in _literals(part)]
