@@ -1,0 +1,76 @@
+"""Take report-desktop.png, report-phone.png and map.png, beside this file, of the report of a session.
+
+    python -m examples.cifar10_folder data data/cifar10
+    for class in data/cifar10/train/*; do
+        mkdir -p data/cifar10-2k/$(basename $class)
+        ls $class | LC_ALL=C sort | head -n 200 | while read file; do cp $class/$file data/cifar10-2k/$(basename $class); done
+    done
+    python main.py --cfgs configs/imc_swav/base.yaml configs/imc_swav/pretrained.yaml --data-root data/cifar10-2k \
+        --num-clusters 10 --imports examples.efficientnet_lite0 --network efficientnet_lite0 --net-weights none \
+        --tfm-size 112 --seed 0 --session cifar10-photos
+    python docs/figures/screenshots.py sessions/cifar10-photos
+
+Chromium has to be installed, and `pip install playwright` (`test` in pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+HERE = Path(__file__).parent
+COLOURS = 256  # of an image: its file stays small
+FONT = "body { font-family: 'Liberation Sans', Arial, Helvetica, sans-serif; }"  # the same on every Linux
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+CENTRE = {"x": 500, "y": 300}  # px on the map
+
+
+def save(content: bytes, name: str) -> None:
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    image.quantize(COLOURS, dither=Image.Dither.NONE).save(HERE / name, optimize=True)
+
+
+def opened(browser: Browser, report: Path, width: int, height: int, scale: int) -> Page:
+    page = browser.new_page(
+        viewport={"width": width, "height": height},
+        device_scale_factor=scale,
+        color_scheme="light",
+        reduced_motion="reduce",
+    )
+    page.goto(report.resolve().as_uri())
+    page.add_style_tag(content=FONT)
+    page.wait_for_timeout(500)
+    return page
+
+
+def main(session: Path) -> None:
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
+        sys.exit(f"error: none of {', '.join(PROGRAMS)} is installed; install Chromium")
+    report = session / "report.html"
+    if not report.is_file():
+        sys.exit(f"error: {session} has no report.html; name the folder of a finished session")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        desktop = opened(browser, report, 1280, 900, 1)
+        save(desktop.screenshot(), "report-desktop.png")
+        desktop.locator("#map").scroll_into_view_if_needed()
+        desktop.locator("#plane").hover(position=CENTRE)
+        desktop.wait_for_timeout(500)
+        save(desktop.locator("#map .around").screenshot(), "map.png")
+        phone = opened(browser, report, 390, 844, 2)
+        phone.evaluate("document.getElementById('clusters').scrollIntoView()")
+        phone.wait_for_timeout(500)
+        save(phone.screenshot(), "report-phone.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("error: name the folder of one session, as in python docs/figures/screenshots.py sessions/NAME")
+    main(Path(sys.argv[1]))
