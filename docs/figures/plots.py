@@ -25,6 +25,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from lib.report import session_files, tensorboard_images
@@ -151,8 +152,9 @@ def over_time(axes: Axes, found: Found) -> None:
         axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, label=title, linewidth=2.2)
     axes.set_title(f"{METHODS[str(found.settings['method'])]} on the digits", fontsize=12)
     axes.set_xlabel("minutes of training")
-    axes.set_ylim(0, 1)
+    axes.set_ylim(min(0, axes.get_ylim()[0]), 1)
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.grid(color=EDGE, linewidth=0.8)
     axes.tick_params(length=0)
 

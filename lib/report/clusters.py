@@ -165,21 +165,19 @@ def sections(found: Found, shown: Gallery | None) -> str:
         rows.append(
             f'<tr><th scope="row">{name}</th>'
             + (f"<td>{shown.strip(k, best[:STRIP])}</td>" if shown else "")
-            + f"<td>{len(own):,}</td><td>{charts.bar(share, sizes.max() / max(sizes.sum(), 1))}"
-            f"{share:.1%}</td><td>{confidence}</td>"
             + (f"<td>{escape(meaning)}</td>" if matched else "")
-            + (f"<td>{links}</td>" if near else "")
-            + "</tr>"
+            + f"<td>{len(own):,}</td><td>{charts.bar(share, sizes.max() / max(sizes.sum(), 1))}"
+            f"{share:.1%}</td><td>{confidence}</td>" + (f"<td>{links}</td>" if near else "") + "</tr>"
         )
         if shown:
             parts.append(_cluster(shown, k, len(own), best, worst, meaning))
     head = [
         "cluster",
         *(["most confident"] if shown else []),
+        *(["matched class"] if matched else []),
         "images",
         "share",
         "mean confidence",
-        *(["matched class"] if matched else []),
         *(["near"] if near else []),
     ]
     titles = "".join(f'<th scope="col">{title}</th>' for title in head)
