@@ -1,19 +1,15 @@
-"""Draw clusters-digits.png, confusion-digits.svg and acc-over-time.svg, beside this file, from sessions on the digits.
+"""Draw clusters-digits.png, confusion-digits.svg and acc-over-time.svg, beside this file, from a session on the digits.
 
-    python main.py --cfgs configs/base.yaml configs/digits.yaml --seed 0 --eval-every 5 --session digits-pica
     python main.py --cfgs configs/imc_swav/base.yaml configs/imc_swav/digits.yaml --seed 0 --eval-every 2 \
         --session digits-imc_swav
-    python docs/figures/plots.py sessions/digits-pica sessions/digits-imc_swav
+    python docs/figures/plots.py sessions/digits-imc_swav
 
-The curves are of all sessions; the images and the confusion matrix are of the last. `pip install matplotlib` beforehand
-(`docs` in pyproject.toml).
+`pip install matplotlib` beforehand (`docs` in pyproject.toml).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 
 import matplotlib
@@ -22,10 +18,8 @@ matplotlib.use("svg")
 
 import numpy as np
 from matplotlib import pyplot
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from lib.report import session_files, tensorboard_images
@@ -136,37 +130,21 @@ def confusion(found: Found) -> Figure:
     return figure
 
 
-def minutes(found: Found) -> dict[int, float]:
-    """Training time at the end of each epoch."""
-    seconds = accumulate(float(line["seconds"]) for line in found.training)
-    return {line["epoch"]: total / 60 for line, total in zip(found.training, seconds, strict=True)}
-
-
-def over_time(axes: Axes, found: Found) -> None:
-    """The scores of the first split by minutes of training."""
+def over_time(found: Found) -> Figure:
+    """The scores of the first split by epoch, with labels and without."""
     split = next(iter(found.scores))
-    time = minutes(found)
-    lines = [line for line in found.metrics if line["split"] == split and line["epoch"] in time]
+    lines = [line for line in found.metrics if line["split"] == split]
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
     for key, title, colour, dashes in CURVES:
-        points = [(time[line["epoch"]], line[key]) for line in lines if line.get(key) is not None]
+        points = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
         axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, label=title, linewidth=2.2)
-    axes.set_title(f"{METHODS[str(found.settings['method'])]} on the digits", fontsize=12)
-    axes.set_xlabel("minutes of training")
+    axes.set_title(f"{METHODS[str(found.settings['method'])]} on the digits: the {split} images", fontsize=12)
+    axes.set_xlabel("epoch")
     axes.set_ylim(min(0, axes.get_ylim()[0]), 1)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.set_xlim(0, max(line["epoch"] for line in lines))
     axes.grid(color=EDGE, linewidth=0.8)
     axes.tick_params(length=0)
-
-
-def curves(sessions: Sequence[Found]) -> Figure:
-    """A panel for each session."""
-    figure, panels = pyplot.subplots(
-        1, len(sessions), figsize=(4.8 * len(sessions), 3.9), layout="constrained", sharey=True, squeeze=False
-    )
-    for axes, found in zip(panels[0], sessions, strict=True):
-        over_time(axes, found)
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(loc="outside right center", frameon=False)
     return figure
 
 
@@ -174,15 +152,15 @@ def save(figure: Figure, name: str) -> None:
     figure.savefig(HERE / name, metadata={"Date": None})
 
 
-def main(paths: Sequence[str]) -> None:
-    sessions = [session_files.read(Path(path)) for path in paths]
+def main(path: Path) -> None:
+    found = session_files.read(path)
     with pyplot.rc_context(STYLE):
-        clusters(sessions[-1]).save(HERE / "clusters-digits.png", optimize=True)
-        save(confusion(sessions[-1]), "confusion-digits.svg")
-        save(curves(sessions), "acc-over-time.svg")
+        clusters(found).save(HERE / "clusters-digits.png", optimize=True)
+        save(confusion(found), "confusion-digits.svg")
+        save(over_time(found), "acc-over-time.svg")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("error: name the folders of sessions, as in python docs/figures/plots.py sessions/NAME")
-    main(sys.argv[1:])
+    if len(sys.argv) != 2:
+        sys.exit("error: name the folder of one session, as in python docs/figures/plots.py sessions/NAME")
+    main(Path(sys.argv[1]))

@@ -21,15 +21,16 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Locator, Page, sync_playwright
 
 HERE = Path(__file__).parent
 LARGEST = 290_000  # bytes of a file; one that would be larger gets a palette
 FONT = "body { font-family: 'Liberation Sans', Arial, Helvetica, sans-serif; }"  # the same on every Linux
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-# The place on the map of the confident image that is nearest to the middle, beside which there is room for its label.
+MARGIN = 8  # px around a part of the page
+# The place on the map of a confident image near the lower left corner, beside which there is room for its label.
 PLACE = """() => {
-    const offset = (n) => Math.hypot(at(n)[0] - size[0] * 0.4, at(n)[1] - size[1] * 0.4);
+    const offset = (n) => Math.hypot(at(n)[0] - size[0] * 0.26, at(n)[1] - size[1] * 0.88);
     const confident = data.names.map((_, n) => n).filter((n) => data.confidence[n] > 0.9);
     const [x, y] = at(confident.reduce((best, n) => (offset(n) < offset(best) ? n : best)));
     return { x, y };
@@ -40,7 +41,7 @@ def save(content: bytes, name: str) -> None:
     image = Image.open(io.BytesIO(content)).convert("RGB")
     image.save(HERE / name, optimize=True)
     if (HERE / name).stat().st_size > LARGEST:
-        image.quantize(256, Image.Quantize.MAXCOVERAGE).save(HERE / name, optimize=True)
+        image.quantize(256, Image.Quantize.MEDIANCUT, kmeans=4).save(HERE / name, optimize=True)
 
 
 def opened(browser: Browser, report: Path, width: int, height: int, scale: int) -> Page:
@@ -54,6 +55,21 @@ def opened(browser: Browser, report: Path, width: int, height: int, scale: int) 
     page.add_style_tag(content=FONT)
     page.wait_for_timeout(500)
     return page
+
+
+def around(*parts: Locator) -> FloatRect:
+    """The part of the window that holds all `parts`."""
+    boxes = [box for part in parts if (box := part.bounding_box())]
+    left = min(box["x"] for box in boxes)
+    top = min(box["y"] for box in boxes)
+    right = max(box["x"] + box["width"] for box in boxes)
+    bottom = max(box["y"] + box["height"] for box in boxes)
+    return {
+        "x": left - MARGIN,
+        "y": top - MARGIN,
+        "width": right - left + 2 * MARGIN,
+        "height": bottom - top + 2 * MARGIN,
+    }
 
 
 def main(session: Path) -> None:
@@ -70,7 +86,9 @@ def main(session: Path) -> None:
         desktop.locator("#map").scroll_into_view_if_needed()
         desktop.locator("#plane").hover(position=desktop.evaluate(PLACE))
         desktop.wait_for_timeout(500)
-        save(desktop.locator("#map .around").screenshot(), "map.png")
+        save(
+            desktop.screenshot(clip=around(desktop.locator("#map .around"), desktop.locator("#map .chips"))), "map.png"
+        )
         phone = opened(browser, report, 390, 844, 2)
         phone.evaluate("document.getElementById('clusters').scrollIntoView()")
         phone.wait_for_timeout(500)
