@@ -131,7 +131,7 @@ def confusion(table: NDArray[np.int64], rows: Sequence[str], columns: Sequence[s
     return (
         f'<div class="wide"><svg class="confusion" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{count} classes by {wide} clusters, ordered so that matched ones lie on the diagonal, which holds '
-        f'{agreed:.1%} of the pictures">{"".join(cells)}</svg></div>'
+        f'{agreed:.1%} of the images">{"".join(cells)}</svg></div>'
     )
 
 
@@ -140,5 +140,5 @@ def _short(name: str, most: int = 18) -> str:
 
 
 def bar(share: float, largest: float) -> str:
-    """A bar for a share of all pictures, the largest one being full."""
+    """A bar for a share of all images, the largest one being full."""
     return f'<span class="bar" style="--share:{share / max(largest, 1e-12):.4f}"></span>'

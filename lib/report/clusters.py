@@ -1,4 +1,4 @@
-"""The clusters of a run, and the pictures that show what each of them holds."""
+"""The clusters of a run, and the images that show what each of them holds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from lib.report import charts, thumbnails
 from lib.report.session_files import Found, Shown
 from lib.scoring import metrics
 
-NEIGHBOURS = 8  # of each picture
-BLOCK = 256  # pictures that are compared with all others at a time
+NEIGHBOURS = 8  # of each image
+BLOCK = 256  # images that are compared with all others at a time
 NEAR = 3  # clusters that are named beside each cluster
+STRIP = 8  # images beside each cluster in the table of all
 
 
 def colour(cluster: int) -> str:
@@ -31,7 +32,7 @@ def clean(text: str) -> str:
 
 
 class Gallery:
-    """The pictures that a report shows.
+    """The images that a report shows.
 
     Args:
         found: of a session that has them.
@@ -49,12 +50,10 @@ class Gallery:
 
     @property
     def scope(self) -> str:
-        """Which pictures these are."""
+        """Which images these are."""
         if len(self.row) == len(self._found.cluster):
-            return "All pictures."
-        return (
-            f"{len(self.row):,} of the {len(self._found.cluster):,} pictures (--eval-sample); predictions.csv has all."
-        )
+            return "All images."
+        return f"{len(self.row):,} of the {len(self._found.cluster):,} images (--eval-sample); predictions.csv has all."
 
     @property
     def style(self) -> str:
@@ -66,13 +65,20 @@ class Gallery:
         )
 
     def thumb(self, n: int, caption: str = "") -> str:
-        """A button with picture n of those that are shown."""
+        """A button with image n of those that are shown."""
         name = clean(self._found.names[self.row[n]])
         told = f"{name}, cluster {self.cluster[n]}, confidence {self.confidence[n]:.0%}"
         return (
             f'<button class="t" data-n="{n}" style="--x:{n % self.columns};--y:{n // self.columns}" '
             f'title="{escape(name)}" aria-label="{escape(told)}"><span>{escape(caption)}</span></button>'
         )
+
+    def strip(self, k: int, chosen: list[int]) -> str:
+        """A link to cluster k that shows the images `chosen`, by their numbers among those that are shown."""
+        thumbs = "".join(
+            f'<span class="t" style="--x:{n % self.columns};--y:{n // self.columns}"></span>' for n in chosen
+        )
+        return f'<a class="strip" href="#c{k}" aria-label="Images of cluster {k}">{thumbs}</a>' if chosen else ""
 
     @property
     def chips(self) -> str:
@@ -93,7 +99,7 @@ class Gallery:
 
     @property
     def neighbours(self) -> NDArray[np.int64]:
-        """(n, NEIGHBOURS) of each picture, the nearest first."""
+        """(n, NEIGHBOURS) of each image, the nearest first."""
         feature = self._shown.feature
         count = min(NEIGHBOURS, len(feature) - 1)
         nearest = np.empty((len(feature), count), dtype=np.int64)
@@ -126,7 +132,7 @@ class Gallery:
 
 
 def near_clusters(found: Found, shown: Shown) -> dict[int, list[tuple[int, float]]]:
-    """For each cluster with pictures, those whose mean features point most alike, with the cosine."""
+    """For each cluster with images, those whose mean features point most alike, with the cosine."""
     cluster = found.cluster[shown.row]
     held = np.unique(cluster)
     means = np.stack([shown.feature[cluster == k].mean(axis=0) for k in held])
@@ -138,7 +144,7 @@ def near_clusters(found: Found, shown: Shown) -> dict[int, list[tuple[int, float
 
 
 def sections(found: Found, shown: Gallery | None) -> str:
-    """Sizes of all clusters, then the pictures of each."""
+    """Sizes of all clusters, then the images of each."""
     sizes = np.bincount(found.cluster, minlength=found.k)
     near = near_clusters(found, found.shown) if found.shown is not None and len(found.shown.row) else {}
     matched = {} if metrics.unscored(found.label) else metrics.matching(found.label, found.cluster)
@@ -155,41 +161,50 @@ def sections(found: Found, shown: Gallery | None) -> str:
         links = " ".join(f'<a href="#c{j}">{j}</a> <small>{cosine:.2f}</small>' for j, cosine in near.get(k, []))
         confidence = f"{found.confidence[own].mean():.2f}" if len(own) else "–"
         name = f'<a href="#c{k}"><i style="background:{colour(k)}"></i>{k}</a>' if shown else str(k)
+        best, worst = _extremes(shown, own, found) if shown else ([], [])
         rows.append(
-            f'<tr><th scope="row">{name}</th><td>{len(own):,}</td><td>{charts.bar(share, sizes.max() / max(sizes.sum(), 1))}'
-            f"{share:.1%}</td><td>{confidence}</td>"
+            f'<tr><th scope="row">{name}</th>'
+            + (f"<td>{shown.strip(k, best[:STRIP])}</td>" if shown else "")
             + (f"<td>{escape(meaning)}</td>" if matched else "")
-            + (f"<td>{links}</td>" if near else "")
-            + "</tr>"
+            + f"<td>{len(own):,}</td><td>{charts.bar(share, sizes.max() / max(sizes.sum(), 1))}"
+            f"{share:.1%}</td><td>{confidence}</td>" + (f"<td>{links}</td>" if near else "") + "</tr>"
         )
         if shown:
-            parts.append(_cluster(shown, k, own, found, meaning))
+            parts.append(_cluster(shown, k, len(own), best, worst, meaning))
     head = [
         "cluster",
-        "pictures",
+        *(["most confident"] if shown else []),
+        *(["matched class"] if matched else []),
+        "images",
         "share",
         "mean confidence",
-        *(["matched class"] if matched else []),
         *(["near"] if near else []),
     ]
     titles = "".join(f'<th scope="col">{title}</th>' for title in head)
-    note = "<p>Near: clusters whose mean features point most alike, with the cosine.</p>" if near else ""
+    about_near = "Near: clusters whose mean features point most alike, with the cosine."
+    note = f'<p class="note">{about_near}</p>' if near else ""
     return (
-        f'{note}<div class="wide"><table class="sizes"><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<div class="wide"><table class="sizes"><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        + note
         + "".join(parts)
     )
 
 
-def _cluster(shown: Gallery, k: int, own: NDArray[np.int64], found: Found, meaning: str) -> str:
-    heading = f"Cluster {k}: {counted(len(own), 'picture', 'pictures')}" + (f"; {meaning}" if meaning else "")
+def _extremes(shown: Gallery, own: NDArray[np.int64], found: Found) -> tuple[list[int], list[int]]:
+    """Numbers of the most confident and of the least certain images of a cluster, the most extreme first."""
     order = own[np.argsort(-found.confidence[own], kind="stable")]
-    content = "<p>Empty.</p>" if not len(own) else ""
     cut = min(thumbnails.MOST_CONFIDENT, -(-len(own) * 3 // 5))
     # As far as the sample had room for the extremes, without a gap.
     best, worst = (
         [shown.number[row] for row in takewhile(shown.number.__contains__, rows.tolist())]
         for rows in (order[:cut], order[cut:][::-1][: thumbnails.LEAST_CERTAIN])
     )
+    return best, worst
+
+
+def _cluster(shown: Gallery, k: int, size: int, best: list[int], worst: list[int], meaning: str) -> str:
+    heading = f"Cluster {k}: {counted(size, 'image', 'images')}" + (f"; {meaning}" if meaning else "")
+    content = "<p>Empty.</p>" if not size else ""
     for title, chosen in (("Most confident", best), ("Least certain", worst)):
         if chosen:
             thumbs = "".join(shown.thumb(n, f"{shown.confidence[n]:.0%}") for n in chosen)

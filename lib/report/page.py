@@ -21,13 +21,13 @@ from lib.scoring.text_tables import spread
 
 FILE = "report.html"
 MEANINGS = {
-    "acc": ("ACC", "share of the pictures in the cluster that is matched to their class"),
-    "nmi": ("NMI", "information shared with the classes; 1 is all"),
-    "ari": ("ARI", "pairs of pictures together and apart as in the classes, beyond chance; 1 is all"),
-    "confidence": ("Confidence", "mean probability of a picture's cluster; the higher the clearer"),
-    "pui": ("PUI", "partition uncertainty: how far clusters share their pictures; the lower the better"),
-    "silhouette": ("Silhouette", "how far the clusters lie apart in the features, −1 to 1; the higher the better"),
-    "agreement": ("Agreement", "whether pictures keep their cluster in a changed view (ARI); 1 is always"),
+    "acc": ("ACC", "share of the images in the cluster that is matched to their class"),
+    "nmi": ("NMI", "information that clusters share with the classes; 1 is all"),
+    "ari": ("ARI", "pairs of images together or apart as in the classes; 0 is chance, 1 is all"),
+    "confidence": ("Confidence", "mean probability of an image's cluster; higher is clearer"),
+    "pui": ("PUI", "partition uncertainty: how far clusters share their images; lower is better"),
+    "silhouette": ("Silhouette", "how far apart the clusters are in the features, −1 to 1; higher is better"),
+    "agreement": ("Agreement", "whether images keep their cluster in a random view; 1 is always"),
 }
 BOOKKEEPING = ("epoch", "step", "rate", "seconds", "pictures_per_second")  # in training.jsonl, beside the losses
 _HERE = Path(__file__).parent
@@ -52,8 +52,10 @@ def page(found: Found) -> str:
     name = clean(found.path.resolve().name)
     settings = found.settings
     kind = f"{settings.get('method')}, {found.k} clusters"
-    count = counted(len(found.cluster), "picture", "pictures")
-    about = clean(f"{kind}, {count}: {settings.get('dataset')} in {settings.get('data_root')}")
+    count = counted(len(found.cluster), "image", "images")
+    root = settings.get("data_root")
+    source = root if settings.get("dataset") == "image_folder" else f"{settings.get('dataset')} in {root}"
+    about = clean(f"{kind}, {count} of {source}")
     header = f"<header><h1>{escape(name)}</h1><p>{escape(about)}</p>{_nav(parts)}</header>"
     extra = gallery.dialog + gallery.data if gallery else ""
     script = (_HERE / "script.js").read_text(encoding="utf-8") if gallery else ""
@@ -105,13 +107,13 @@ def _overview(found: Found) -> str:
     ]
     remarks = []
     if metrics.collapsed(values["entropy"], found.k):
-        remarks.append("The clusters collapse: most of the pictures share few of them.")
+        remarks.append("The clusters collapse: most of the images share few of them.")
     if len(found.skipped):
         listed = "".join(f"<li>{escape(line)}</li>" for line in found.skipped)
-        count = counted(len(found.skipped), "picture", "pictures")
+        count = counted(len(found.skipped), "image", "images")
         remarks.append(f"<details><summary>{count} could not be read</summary><ul>{listed}</ul></details>")
     noted = "".join(f'<div class="remark">{remark}</div>' for remark in remarks)
-    about = f"<p>Of the {'pictures' if len(found.scores) == 1 else f'split <b>{escape(split)}</b>'}"
+    about = f"<p>Of the {'images' if len(found.scores) == 1 else f'split <b>{escape(split)}</b>'}"
     if values.get("acc") is None:
         about += f"; {escape(values.get('unscored', 'there are no labels'))}, so these figures do without"
     return f'{noted}{about}:</p><dl class="cards">{"".join(cards)}</dl>'
@@ -167,7 +169,7 @@ def _training(found: Found) -> str:
         seconds = sum(line["seconds"] for line in found.training)
         content = (
             f"<p>{last['epoch']:,} epochs, {last['step']:,} steps, {_duration(seconds)} of training, "
-            f"{last['pictures_per_second']:,.0f} pictures a second at the end.</p>" + content
+            f"{last['pictures_per_second']:,.0f} images a second at the end.</p>" + content
         )
     return content
 
@@ -195,10 +197,10 @@ _FIND = (
 
 def _map(gallery: Gallery) -> str:
     return (
-        f"<p>{gallery.scope} Pictures whose features point the same way lie near each other (t-SNE); the distance of far "
-        "ones, and the size of a group, say little. Hover, tap, or use the arrow keys and Enter.</p>"
+        f"<p>{gallery.scope} Images whose features point the same way are near each other (t-SNE). Distances between "
+        "groups and the sizes of groups say little. Hover, tap, or use the arrow keys and Enter.</p>"
         '<div class="around"><canvas id="plane" tabindex="0" role="application" '
-        'aria-label="Map of the pictures; arrow keys go from one to the next, Enter opens it"></canvas>'
+        'aria-label="Map of the images; arrow keys go from one to the next, Enter opens it"></canvas>'
         '<div id="tip" hidden></div></div><p id="told" class="unseen" role="status"></p>'
         f'<div class="chips" role="group" aria-label="Show one cluster alone">{gallery.chips}</div>'
         "<noscript><p>The map needs JavaScript.</p></noscript>"

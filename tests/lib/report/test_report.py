@@ -181,6 +181,26 @@ def test_thumbnails_show_the_pictures(session: Path) -> None:
         np.testing.assert_allclose(mean, wanted[run.names[row].split("/")[0]], atol=12)
 
 
+def test_beside_each_cluster_are_its_most_confident_images(session: Path) -> None:
+    run = session_files.read(session)
+    assert run.shown is not None
+    wide = thumbnails.columns(len(run.shown.row))
+    row = run.shown.row.tolist()
+    text = (session / page.FILE).read_text(encoding="utf-8")
+    strips = re.findall(r'<a class="strip" href="#c(\d+)"[^>]*>(.*?)</a>', text)
+    assert [int(k) for k, _ in strips] == np.unique(run.cluster).tolist()
+    for k, strip in strips:
+        own = np.flatnonzero(run.cluster == int(k))
+        best = own[np.argsort(-run.confidence[own], kind="stable")][: min(clusters.STRIP, -(-len(own) * 3 // 5))]
+        places = [(int(x), int(y)) for x, y in re.findall(r"--x:(\d+);--y:(\d+)", strip)]
+        assert places == [(row.index(i) % wide, row.index(i) // wide) for i in best]
+
+
+def test_the_header_names_the_folder_of_images(session: Path) -> None:
+    text = (session / page.FILE).read_text(encoding="utf-8")
+    assert f"<p>pica, 4 clusters, 60 images of {session.parent.parent / 'pictures'}</p>" in text
+
+
 def test_tensorboard_has_the_features_the_clusters_and_the_settings(session: Path) -> None:
     folder = session / "tfboard"
     (tensors,) = folder.rglob("tensors.tsv")
@@ -355,7 +375,7 @@ def test_in_a_browser(width: int, scheme: str, browser: Any, session: Path) -> N
     }""")
     assert size == [8 * 48, 8 * 48]
     shown = tab.evaluate(
-        "[...document.querySelectorAll('#clusters .t')].map((one) => Number(one.dataset.n)).sort((a, b) => a - b)"
+        "[...document.querySelectorAll('#clusters .cluster .t')].map((one) => Number(one.dataset.n)).sort((a, b) => a - b)"
     )
     sizes = np.bincount(session_files.read(session).cluster)
     assert (
