@@ -549,7 +549,7 @@ def test_the_command_line_page_has_the_exit_statuses(regenerated_pages: dict[str
     assert statuses == ["0", "1", "2", *sorted(str(128 + number) for number in SIGNALS)]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/speed.md", "docs/parallel.md"])
+@pytest.mark.parametrize("document", ["docs/speed.md", "docs/parallel.md"])
 def test_figures_of_speed_are_those_that_the_benchmarks_left(document: str) -> None:
     results = [path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks/results").glob("*.md")]
     if any("--short" in text for text in results):
