@@ -35,12 +35,12 @@ class Recipe:
     """
 
     size: int  # px, side of the result
-    crop: Literal["center", "random", "resized"]
+    crop: Literal["center", "random", "resized"]  # as above
     resize: int = 0  # px, not used by "resized"
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: tuple[float, float] = (0.08, 1.0)  # of "resized"; smallest and largest share of the area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # of "resized"; smallest and largest width / height
     jitter: tuple[float, float, float, float] | None = None  # brightness, contrast, saturation, hue
-    jitter_probability: float = 1.0
+    jitter_probability: float = 1.0  # of a change of colours
     grayscale: float = 0.0  # probability
     flip: float = 0.0  # probability
 
@@ -64,8 +64,8 @@ class Request:
     """
 
     index: Tensor  # (N,) positions among the run's images; one may come twice
-    recipes: tuple[Recipe, ...]
-    epoch: int = 0
+    recipes: tuple[Recipe, ...]  # V, one for each view
+    epoch: int = 0  # that the draws depend on
     drawn_as: Tensor | None = None  # (N,) numbers that stand for the images in the draws; none: their positions
     first_copy: int = 0  # the position of the first recipe, where these recipes are some of a batch's
 
@@ -92,6 +92,8 @@ class Prepared:
 
 
 class Views(Protocol):
+    """What turns positions of images into views on the device."""
+
     @property
     def skipped(self) -> dict[int, str]:
         """Positions of images that were left out so far, and why (`on_bad_image skip`)."""
@@ -127,6 +129,8 @@ class Views(Protocol):
 
 
 class Batch(Protocol):
+    """What the trainer knows of a batch; its method knows more, such as `lib.methods.batches.ViewBatch`."""
+
     @property
     def index(self) -> Tensor:
         """(N,) positions of the images of all processes, on the CPU."""
@@ -137,6 +141,8 @@ class Batch(Protocol):
 
 
 class Source(Protocol):
+    """A method's order of batches."""
+
     def __len__(self) -> int:
         """Steps per epoch."""
 
@@ -162,6 +168,7 @@ class Method(nn.Module, ABC):
     their BatchNorm is one; what is computed after `lib.machine.processes.gather` is the same in each."""
 
     num_clusters: int
+    """K."""
 
     full_name: str = ""
     """For people: its name, authors and year; empty: the name by which it is registered."""
@@ -247,10 +254,10 @@ class Split:
 class Task:
     """What is trained, scored or used to predict."""
 
-    method: Method
-    source: Source
-    views: Views
-    pictures: Pictures
+    method: Method  # on its device
+    source: Source  # of the training batches
+    views: Views  # of all images of the run
+    pictures: Pictures  # the images, and which are trained on and scored
     perturbed: Recipe  # a random view, as the training takes it
     config: Config  # all settings, with those that were left to the images
     encode: nn.Module = field(default_factory=nn.Identity)  # a frozen backbone, which the views have passed

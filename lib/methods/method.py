@@ -119,6 +119,7 @@ class ViewMethod(contracts.Method):
     """Factor of the learning rate for the network's weights."""
 
     settings: Any
+    """Of the class's `Settings`; None: it has none."""
 
     def __init__(self, network: nn.Module | None = None, num_clusters: int = 0, settings: Any = None) -> None:
         super().__init__()
