@@ -26,7 +26,8 @@ from lib.config.command_flags import Command
 from lib.machine import devices, processes, random_seeds
 from lib.machine.devices import DeviceSettings
 from lib.machine.random_seeds import SeedSettings
-from lib.methods import method
+from lib.contracts import Task
+from lib.methods import building, method
 from lib.networks import backbone
 from lib.report import sorted_copies
 from lib.runs import forecast, header, launcher, resume, run_list, settings_from_images, several_runs
@@ -85,14 +86,14 @@ def main(argv: Sequence[str]) -> int | None:
                 run(settings, start)
 
 
-def build(settings: config.Config, folder: Path | None = None) -> method.Task:  # its weights are drawn from the seed
+def build(settings: config.Config, folder: Path | None = None) -> Task:  # its weights are drawn from the seed
     devices.configure(*(settings.of(section) for section in devices.SECTIONS))
     settings = datasets.disk_cache.usable(settings)
     processes.from_first(partial(sorted_copies.check, settings, folder))
     pictures = datasets.open_pictures(settings)
     sorted_copies.check_files(settings, pictures)
     settings = settings_from_images.counted(settings, pictures)
-    return method.get(settings.of(method.MethodSettings).method).build(settings, pictures)  # type: ignore[no-any-return]
+    return building.build(settings, pictures)
 
 
 def load(path: str) -> model.Model:
@@ -113,13 +114,14 @@ def run(settings: config.Config, start: resume.Start) -> None:
     """Train, score a checkpoint, or predict by it."""
     with session.Session(settings, start.folder, silent=not processes.leads()) as log:
         task = build(settings, start.folder)
-        training = trainer.Trainer(task, task.config) if settings.of(Command).trains else None
+        training = trainer.Trainer(task) if settings.of(Command).trains else None
         if training and start.stored and start.folder:
             training.load_state_dict(start.stored)
         elif start.stored:
             backbone.load(task.method, task.encode, start.stored)
         header.show(log, task)
-        with closing(task.views.prepared()):
+        with closing(task.views):
+            task.views.prepare(log.path)
             log.begin(task.config)
             header.show_views(log, task, training.length if training else None)
             if training:
@@ -128,8 +130,8 @@ def run(settings: config.Config, start: resume.Start) -> None:
                 log.rewind({})  # of a run that ended before its first checkpoint
             if settings.of(Command).predict and (remark := evaluation.adopt(task.method, start.stored or {})):
                 log.warn(remark)
-            outcome = training.run(log) if training else evaluation.evaluate(task, task.config)
-            report.finish(log, task, task.config, outcome)
+            outcome = training.run(log) if training else evaluation.evaluate(task)
+            report.finish(log, task, outcome)
 
 
 if __name__ == "__main__":

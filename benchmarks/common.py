@@ -119,7 +119,7 @@ def row_trainer(method: str, folder: Path, images: int, *words: object) -> Any:
     )  # fmt: skip
     task = main.build(config)
     task.method.train()
-    trainer = Trainer(task, task.config)
+    trainer = Trainer(task)
     trainer._rate = 1e-4
     return trainer
 

@@ -28,7 +28,7 @@ def epoch(method: str, folder: Path, backend: str, steps: int, width: int) -> fl
                       "--net-width", width, "--batch-size", 128, "--tfm-backend", backend, "--debug", "--seed", 0)  # fmt: skip
     task = program.build(chosen)
     with closing(task.views):
-        trainer = Trainer(task, chosen)
+        trainer = Trainer(task)
         batches = task.source.epoch(0)
         trainer.method.train()
         first = next(batches)  # loader processes start

@@ -35,7 +35,7 @@ from lib.training.trainer import Trainer
 imported = time.time() - began
 settings = config.resolve(main.DEFAULTS | config.collect(words, main.SECTIONS), main.SECTIONS)
 task = main.build(settings)
-trainer = Trainer(task, task.config)
+trainer = Trainer(task)
 trainer.method.train()
 trainer._begin_epoch()
 with Session(task.config, silent=True) as trainer.session:

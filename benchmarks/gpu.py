@@ -30,7 +30,7 @@ WAYS: dict[str, tuple[str, ...]] = {
 def work(method: str) -> tuple[int, int]:
     """(operations of a step, steps of the whole row)"""
     task = row_without_data(method)
-    return measure(task, task.config)[0], len(task.source) * task.config.of(TrainerSettings).epochs
+    return measure(task)[0], len(task.source) * task.config.of(TrainerSettings).epochs
 
 
 def seconds_per_step(method: str, folder: Path, count: int, warm: int, *words: str) -> tuple[float, float]:

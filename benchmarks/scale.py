@@ -65,7 +65,7 @@ def train(pictures: int) -> None:
     task = program.build(chosen)
     began = time.perf_counter()
     with Session(chosen) as session, closing(task.views):
-        Trainer(task, chosen).run(session)
+        Trainer(task).run(session)
     seconds = time.perf_counter() - began
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     print(json.dumps({"seconds": seconds, "bytes": grown, "pictures": pictures * SIDE * SIDE * 3}))

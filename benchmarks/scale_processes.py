@@ -49,7 +49,7 @@ def child(name: str, n: int, steps: int, apart: bool, threads: int) -> None:
         os.environ["WORLD_SIZE"] = "1"
     with processes.joined(chosen.of(DeviceSettings)):
         task = program.build(chosen)
-        trainer = Trainer(task, chosen)
+        trainer = Trainer(task)
         task.method.train()
         n = n // 2 if apart else n
         counts = tuple(len(part) for part in np.array_split(np.arange(n), processes.world()))

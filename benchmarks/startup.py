@@ -29,7 +29,7 @@ settings = config.resolve(main.DEFAULTS | config.collect(words, main.SECTIONS), 
 tell("settings")
 task = main.build(settings)
 tell("images (import of scikit-learn) and network")
-trainer = Trainer(task, settings)
+trainer = Trainer(task)
 trainer.method.train()
 batch = next(iter(task.source.epoch(0)))
 tell("optimiser, first batch")

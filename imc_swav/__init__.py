@@ -6,12 +6,11 @@ network with its heads, as `main.py` trains it.
 
 from imc_swav import authors  # noqa: F401  (registers itself)
 from imc_swav.losses import mutual_information_loss, sinkhorn, swapped_prediction_loss
-from imc_swav.method import IMCSwAV, IMCSwAVSettings, build
+from imc_swav.method import IMCSwAV, IMCSwAVSettings
 
 __all__ = [
     "IMCSwAV",
     "IMCSwAVSettings",
-    "build",
     "mutual_information_loss",
     "sinkhorn",
     "swapped_prediction_loss",

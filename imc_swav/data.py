@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib.contracts import Recipe, Request, Views
+from lib.contracts import Recipe, Views
 from lib.errors import UserError
-from lib.methods.batches import ViewBatch, stream
+from lib.methods.batches import ShuffledSource, ViewBatch
 from lib.transforms import TransformSettings
 
 
@@ -62,76 +61,43 @@ def recipes(
     )  # fmt: skip
 
 
-class IMCSource:
+class IMCSource(ShuffledSource):
     """One epoch: the set once, in a fresh random order; an incomplete last batch is dropped.
 
     Args:
-        views: of the pictures.
-        chosen: positions of the training pictures.
-        classified: (all pictures,) whether the classifier learns from each.
+        views: of the images.
+        index: positions of the training images.
         recipes: of the V views.
-        batch_size: pictures per step.
+        classified: (all images,) whether the classifier learns from each.
+        batch_size: images per step.
         seed: of the order.
     """
 
     def __init__(
         self,
         views: Views,
-        chosen: NDArray[np.int64],
-        classified: NDArray[np.bool_],
+        index: NDArray[np.int64],
         recipes: tuple[Recipe, ...],
+        classified: NDArray[np.bool_],
         *,
         batch_size: int,
         seed: int,
     ) -> None:
-        self._views = views
-        self._chosen = chosen
+        super().__init__(views, index, recipes, batch_size=batch_size, seed=seed)
         self._classified = classified
-        self._recipes = recipes
-        self._batch_size = batch_size
-        self._seed = seed
-
-    def check(self) -> None:
-        """See that there is something to train on.
-
-        Raises:
-            UserError: there is no full batch, or none for the classifier, or a batch is a single picture.
-        """
-        size = self._batch_size
-        learned = int(self._classified[self._chosen].sum())
-        if size < 2:
-            raise UserError(
-                "a batch of one picture leaves BatchNorm nothing to normalise by; give a larger --batch-size"
-            )
-        if len(self._chosen) < size:
-            raise UserError(
-                f"{len(self._chosen)} training pictures do not fill a batch of {size}, and an incomplete one is dropped; "
-                "give a smaller --batch-size"
-            )
-        if learned < size:
-            raise UserError(
-                f"the classifier would learn from {learned} of the training pictures, and waits for a batch of {size}; "
-                "give other --classifier-splits, or a smaller --batch-size"
-            )
-
-    def __len__(self) -> int:
-        return len(self._chosen) // self._batch_size
 
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
-        order = np.random.default_rng((self._seed, index)).permutation(self._chosen)
-        parts = [order[i * self._batch_size :][: self._batch_size] for i in range(start, len(self))]
-        for batch in stream(self._views, (Request(torch.from_numpy(part), self._recipes, index) for part in parts)):
+        for batch in super().epoch(index, start):
             classified = self._classified[batch.index.numpy()]
             yield Batch(**vars(batch), classified=None if classified.all() else classified)
 
     def blank(self, empty: Callable[[Recipe, int], Tensor]) -> Batch:
-        n = self._batch_size
-        return Batch(torch.arange(n), [empty(recipe, n) for recipe in self._recipes])
+        return Batch(**vars(super().blank(empty)))
 
     def describe(self) -> list[str]:
         sizes = "+".join(f"{recipe.size}" for recipe in self._recipes)
-        learned = int(self._classified[self._chosen].sum())
+        learned = int(self._classified[self._index].sum())
         return [
-            f"{len(self._chosen):,} images, {learned:,} for the classifier, "
+            f"{len(self._index):,} images, {learned:,} for the classifier, "
             f"{len(self)} steps of {self._batch_size} in {len(self._recipes)} views ({sizes} px)"
         ]

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imc_swav.bank import Bank, Banked
 from imc_swav.data import Batch, IMCSource, recipes
 from imc_swav.heads import Classifier, Layer, Projection, Prototypes
 from imc_swav.losses import mutual_information_losses, swapped_prediction_loss
-from lib import datasets, networks
-from lib.config.command_flags import Command
 from lib.config.config import Config
 from lib.config.settings import Section, setting
-from lib.features import FeatureSettings
-from lib.features.views import open_views
+from lib.contracts import Recipe, Views
+from lib.datasets import DataSettings, Pictures
+from lib.errors import UserError
 from lib.machine import devices, processes
 from lib.machine.random_seeds import SeedSettings
-from lib.methods.method import Entry, Method, MethodSettings, Task, assemble, number_of_clusters, register
+from lib.methods.idle_gradients import IdleGradients
+from lib.methods.method import MethodSettings, ViewMethod, number_of_clusters, register
 from lib.networks.backbone import Features
-from lib.transforms import LARGEST_SIDE, TransformSettings, plain_recipe
-from lib.transforms.channel_statistics import measured
+from lib.transforms import LARGEST_SIDE, TransformSettings
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class IMCSwAVSettings(Section):
     )
 
 
-class IMCSwAV(Method):
+@register("imc_swav")
+class IMCSwAV(ViewMethod):
     """Ntelemis, Jin, Thomas, 2021.
 
     Args:
@@ -96,29 +97,67 @@ class IMCSwAV(Method):
         settings: everything else.
     """
 
+    Settings = IMCSwAVSettings
+    title = "IMC-SwAV: the views of an image predict each other, and information is maximised (Ntelemis et al., 2021)."
     full_name = "IMC-SwAV (Ntelemis et al., 2021)"
     remedy = "a --batch-size above {batch_size}, a --base-lr below {base_lr:g}, or another --seed"
     frees_clusters = True
     pretrained_configs = ("configs/imc_swav/base.yaml", "configs/imc_swav/pretrained.yaml")
     light_configs = ("configs/imc_swav/base.yaml", "configs/cpu/imc_swav.yaml")
-    selection = "loss"
+    perturbed_view = 0
 
     def __init__(
         self, network: nn.Module, num_clusters: int, batch_size: int, settings: IMCSwAVSettings = IMCSwAVSettings()
     ) -> None:
-        super().__init__()
+        super().__init__(network, num_clusters, settings)
         feature_dim: Any = network.feature_dim
-        self.network = network
         self.projection = Projection(feature_dim, settings.project_dim)
         self.prototypes = Prototypes(settings.project_dim, settings.prototypes)
         self.classifier = Classifier(feature_dim, settings.classifier_dim, num_clusters)
         self.bank = Bank(batch_size)
-        self.settings = settings
-        self.num_clusters = num_clusters
         self.treatments = settings.batchnorm_scores
-        self._classifier_trained = False
+        self._idle = IdleGradients([self.classifier], settings.idle_classifier)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    @classmethod
+    def from_config(cls, config: Config, network: nn.Module) -> Self:
+        clusters = number_of_clusters(config)
+        settings = config.of(IMCSwAVSettings)
+        if isinstance(network, Features):
+            network = Layer(network.feature_dim, settings.feature_layer)
+        return cls(network, clusters, config.of(DataSettings).batch, settings)
+
+    def views(self, transforms: TransformSettings) -> tuple[Recipe, ...]:
+        s = self.settings
+        sizes = s.size_crops or (transforms.size,) * len(s.nmb_crops)
+        return recipes(transforms, s.nmb_crops, sizes, s.min_scale_crops, s.max_scale_crops)
+
+    def check(self, config: Config, pictures: Pictures) -> None:
+        index = pictures.index(pictures.train[-1])
+        size = config.of(DataSettings).batch
+        if size < 2:
+            raise UserError(
+                "a batch of one picture leaves BatchNorm nothing to normalise by; give a larger --batch-size"
+            )
+        if len(index) < size:
+            raise UserError(
+                f"{len(index)} training pictures do not fill a batch of {size}, and an incomplete one is dropped; "
+                "give a smaller --batch-size"
+            )
+        learned = int(_classified(config, pictures)[index].sum())
+        if learned < size:
+            raise UserError(
+                f"the classifier would learn from {learned} of the training pictures, and waits for a batch of {size}; "
+                "give other --classifier-splits, or a smaller --batch-size"
+            )
+        processes.check_parts(size, config.of(MethodSettings).sync_batchnorm)
+
+    def source(self, config: Config, pictures: Pictures, views: Views, recipes: tuple[Recipe, ...]) -> IMCSource:
+        index = pictures.index(pictures.train[-1])
+        size = config.of(DataSettings).batch
+        seed = config.of(SeedSettings).number
+        return IMCSource(views, index, recipes, _classified(config, pictures), batch_size=size, seed=seed)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:  # type: ignore[override]
         s = self.settings
         own = torch.stack(self.encode(batch.views))  # (V, n, feature_dim)
         scores = processes.gather_stacked(self.prototypes(self.projection(own)), batch.counts)  # (V, N, P)
@@ -169,62 +208,18 @@ class IMCSwAV(Method):
     def after_backward(self, step: int) -> None:
         if step < self.settings.frozen_prototype_steps:
             self.prototypes.weight.grad = None  # not zero: neither decay nor momentum moves them
-        if any(weight.grad is not None for weight in self.classifier.parameters()):
-            self._classifier_trained = True
-        elif self._classifier_trained and self.settings.idle_classifier == "zeros":
-            for weight in self.classifier.parameters():
-                weight.grad = torch.zeros_like(weight)
+        self._idle.fill()
 
     def get_extra_state(self) -> dict[str, bool]:
-        return {"classifier_trained": self._classifier_trained}
+        return {"classifier_trained": self._idle.trained[0]}
 
     def set_extra_state(self, state: dict[str, bool]) -> None:
-        self._classifier_trained = state["classifier_trained"]
+        self._idle.trained = [state["classifier_trained"]]
 
 
-def build_method(config: Config, network: nn.Module) -> IMCSwAV:
-    clusters = number_of_clusters(config)
-    settings = config.of(IMCSwAVSettings)
-    if isinstance(network, Features):
-        network = Layer(network.feature_dim, settings.feature_layer)
-    return IMCSwAV(network, clusters, config.of(datasets.DataSettings).batch, settings)
-
-
-def build(config: Config, pictures: datasets.Pictures) -> Task:
-    """Everything that a run needs, from its settings and pictures.
-
-    Raises:
-        UserError: from the data set, or settings that do not go together.
-    """
-    settings = config.of(IMCSwAVSettings)
-    data = config.of(datasets.DataSettings)
-    transforms = config.of(TransformSettings)
-    sizes = settings.size_crops or (transforms.size,) * len(settings.nmb_crops)
-    crops = recipes(transforms, settings.nmb_crops, sizes, settings.min_scale_crops, settings.max_scale_crops)
-    chosen = pictures.index(pictures.train[-1])
-    classified = np.ones(len(pictures), dtype=np.bool_)
-    if settings.classifier_splits is not None:
-        classified = np.isin(np.arange(len(pictures)), pictures.index(settings.classifier_splits))
-    method, encode = assemble(config, pictures)
-    networks.check_sizes(nn.Sequential(encode, method.network), config, *sizes)
-    config = measured(config, pictures)
-    plain = plain_recipe(transforms)
-    seed = config.of(SeedSettings).seed or 0
-    views = open_views(config, pictures, encode, plain, crops)
-    first = plain if config.of(FeatureSettings).views == "neighbours" else crops[0]  # beside them the picture itself
-    source = IMCSource(views, chosen, classified, (first, *crops[1:]), batch_size=data.batch, seed=seed)
-    if config.of(Command).trains:
-        source.check()
-        processes.check_parts(data.batch, config.of(MethodSettings).sync_batchnorm)
-    return Task(method.place(config), source, views, pictures, crops[0], config, encode)
-
-
-register(
-    "imc_swav",
-    Entry(
-        build,
-        build_method,
-        IMCSwAVSettings,
-        "IMC-SwAV: the views of an image predict each other, and information is maximised (Ntelemis et al., 2021).",
-    ),
-)
+def _classified(config: Config, pictures: Pictures) -> NDArray[np.bool_]:
+    """(all images,) whether the classifier learns from each."""
+    splits = config.of(IMCSwAVSettings).classifier_splits
+    if splits is None:
+        return np.ones(len(pictures), dtype=np.bool_)
+    return np.isin(np.arange(len(pictures)), pictures.index(splits))

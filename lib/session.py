@@ -7,6 +7,7 @@
         metrics.jsonl       a line per evaluation and split
         tfboard/            TensorBoard's curves
         checkpoint/         latest.ckpt and best.ckpt
+        neighbours.npy      the nearest neighbours of every image, where a step shows them
         scores.json         the final scores and the matching of clusters to classes
         predictions.csv     every scored picture's cluster; predictions.npz: and all probabilities
         copies.json         with --copy-to: the copies that it has made, by which it knows them again
@@ -50,6 +51,7 @@ from lib.machine import devices, locks
 
 METRICS = "metrics.jsonl"
 TRAINING = "training.jsonl"
+NEIGHBOURS = "neighbours.npy"
 LOCK = ".lock"  # held by the process that writes the session, and removed at its end
 MEMBER = "MEMBER_OF_FAMILY"  # an environment variable, set for the runs of one command that asks for several
 LOG = "log"
@@ -57,7 +59,13 @@ DETAIL = "detail"
 INFO = "info"
 PROGRESS = "progress"
 EVALUATION = "evaluation"
-STARTED = (LOCK, "config.yaml", "provenance.jsonl", "log.txt")  # what there is before there is any result
+STARTED = (
+    LOCK,
+    "config.yaml",
+    "provenance.jsonl",
+    "log.txt",
+    NEIGHBOURS,
+)  # what there is before there is any result
 
 
 @dataclass(frozen=True)

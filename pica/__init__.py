@@ -5,6 +5,6 @@
 
 from pica import authors  # noqa: F401  (registers itself)
 from pica.losses import PUILoss
-from pica.method import PICA, PICASettings, build
+from pica.method import PICA, PICASettings
 
-__all__ = ["PICA", "PICASettings", "PUILoss", "build"]
+__all__ = ["PICA", "PICASettings", "PUILoss"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lib.contracts import Recipe, Request, Views
 from lib.methods.batches import ViewBatch, stream
-from lib.transforms import TransformSettings
+from lib.transforms import TransformSettings, original, perturbed
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,7 @@ class Batch(ViewBatch):
 
 def recipes(s: TransformSettings) -> tuple[Recipe, Recipe]:
     """The original and the perturbed view (Huang et al., 2020, section 4)."""
-    original = Recipe(s.size, "random", s.resize)
-    perturbed = replace(
-        original, jitter=s.tfm_colorjitter, jitter_probability=s.tfm_colorjitter_probability,
-        grayscale=s.tfm_random_grayscale, flip=s.tfm_random_hflip,
-    )  # fmt: skip
-    if s.tfm_scale is not None:
-        perturbed = replace(perturbed, crop="resized", scale=s.tfm_scale, ratio=s.tfm_ratio)
-    return original, perturbed
+    return original(s), perturbed(s)
 
 
 class PICASource:
@@ -40,8 +33,7 @@ class PICASource:
     Args:
         views: of the pictures.
         sets: for each head, the positions of its pictures.
-        original, perturbed: the two recipes.
-        repeat: perturbed copies of each original.
+        recipes: of the original, and of each perturbed copy.
         batch_size: originals per step; the last batch of a head may be smaller.
         seed: of the order.
     """
@@ -50,17 +42,15 @@ class PICASource:
         self,
         views: Views,
         sets: Sequence[NDArray[np.int64]],
-        original: Recipe,
-        perturbed: Recipe,
+        recipes: tuple[Recipe, ...],
         *,
-        repeat: int,
         batch_size: int,
         seed: int,
     ) -> None:
         self._views = views
         self._sets = sets
         self._seed = seed
-        self._recipes = (original,) + (perturbed,) * repeat
+        self._recipes = recipes
         self._batch_size = batch_size
 
     def __len__(self) -> int:

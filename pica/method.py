@@ -6,26 +6,29 @@ import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lib import datasets, networks
-from lib.config.command_flags import Command
+from lib import networks
 from lib.config.config import Config
 from lib.config.settings import Section, setting
+from lib.contracts import Recipe, Views
+from lib.datasets import DataSettings, Pictures
 from lib.errors import UserError
-from lib.features.views import open_views
 from lib.machine import processes
 from lib.machine.random_seeds import SeedSettings
-from lib.methods.method import Entry, Method, MethodSettings, Task, assemble, number_if_given, register
-from lib.networks.backbone import Backbone, Features
+from lib.methods.idle_gradients import IdleGradients
+from lib.methods.method import MethodSettings, ViewMethod, number_if_given, register
+from lib.networks import NetworkSettings
+from lib.networks.backbone import Features
 from lib.networks.batchnorm import ViewBatchNorm
 from lib.networks.sobel import Sobel
-from lib.transforms import TransformSettings, plain_recipe
-from lib.transforms.channel_statistics import measured
-from pica.data import Batch, PICASource, recipes
+from lib.transforms import TransformSettings, original, perturbed, plain_recipe
+from pica.data import Batch, PICASource
 from pica.losses import PUILoss
 
 OVERCLUSTERING = 7  # times the clusters: the paper's 70 for 10
@@ -66,7 +69,8 @@ def head_sizes(net_heads: tuple[int, ...] | None, num_clusters: int | None) -> t
     return net_heads
 
 
-class PICA(Method):
+@register("pica")
+class PICA(ViewMethod):
     """Huang, Gong, Zhu, CVPR 2020.
 
     Args:
@@ -74,8 +78,11 @@ class PICA(Method):
         heads: clusters of each head; the last is the main one, and the others over-cluster.
         lamda: weight of the balance term.
         idle_heads: "zeros" or "none", see `PICASettings`.
+        repeat: perturbed copies of each image in a step.
     """
 
+    Settings = PICASettings
+    title = "PICA: the most confident partition of the images, by several heads (Huang et al., CVPR 2020)."
     full_name = "PICA (Huang et al., CVPR 2020)"
     remedy = (
         "a --pica-lamda above {pica_lamda:g} (it keeps clusters equally large), a --base-lr below {base_lr:g}, or another "
@@ -86,18 +93,65 @@ class PICA(Method):
     light_configs = ("configs/base.yaml", "configs/cpu/pica.yaml")
 
     def __init__(
-        self, network: nn.Module, heads: tuple[int, ...], lamda: float = 2.0, idle_heads: str = "zeros"
+        self,
+        network: nn.Module,
+        heads: tuple[int, ...],
+        lamda: float = 2.0,
+        idle_heads: str = "zeros",
+        repeat: int = 1,
     ) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network, heads[-1])
         feature_dim: Any = network.feature_dim
         self.heads = nn.ModuleList(nn.Linear(feature_dim, size) for size in heads)
         self.objective = PUILoss(lamda)
         self.sizes = heads
-        self.idle_heads = idle_heads
-        self.num_clusters = heads[-1]
+        self.repeat = repeat
         self.selection = f"{self._name(len(heads) - 1)}/loss"
-        self._trained = [False] * len(heads)
+        self._idle = IdleGradients(list(self.heads), idle_heads)
+
+    @classmethod
+    def build_network(cls, config: Config) -> nn.Module:
+        return build_network(config)
+
+    @classmethod
+    def from_config(cls, config: Config, network: nn.Module) -> Self:
+        settings = config.of(PICASettings)
+        if isinstance(network, Features):
+            network = Standardised(network.feature_dim)
+        heads = head_sizes(settings.net_heads, number_if_given(config))
+        return cls(network, heads, settings.pica_lamda, settings.pica_idle_heads, settings.data_nrepeat)
+
+    def views(self, transforms: TransformSettings) -> tuple[Recipe, ...]:
+        # On features, the original is the plain view, which is computed anyway.
+        first = plain_recipe(transforms) if isinstance(self.network, Standardised) else original(transforms)
+        return (first, *[perturbed(transforms)] * self.repeat)
+
+    def check(self, config: Config, pictures: Pictures) -> None:
+        batch = config.of(DataSettings).batch
+        sets = self._sets(pictures)
+        smallest = min(len(index) % batch or batch for index in sets)
+        processes.check_parts(smallest, config.of(MethodSettings).sync_batchnorm)
+        if smallest == 1:
+            side = config.of(TransformSettings).size
+            shape = (config.of(NetworkSettings).net_cin, side, side)
+            check_single(self.network, (self.network.feature_dim,) if isinstance(self.network, Standardised) else shape)
+
+    def source(self, config: Config, pictures: Pictures, views: Views, recipes: tuple[Recipe, ...]) -> PICASource:
+        batch = config.of(DataSettings).batch
+        seed = config.of(SeedSettings).number
+        return PICASource(views, self._sets(pictures), recipes, batch_size=batch, seed=seed)
+
+    def _sets(self, pictures: Pictures) -> list[NDArray[np.int64]]:
+        """For each head the positions of its images.
+
+        Raises:
+            UserError: there are more sets than heads.
+        """
+        train = pictures.train
+        heads = len(self.heads)
+        if len(train) > heads:
+            raise UserError(f"train_splits names {len(train)} sets, and there are {heads} heads (net_heads)")
+        return [pictures.index(train[min(head, len(train) - 1)]) for head in range(heads)]
 
     def _name(self, head: int) -> str:
         return f"head{head}-{self.sizes[head]}"
@@ -110,12 +164,12 @@ class PICA(Method):
         logits: Tensor = self.heads[head](features)
         return logits.softmax(dim=1)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:  # type: ignore[override]
         # In this order, which is that of BatchNorm's running statistics.
-        original, *perturbed = batch.views
-        views = [original, torch.cat(perturbed)]
-        copies = len(perturbed)
-        n = len(original)
+        first, *others = batch.views
+        views = [first, torch.cat(others)]
+        copies = len(others)
+        n = len(first)
         p, q = (self._assigned(features, batch.head) for features in self.encode(views))
         p, *every = processes.gather_views([p, *q.view(copies, n, self.sizes[batch.head])], batch.counts)
         p = p.repeat(copies, 1)
@@ -132,13 +186,7 @@ class PICA(Method):
         return (weight for head in idle for weight in head.parameters())
 
     def after_backward(self, step: int) -> None:
-        for i, head in enumerate(self.heads):
-            idle = all(weight.grad is None for weight in head.parameters())
-            if not idle:
-                self._trained[i] = True
-            elif self._trained[i] and self.idle_heads == "zeros":
-                for weight in head.parameters():
-                    weight.grad = torch.zeros_like(weight)
+        self._idle.fill()
 
     def words_for(self, *clusters: int) -> list[str]:
         return [*super().words_for(*clusters), "--net-heads", "none"]
@@ -147,25 +195,21 @@ class PICA(Method):
         return {f"{self._name(i)}/uncertainty": math.log(size) for i, size in enumerate(self.sizes)}
 
     def get_extra_state(self) -> dict[str, list[bool]]:
-        return {"trained_heads": list(self._trained)}
+        return {"trained_heads": list(self._idle.trained)}
 
     def set_extra_state(self, state: dict[str, list[bool]]) -> None:
-        self._trained = list(state["trained_heads"])
+        self._idle.trained = list(state["trained_heads"])
 
 
 def build_network(config: Config) -> nn.Module:
     """The backbone, behind Sobel filters if the settings ask for them."""
-    channels = config.of(networks.NetworkSettings).net_cin
+    channels = config.of(NetworkSettings).net_cin
     if not config.of(PICASettings).net_sobel:
         return networks.build(config, channels)
     backbone = networks.build(config, Sobel.out_channels)
     network = nn.Sequential(Sobel(), backbone)
     network.feature_dim = backbone.feature_dim
     return network
-
-
-def _heads(config: Config) -> tuple[int, ...]:
-    return head_sizes(config.of(PICASettings).net_heads, number_if_given(config))
 
 
 class Standardised(ViewBatchNorm):
@@ -177,13 +221,6 @@ class Standardised(ViewBatchNorm):
     def __init__(self, dimension: int) -> None:
         super().__init__(dimension, affine=False)
         self.feature_dim = dimension
-
-
-def build_method(config: Config, network: nn.Module) -> PICA:
-    settings = config.of(PICASettings)
-    if isinstance(network, Features):
-        network = Standardised(network.feature_dim)
-    return PICA(network, _heads(config), settings.pica_lamda, settings.pica_idle_heads)
 
 
 def check_single(network: nn.Module, shape: tuple[int, ...]) -> None:
@@ -199,50 +236,3 @@ def check_single(network: nn.Module, shape: tuple[int, ...]) -> None:
             f"a step with a single picture{f' of {shape[-1]} px' if len(shape) > 1 else ''} leaves BatchNorm nothing to normalise "
             f"by; take another batch_size{', or a larger tfm_size' * (len(shape) > 1)}"
         ) from error
-
-
-def build(config: Config, pictures: datasets.Pictures) -> Task:
-    """Everything that a run needs, from its settings and pictures.
-
-    Raises:
-        UserError: from the data set, or settings that do not go together.
-    """
-    settings = config.of(PICASettings)
-    data = config.of(datasets.DataSettings)
-    transforms = config.of(TransformSettings)
-    channels = config.of(networks.NetworkSettings).net_cin
-    heads = _heads(config)
-    original, perturbed = recipes(transforms)
-    train = pictures.train
-    if len(train) > len(heads):
-        raise UserError(f"train_splits names {len(train)} sets, and there are {len(heads)} heads (net_heads)")
-    method, encode = assemble(config, pictures)
-    features = encode.feature_dim if isinstance(encode, Backbone) else None
-    if features is not None:
-        original = plain_recipe(transforms)  # a view of its own, which is computed anyway
-    trains = config.of(Command).trains
-    sets = [pictures.index(train[min(head, len(train) - 1)]) for head in range(len(heads))]
-    if trains:
-        smallest = min(len(chosen) % data.batch or data.batch for chosen in sets)
-        processes.check_parts(smallest, config.of(MethodSettings).sync_batchnorm)
-    if trains and any(len(chosen) % data.batch == 1 or data.batch == 1 for chosen in sets):
-        check_single(method.network, (channels, transforms.size, transforms.size) if features is None else (features,))
-    config = measured(config, pictures)
-    views = open_views(config, pictures, encode, plain_recipe(transforms), (perturbed,) * settings.data_nrepeat)
-    source = PICASource(
-        views, sets, original, perturbed, repeat=settings.data_nrepeat, batch_size=data.batch,
-        seed=config.of(SeedSettings).seed or 0,
-    )  # fmt: skip
-    return Task(method.place(config), source, views, pictures, perturbed, config, encode)
-
-
-register(
-    "pica",
-    Entry(
-        build,
-        build_method,
-        PICASettings,
-        "PICA: the most confident partition of the images, by several heads (Huang et al., CVPR 2020).",
-        build_network,
-    ),
-)

@@ -113,7 +113,7 @@ def steps() -> Iterator[tuple[str, Tensor]]:
         settings = resolve(*words, "--debug", "--threads", 1)
         task = main.build(settings)
         task.method.double().train()
-        trainer = Trainer(task, settings)
+        trainer = Trainer(task)
         start = len(task.source) // 2 - 3 if "pica" in name else len(task.source) - 5
         for i, batch in enumerate(itertools.islice(task.source.epoch(0, start), 5)):
             trainer._means = Means()
@@ -207,7 +207,7 @@ def count_collectives(rank: int, world: int, folder: Path) -> None:
             settings = resolve(*words, "--sync-batchnorm", synchronised, "--debug", "--threads", 1)
             task = main.build(settings)
             task.method.train()
-            trainer = Trainer(task, settings)
+            trainer = Trainer(task)
             with ExitStack() as stack:
                 calls = {name: stack.enter_context(counted(dist, name)) for name in COLLECTIVES}
                 gather = processes._Gather
@@ -231,7 +231,7 @@ def interrupt_one(rank: int, world: int, folder: Path) -> None:
     settings = resolve(*QUICK, "--debug", "--threads", 1)
     task = main.build(settings)
     task.method.train()
-    trainer = Trainer(task, settings)
+    trainer = Trainer(task)
     number = 0
     with trainer._interrupts:
         try:

@@ -38,7 +38,7 @@ def no_waits() -> Iterator[None]:
 
 def trainer(method: str, *words: object) -> Trainer:
     settings = resolve(*WORDS[method], "--debug", "--display-freq", 1000, *words)
-    return Trainer(main.build(settings), settings)
+    return Trainer(main.build(settings))
 
 
 def gradients(made: Trainer) -> torch.Tensor:

@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import math
+import os
 import pkgutil
 import re
 import shlex
@@ -16,6 +17,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,13 +32,14 @@ from torch import nn
 
 import main
 from docs import generate
-from lib import datasets, networks
+from lib import contracts, datasets, networks
 from lib.checkpoints import checkpoint
 from lib.config import config
 from lib.config.yaml_files import load_yaml
 from lib.errors import ENDS_WITH_PARENT, SIGNALS, UserError
 from lib.methods import method
 from lib.methods.batches import ViewBatch
+from lib.methods.method import ViewMethod
 from lib.report.__main__ import main as report
 from lib.runs.all_settings import SECTIONS
 from pica.method import PICA, build_network
@@ -431,58 +434,135 @@ def test_what_is_in_no_list_of_this_file_is_missed(workplace: Workplace) -> None
         workplace.run("python main.py --cfgs configs/base.yaml configs/digits.yaml --clusters 3")
 
 
+LINES = {"my_iic": 30, "my_scan": 35}  # of a method, at most
+
+
 def test_components_of_extend_md_are_short() -> None:
     code = [block.splitlines() for block in blocks(ROOT / "docs/extend.md", "python")]
-    assert sorted(sum(bool(line.strip()) for line in lines) <= 20 for lines in code) == [False, True, True, True]
-    assert max(sum(bool(line.strip()) for line in lines) for lines in code) <= 60
+    lines = [sum(bool(line.strip()) for line in block) for block in code]
+    assert max(lines[:3]) <= 20 and len(lines) == 3 + len(LINES)
+    for most, count, block in zip(LINES.values(), lines[3:], code[3:], strict=True):
+        assert count <= most and max(map(len, block)) <= 120 and not any(";" in line.split('"')[0] for line in block)
+        assert not any("pica" in line or "imc_swav" in line for line in block)
 
 
-def own_method(workplace: Workplace) -> tuple[list[str], Any]:
-    """The command and the module of extend.md's method."""
-    (code,) = [block for block in blocks(ROOT / "docs/extend.md", "python") if "method.register" in block]
-    (workplace.folder / "my_method.py").write_text(code, encoding="utf-8")
-    (command,) = [line for line in commands(ROOT / "docs/extend.md") if "--method iic" in line]
+def own_method(workplace: Workplace, name: str) -> tuple[list[str], Any]:
+    """The command and the module of a method of extend.md."""
+    title = name.removeprefix("my_")
+    (code,) = [block for block in blocks(ROOT / "docs/extend.md", "python") if f'@register("{title}")' in block]
+    (workplace.folder / f"{name}.py").write_text(code, encoding="utf-8")
+    (command,) = [line for line in commands(ROOT / "docs/extend.md") if f"--method {title}" in line]
     sys.path.insert(0, str(workplace.folder))
-    return shortened(command.partition("main.py ")[2]), importlib.import_module("my_method")
+    return shortened(command.partition("main.py ")[2]), importlib.import_module(name)
 
 
-def test_the_objective_of_extend_mds_method_is_the_mutual_information(workplace: Workplace) -> None:
-    _, module = own_method(workplace)
+def loss_of(known: Any, *views: torch.Tensor) -> float:
+    return float(known(ViewBatch(torch.arange(len(views[0])), list(views), counts=(len(views[0]),)))["loss"])
+
+
+def test_the_objective_of_iic_is_the_mutual_information(workplace: Workplace) -> None:
+    _, module = own_method(workplace, "my_iic")
     network = nn.Identity()
     network.feature_dim = 4
-    known = module.IIC(network, 4, 1.0)
+    known = module.IIC(network, 4, module.IIC.Settings())
     known.classify = lambda features: features
-
-    def loss(*views: torch.Tensor) -> float:
-        return float(known(ViewBatch(torch.arange(len(views[0])), list(views), counts=(len(views[0]),)))["loss"])
-
     sure = torch.eye(4).repeat(3, 1)
     unsure = torch.full((12, 4), 0.25)
-    assert loss(sure, sure) == pytest.approx(-math.log(4), abs=1e-5)
-    assert loss(sure, sure.roll(1, dims=1), sure.roll(1, dims=1)) == pytest.approx(
-        -math.log(2), abs=1e-5
-    )  # symmetrised
-    assert loss(sure, unsure) == pytest.approx(0, abs=1e-5)
+    assert loss_of(known, sure, sure) == pytest.approx(-math.log(4), abs=1e-5)
+    assert loss_of(known, sure, unsure) == pytest.approx(0, abs=1e-5)
     # Of two binary variables that agree with probability 3/4: log 2 − H(1/4).
     one = torch.eye(2)[[0, 0, 0, 0, 1, 1, 1, 1]]
     other = torch.eye(2)[[0, 0, 0, 1, 1, 1, 1, 0]]
-    assert loss(one, other) == pytest.approx(-(math.log(2) + 0.25 * math.log(0.25) + 0.75 * math.log(0.75)), abs=1e-5)
+    expected = -(math.log(2) + 0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert loss_of(known, one, other) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_objective_of_scan_is_agreement_and_entropy(workplace: Workplace) -> None:
+    _, module = own_method(workplace, "my_scan")
+    network = nn.Identity()
+    network.feature_dim = 4
+    known = module.SCAN(network, 4, module.SCAN.Settings())
+    known.classify = lambda features: features
+    sure = torch.eye(4).repeat(3, 1)
+    unsure = torch.full((12, 4), 0.25)
+    assert loss_of(known, sure, sure) == pytest.approx(-5 * math.log(4), abs=1e-4)
+    assert loss_of(known, unsure, unsure) == pytest.approx(math.log(4) - 5 * math.log(4), abs=1e-4)
 
 
 @pytest.mark.parametrize("flags", [[], ["--net-freeze", ".*"]], ids=["trained", "frozen"])
-def test_the_method_of_extend_md_goes_on_where_it_stopped(flags: list[str], workplace: Workplace) -> None:
-    words, _ = own_method(workplace)
+@pytest.mark.parametrize("name", LINES)
+def test_a_method_of_extend_md_goes_on_where_it_stopped(name: str, flags: list[str], workplace: Workplace) -> None:
+    words, _ = own_method(workplace, name)
     words += ["--train-splits", "train", "--test-splits", "test", "--tfm-size", "8", "--seed", "3", *flags]
     workplace.main([*words, "--session", "whole", "--max-steps", "5"])
     workplace.main([*words, "--session", "parts"])
     (left,) = workplace.folder.glob("sessions/parts/checkpoint/latest.ckpt")
-    workplace.main(["--imports", "my_method", "--resume", str(left), "--max-steps", "5"])
+    workplace.main(["--imports", name, "--resume", str(left), "--max-steps", "5"])
     whole, parts = (
         checkpoint.load(workplace.folder / f"sessions/{name}/checkpoint/latest.ckpt") for name in ("whole", "parts")
     )
     assert whole["step"] == parts["step"] == 5 and same(whole["method"], parts["method"])
     assert ("backbone" in whole) == bool(flags)
-    workplace.main(["--imports", "my_method", "--evaluate", str(left)])
+    workplace.main(["--imports", name, "--evaluate", str(left)])
+
+
+def started(workplace: Workplace, words: list[str], session: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "main.py"), *words, "--session", session, "--resume", "auto"]
+    return subprocess.Popen(command, cwd=workplace.folder, text=True, stderr=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("my_iic", 1),
+        ("my_scan", 2),
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in (("my_iic", 2), ("my_scan", 1))),
+    ],
+)
+def test_a_method_of_extend_md_is_killed_and_resumed_with_an_unreadable_image(
+    name: str, count: int, workplace: Workplace
+) -> None:
+    words, _ = own_method(workplace, name)
+    broken = workplace.folder / "photos/0/broken.png"
+    broken.write_bytes(picture(broken).read_bytes()[:200])
+    words += ["--dataset", "image_folder", "--data-root", "photos", "--on-bad-image", "skip", "--net-cin", "3"]
+    words += ["--tfm-size", "8", "--tfm-resize", "9", "--batch-size", "8", "--seed", "3", "--num-clusters", "2"]
+    words += ["--max-epochs", "40", "--max-steps", "120", "--save-every-epochs", "10", "--eval-every", "0"]
+    words += ["--feature-neighbours", "3", "--baseline", "none", "--processes", str(count), "--threads", "1"]
+    whole = started(workplace, words, "whole")
+    _, err = whole.communicate()
+    assert whole.returncode == 0 and "1 picture could not be read" in err, err
+    killed = started(workplace, words, "killed")
+    folder = workplace.folder / "sessions/killed"
+    while not (folder / "checkpoint/latest.ckpt").exists():
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not (folder / "scores.json").exists()
+    resumed = started(workplace, words, "killed")
+    _, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    ours, theirs = (
+        checkpoint.load(workplace.folder / f"sessions/{session}/checkpoint/latest.ckpt")
+        for session in ("whole", "killed")
+    )
+    assert ours["step"] == theirs["step"] == 120 and same(ours["method"], theirs["method"])
+    if name == "my_scan":
+        tables = [np.load(workplace.folder / f"sessions/{session}/neighbours.npy") for session in ("whole", "killed")]
+        assert (tables[0] == tables[1]).all() and tables[0].shape == (25, 3)
+        assert (tables[0] == -1).all(axis=1).sum() == 1, "the unreadable image has no neighbours, and is none"
+
+
+def test_the_page_of_contracts_names_every_part() -> None:
+    text = (ROOT / "docs/contracts.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL))
+    classes = [value for value in vars(contracts).values() if getattr(value, "__module__", "") == contracts.__name__]
+    for contract in (*classes, datasets.Splits, ViewMethod):
+        parts = {name for name in (*vars(contract), *vars(contract).get("__annotations__", {})) if name[0] != "_"}
+        named = set(re.findall(r"^\| `(\w+)", sections[contract.__name__], flags=re.MULTILINE))
+        assert parts - {"forward"} <= named | {"len"}, f"{contract.__name__}: {parts - named}"
+        assert named - {"len"} <= parts, f"{contract.__name__}: {named - parts}"
 
 
 @pytest.fixture(scope="module")
@@ -644,7 +724,21 @@ def test_a_sentence_of_more_than_22_words_is_long() -> None:
     assert long_sentences(f"Short.\n\n| a | {most} more |") == [f"23 words: {most} more"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/python.md"])
+SHORT = (
+    "alternatives",
+    "contracts",
+    "extend",
+    "fidelity",
+    "index",
+    "migrate",
+    "photos",
+    "python",
+    "scores",
+    "troubleshooting",
+)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in SHORT)])
 def test_every_sentence_of_a_page_is_short(page: str) -> None:
     assert long_sentences((ROOT / page).read_text(encoding="utf-8")) == []
 

@@ -44,7 +44,7 @@ def test_frozen_training_leaves_the_backbone_as_it_is_and_a_tuned_one_moves(meth
     before = {name: value.clone() for name, value in made.encode.state_dict().items()}
     heads = {name: value.clone() for name, value in made.method.named_parameters()}
     with Session(made.config.replace(debug=True)) as session:
-        trainer.Trainer(made, made.config).run(session)
+        trainer.Trainer(made).run(session)
     after = made.encode.state_dict()
     assert before.keys() == after.keys() and any("running_mean" in name for name in before)
     assert all(torch.equal(value, before[name]) for name, value in after.items())
@@ -56,7 +56,7 @@ def test_frozen_training_leaves_the_backbone_as_it_is_and_a_tuned_one_moves(meth
         "the same draws"
     )
     with Session(tuned.config.replace(debug=True)) as session:
-        trainer.Trainer(tuned, tuned.config).run(session)
+        trainer.Trainer(tuned).run(session)
     assert not any(torch.equal(value, drawn[name]) for name, value in tuned.method.network.state_dict().items())
 
 

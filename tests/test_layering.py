@@ -31,6 +31,10 @@ OLD_NAMES = {
     "lib.distributed.gather": "lib.machine.processes",
     "lib.method.Entry": "lib.methods.method",
     "lib.method.Request": "lib.contracts",
+    "lib.method.Task": "lib.contracts",
+    "lib.methods.method.Split": "lib.contracts",
+    "lib.methods.method.Task": "lib.contracts",
+    "lib.methods.method.assemble": "lib.methods.building",
     "lib.metrics.partition_uncertainty": "lib.scoring.metrics",
     "lib.optimizers.register": "lib.training.optimizers",
     "lib.progress.progress": "lib.machine.progress",
@@ -49,7 +53,13 @@ FILES = sorted(
 
 def imported(path: Path) -> set[str]:
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    for_types = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    assert not for_types or path == ROOT / "lib/contracts.py", f"{path} imports for types only"
+    unloaded = {inner for node in for_types for inner in ast.walk(node)}
+    for node in nodes:
+        if node in unloaded:
+            continue
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -77,6 +87,10 @@ def test_imports_go_downwards(path: Path) -> None:
         else:
             assert root not in {"pica", "imc_swav"} - {parts[0]}, f"{path} knows another method"
             assert not module.startswith(("lib.session", "lib.training.trainer")), f"{path} knows a run"
+
+
+def test_the_contracts_load_nothing_of_the_project() -> None:
+    assert {module for module in imported(ROOT / "lib/contracts.py") if module.startswith("lib")} == set()
 
 
 @pytest.mark.parametrize("room", sorted(path.parent.name for path in (ROOT / "lib").glob("*/__init__.py")))

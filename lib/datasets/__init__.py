@@ -51,22 +51,12 @@ names = _registry.names
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits that a data set has, and which of them are used unless the settings say otherwise.
+    """What `splits(root)` of a data set gives: its splits, and which are used unless the settings say otherwise."""
 
-    A sum of splits, such as `train+test`, is a split, too.
-    """
-
-    sizes: Mapping[str, int]
-    """Split → number of images."""
-
-    train: tuple[str, ...]
-    """The split that is trained on: one for each head of PICA, of which the last serves all further heads."""
-
-    test: tuple[str, ...]
-    """The splits that are scored."""
-
-    index: Any = None
-    """What was found on the way; unless it is None, the class takes it as its argument `index`."""
+    sizes: Mapping[str, int]  # split → number of images; empty: they are not known before the files are read
+    train: tuple[str, ...]  # what each head of PICA trains on, the last for all further heads; `a+b` is both
+    test: tuple[str, ...]  # each is scored
+    index: Any = None  # what was found on the way; unless it is None, the class takes it as its argument `index`
 
 
 @dataclass(frozen=True)
@@ -276,6 +266,7 @@ def choose_splits(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], Spl
     settings = config.of(DataSettings)
     declared = getattr(get(settings.dataset), "splits", None)
     known = declared(settings.data_root) if declared else Splits({}, ("train",), ("test",))
+    _check_splits(known, settings.dataset)
     train = settings.train_splits or known.train
     test = settings.test_splits or known.test
     if config.of(Command).predict and settings.test_splits is None and known.sizes:
@@ -291,6 +282,22 @@ def choose_splits(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], Spl
         if len(set(used)) < len(used):
             raise UserError(f"the split {expression!r} names a part twice")
     return train, test, known
+
+
+def _check_splits(splits: Any, dataset: str) -> None:
+    """Raises UserError where what a data set declares is no `Splits`, or has parts of other types."""
+    title = f"`splits` of the data set {dataset}"
+    if not isinstance(splits, Splits):
+        raise UserError(
+            f"{title} gives a {type(splits).__name__}; let it give lib.datasets.Splits(sizes={{'train': 100}}, "
+            "train=('train',), test=('train',))"
+        )
+    if not isinstance(splits.sizes, Mapping) or not all(isinstance(size, int) for size in splits.sizes.values()):
+        raise UserError(f"{title}: sizes is {splits.sizes!r}; give the number of images of each split, by its name")
+    for name in ("train", "test"):
+        value = getattr(splits, name)
+        if not isinstance(value, tuple) or not value or not all(isinstance(entry, str) for entry in value):
+            raise UserError(f"{title}: {name} is {value!r}; give a tuple of names of splits, such as ('train',)")
 
 
 def open_pictures(config: Config) -> Pictures:

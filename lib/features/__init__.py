@@ -1,4 +1,4 @@
-"""Features of a frozen backbone in the place of images, computed once and kept on disk; not the backbone itself."""
+"""Features of a frozen backbone in the place of images, kept on disk; and nearest neighbours; not the backbone itself."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class FeatureSettings(Section):
     )  # fmt: skip
     views: Literal["random", "neighbours"] = setting(
         "random",
-        "what a step shows of an image; random = random views of it; neighbours = its nearest neighbours "
-        "among the training images, by cosine similarity of the features",
+        "what a step shows of an image; random = random views of it; neighbours = in all views but the first, one of its "
+        "nearest neighbours among the training images",
         fixed=True,
     )
     feature_neighbours: int | None = setting(
@@ -30,6 +30,13 @@ class FeatureSettings(Section):
         low=1,
         fixed=True,
         adaptive=True,
+    )
+
+    neighbours_by: Literal["features", "pixels"] = setting(
+        "features",
+        "what is compared to find nearest neighbours, by cosine similarity; features = those of the network "
+        "as the run starts; pixels = the images, at most 32 pixels wide",
+        fixed=True,
     )
 
     @property

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -17,15 +16,15 @@ from numpy.typing import NDArray
 
 from lib.config.command_flags import Command
 from lib.config.config import Config
-from lib.contracts import Prepared, Recipe, Request, Views
+from lib.contracts import Method, NeighbourRecipe, Prepared, Recipe, Request, Views
 from lib.datasets import DataSettings, Pictures, disk_cache
 from lib.datasets.disk_cache import CacheSettings
 from lib.datasets.image_files import ADVICE
 from lib.errors import UserError
-from lib.features import FeatureSettings
+from lib.features import FeatureSettings, neighbours
 from lib.features.extraction import Extractor, encoded
 from lib.features.feature_store import Shelf
-from lib.features.neighbours import nearest
+from lib.features.neighbours import NeighbourViews, PixelRows, StartingRows
 from lib.machine import devices
 from lib.machine.devices import DeviceSettings
 from lib.machine.precision import PrecisionSettings
@@ -41,41 +40,60 @@ Integers = NDArray[np.int64]
 
 
 def open_views(
-    config: Config, pictures: Pictures, encode: torch.nn.Module, test: Recipe, random: Sequence[Recipe]
+    config: Config,
+    pictures: Pictures,
+    encode: torch.nn.Module,
+    test: Recipe,
+    random: Sequence[Recipe],
+    method: Method | None = None,
 ) -> Views:
-    """The views of a run's pictures, or behind a frozen backbone the views' features.
+    """The views of a run's images, or behind a frozen backbone the views' features; neighbours where they are asked for.
 
     Args:
         config: all settings.
-        pictures: the pictures.
+        pictures: the images.
         encode: what stands before the method; a backbone is placed.
         test: the recipe of `Views.plain`.
         random: the others that a step asks for, in its order.
+        method: whose features tell which images are neighbours, where there is no backbone.
 
     Raises:
         UserError: settings that do not go together, or as `lib.transforms.choose_backend.open_views` does.
     """
     settings = config.of(FeatureSettings)
     command = config.of(Command)
-    if not isinstance(encode, Backbone):
-        if settings.views == "neighbours":
-            raise UserError(
-                "views are neighbours, which are looked for among features that stay, so the whole network has to be frozen "
-                "for ever; give --views random, or --net-freeze '.*' without --net-freeze-epochs"
+    images = partial(choose_backend.open_views, config, pictures, test)
+    wants_all = settings.views == "neighbours"
+    wants_some = any(isinstance(recipe, NeighbourRecipe) for recipe in random)
+    if (wants_all or wants_some) and not command.predict:
+        neighbours.check_count(settings, pictures)
+    if isinstance(encode, Backbone):
+        encode.place(config)
+        recipes = columns(config, test, random)
+        if command.predict or command.dry_run:
+            return EncodedViews(images(), encode, recipes)
+        features = FeatureViews(config, pictures, encode, recipes)
+        if not wants_all and not wants_some:
+            return features
+        if settings.neighbours_by == "pixels":
+            return NeighbourViews(
+                config, pictures, features, PixelRows(config, images, len(pictures)), test if wants_all else None
             )
-        return choose_backend.open_views(config, pictures, test)
-    encode.place(config)
-    recipes = columns(config, test, random)
-    if command.predict:
-        return EncodedViews(choose_backend.open_views(config, pictures, test), encode, recipes)
-    if settings.views == "neighbours" and settings.neighbours >= len(_trained(pictures)):
-        raise UserError(
-            f"--feature-neighbours {settings.neighbours}: there are {len(_trained(pictures))} training pictures, "
-            "and none is its own neighbour; give a smaller number"
-        )
-    if command.dry_run:
-        return EncodedViews(choose_backend.open_views(config, pictures, test), encode, recipes)
-    return FeatureViews(config, pictures, encode, recipes)
+        return NeighbourViews(config, pictures, features, features, test if wants_all else None)
+    if not wants_some:
+        if wants_all:
+            raise UserError(
+                "--views neighbours: a step of this method has no view but the first; give --views random, or "
+                "--net-freeze '.*' without --net-freeze-epochs"
+            )
+        return images()
+    views = images()
+    if not command.trains:  # the neighbours are those of the weights with which the training started
+        return views
+    if settings.neighbours_by == "pixels":
+        return NeighbourViews(config, pictures, views, PixelRows(config, lambda: views, len(pictures)))
+    assert method is not None
+    return NeighbourViews(config, pictures, views, StartingRows(config, views, method, len(pictures)))
 
 
 def columns(config: Config, test: Recipe, random: Sequence[Recipe]) -> tuple[Recipe, ...]:
@@ -85,11 +103,13 @@ def columns(config: Config, test: Recipe, random: Sequence[Recipe]) -> tuple[Rec
         UserError: there is not a view for each kind.
     """
     settings = config.of(FeatureSettings)
-    if settings.views == "neighbours":
-        return (canonical(test),)
+    plain = canonical(test)
+    kinds = [recipe for recipe in map(canonical, random) if recipe != plain]
+    if settings.views == "neighbours" or not kinds:
+        return (plain,)
     seen: Counter[Recipe] = Counter()
     ranked = []
-    for place, recipe in enumerate(map(canonical, random)):
+    for place, recipe in enumerate(kinds):
         ranked.append((seen[recipe], place, recipe))
         seen[recipe] += 1
     ordered = [recipe for _, _, recipe in sorted(ranked, key=lambda entry: entry[:2])]
@@ -98,11 +118,12 @@ def columns(config: Config, test: Recipe, random: Sequence[Recipe]) -> tuple[Rec
             f"--feature-views {settings.feature_views}: the views of a step are of {len(seen)} kinds, and each needs one; "
             f"give {len(seen)} or more, or {len(ordered)} so that no two of a step are the same"
         )
-    return (canonical(test), *(ordered[number % len(ordered)] for number in range(settings.feature_views)))
+    return (plain, *(ordered[number % len(ordered)] for number in range(settings.feature_views)))
 
 
 def canonical(recipe: Recipe) -> Recipe:
-    """The same view, stated in one way alone, without what its crop does not use."""
+    """The same view of the image itself, stated in one way only, without what its crop does not use."""
+    recipe = Recipe(**vars(recipe))
     plain = Recipe(recipe.size, recipe.crop)
     if recipe.crop == "resized":
         return replace(recipe, resize=plain.resize)
@@ -132,8 +153,8 @@ class EncodedViews:
     def plain(self, batches: Iterable[torch.Tensor]) -> Iterator[Prepared]:
         return map(self._encoded, self._views.plain(batches))
 
-    def prepared(self) -> Self:
-        return self
+    def prepare(self, folder: Path | None = None) -> None:
+        pass
 
     def describe(self) -> str:
         return f"features of {self._encode.title}; {self._views.describe()}"
@@ -146,26 +167,27 @@ class EncodedViews:
 
 
 class FeatureViews:
-    """The features of views that were drawn once, or of nearest neighbours.
+    """The features of views that were drawn once.
 
-    Which of the views of its kind, or of its neighbours, a picture has in a step is drawn by (seed, epoch, picture);
-    several of one step differ as long as there are enough.
+    Which of the views of its kind an image has in a step is drawn by (seed, epoch, image); several of one step differ
+    as long as there are enough. It has the `Rows` by which neighbours are found: the features of the plain views.
 
     Args:
         config: all settings.
-        pictures: the pictures.
+        pictures: the images.
         encode: the backbone, on its device.
         recipes: of the views that are computed, the plain one first.
     """
 
     kind = "features"
+    is_fixed = True
 
     def __init__(self, config: Config, pictures: Pictures, encode: Backbone, recipes: tuple[Recipe, ...]) -> None:
         self._config = config
         self._pictures = pictures
         self._encode = encode
         self._recipes = recipes
-        self._seed = config.of(SeedSettings).seed or 0
+        self._seed = config.of(SeedSettings).number
         self._settings = config.of(FeatureSettings)
         self._groups = {recipe: _places(recipes, recipe) for recipe in recipes[1:]}
 
@@ -174,58 +196,55 @@ class FeatureViews:
         return self._shelf.skipped
 
     def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
-        self.prepared()
+        self.prepare()
         for request in plan:
-            index = request.index.numpy()
-            index = index[~np.isin(index, list(self.skipped))]
-            yield Prepared(torch.from_numpy(index), self._shelf.take(*self._chosen(index, request)))
+            readable = request.rows(~np.isin(request.index.numpy(), list(self.skipped)))
+            yield Prepared(readable.index, self._shelf.take(*self._chosen(readable)))
 
     def plain(self, batches: Iterable[torch.Tensor]) -> Iterator[Prepared]:
         return self.stream(Request(index, self._recipes[:1]) for index in batches)
 
-    def prepared(self) -> Self:
-        if self._settings.views == "neighbours":
-            _ = self._neighbours
+    def prepare(self, folder: Path | None = None) -> None:
         _ = self._shelf
-        return self
 
     def describe(self) -> str:
-        known = self._settings.neighbours
-        drawn = f", a view being one of {known} neighbours" if self._settings.views == "neighbours" else ""
-        return f"features of {self._encode.title}, {self._encode.digest[:12]}: {self._shelf.describe()}{drawn}"
+        return f"features of {self._encode.title}, {self._encode.digest[:12]}: {self._shelf.describe()}"
 
     def close(self) -> None:
         pass
 
-    def _chosen(self, index: Integers, request: Request) -> tuple[Integers, Integers]:
-        """(n, r) pictures, and which of their computed views, one for each recipe."""
-        used: Counter[Recipe | None] = Counter()
-        rows = []
+    def readable(self) -> Integers:
+        """(n,) positions of the images that can be read, ascending."""
+        return np.setdiff1d(np.arange(len(self._pictures)), np.array(list(self.skipped), dtype=np.int64))
+
+    def take(self, index: Integers) -> torch.Tensor:
+        """(n, D) features of the plain views of the images at (n,) positions."""
+        (features,) = self._shelf.take(index[:, None], np.zeros_like(index)[:, None])
+        return features
+
+    def room(self, beside: int) -> int:
+        """As `Shelf.room`."""
+        return self._shelf.room(beside)
+
+    def _chosen(self, request: Request) -> tuple[Integers, Integers]:
+        """(n, r) images, and which of their computed views, one for each recipe."""
+        used: Counter[Recipe] = Counter()
+        index = request.index.numpy()
         places = []
         for recipe in map(canonical, request.recipes):
             if recipe == self._recipes[0]:
-                row = index
-                place = np.zeros_like(index)
-            elif self._settings.views == "neighbours":
-                row = self._drawn(self._neighbours[index], index, request.epoch, 0, used[None])
-                place = np.zeros_like(index)
-                used[None] += 1
+                places.append(np.zeros_like(index))
             else:
-                own = self._groups[recipe]
-                kind = list(self._groups).index(recipe)
-                candidates = np.broadcast_to(own, (len(index), len(own)))
-                row = index
-                place = self._drawn(candidates, index, request.epoch, kind, used[recipe])
+                places.append(self._drawn(request, recipe, used[recipe]))
                 used[recipe] += 1
-            rows.append(row)
-            places.append(place)
-        return np.stack(rows, axis=1), np.stack(places, axis=1)
+        return np.repeat(index[:, None], len(places), axis=1), np.stack(places, axis=1)
 
-    def _drawn(self, candidates: Integers, index: Integers, epoch: int, kind: int, number: int) -> Integers:
-        """(n,) the so-manieth of each row of candidates, (n, m), in a random order of their own."""
-        count = candidates.shape[1]
-        order = uniforms(self._seed, epoch, index, kind, count).argsort(axis=1)
-        chosen: Integers = np.take_along_axis(candidates, order[:, number % count, None], axis=1)[:, 0]
+    def _drawn(self, request: Request, recipe: Recipe, number: int) -> Integers:
+        """(n,) of each image the view of that kind with that number, in a random order of the image's."""
+        views = self._groups[recipe]
+        kind = list(self._groups).index(recipe)
+        order = uniforms(self._seed, request.epoch, request.numbers, kind, len(views)).argsort(axis=1)
+        chosen: Integers = views[order[:, number % len(views)]]
         return chosen
 
     @cached_property
@@ -275,26 +294,9 @@ class FeatureViews:
         is_chosen = config.of(CacheSettings).cache is not None
         return disk_cache.Store(place, key, 1, names, stamps, "features", is_chosen)
 
-    @cached_property
-    def _neighbours(self) -> Integers:
-        """(N, K) positions of each picture's neighbours."""
-        skipped = np.array(list(self.skipped), dtype=np.int64)
-        among = np.setdiff1d(_trained(self._pictures), skipped)
-        if len(among) <= self._settings.neighbours:
-            raise UserError(
-                f"--feature-neighbours {self._settings.neighbours}: {len(among)} training pictures can be read; "
-                "give a smaller number"
-            )
-        return nearest(self._shelf, np.arange(len(self._pictures)), among, self._settings.neighbours)
-
 
 def _places(recipes: Sequence[Recipe], recipe: Recipe) -> Integers:
     return np.array([place for place, other in enumerate(recipes) if other == recipe and place], dtype=np.int64)
-
-
-def _trained(pictures: Pictures) -> Integers:
-    """(n,) positions of all pictures that are trained on."""
-    return np.unique(np.concatenate([pictures.index(name) for name in pictures.train]))
 
 
 def _base(config: Config) -> str:

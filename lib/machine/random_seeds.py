@@ -40,6 +40,11 @@ class SeedSettings(Section):
         None, "one run for each of these seeds, such as 0-4", value="SEEDS", convert=seeds
     )
 
+    @property
+    def number(self) -> int:
+        """The seed; 0 where none is set, as in a dry run."""
+        return self.seed or 0
+
 
 def seed_of(settings: SeedSettings) -> int:
     """The seed as set, or a fresh one."""

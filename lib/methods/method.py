@@ -1,40 +1,52 @@
-"""A method, which is a network with its objective, and the task that it builds from a configuration."""
+"""The base for methods, and the registry of methods; how a task is built from one is in `lib.methods.building`."""
 
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lib import networks
+from lib import contracts, networks
 from lib.config.command_flags import Command
 from lib.config.config import Config
 from lib.config.registry import Registry
 from lib.config.settings import Section, setting
-from lib.contracts import Recipe, Source, Views
-from lib.datasets import Pictures
+from lib.contracts import Recipe, Source, Task, Views
+from lib.datasets import DataSettings, Pictures
 from lib.errors import UserError
 from lib.machine import devices, precision, processes
 from lib.machine.devices import DeviceSettings
 from lib.machine.precision import PrecisionSettings
 from lib.machine.random_seeds import SeedSettings
+from lib.methods.batches import ShuffledSource, ViewBatch
 from lib.networks import batchnorm, freezing, small_map_convolution
-from lib.networks.backbone import Backbone, Features
 from lib.networks.freezing import TuningSettings
 from lib.transforms import TransformSettings
 
 _registry = Registry("method", exclusive=True)
-register = _registry.register
 get = _registry.get
 names = _registry.names
+
+
+def register(name: str, component: Any = None) -> Any:
+    """Add a method, a `ViewMethod` or an `Entry`, as a call `register(name, cls)` or as a decorator `@register(name)`.
+
+    Its settings have the title "method NAME", unless they have another, and a checkpoint brings them.
+
+    Raises:
+        ValueError: the name is taken already.
+    """
+    if component is None:
+        return lambda decorated: register(name, decorated)
+    settings = getattr(component, "Settings", None)
+    if settings is not None:
+        settings.title = settings.title or f"method {name}"
+        settings.bound = True
+    return _registry.register(name, component)
 
 
 def _numbers(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
@@ -85,70 +97,96 @@ def number_of_clusters(config: Config) -> int:
     return number
 
 
-@dataclass(frozen=True)
-class Split:
-    """The pictures that one score is about."""
+class ViewMethod(contracts.Method):
+    """A method whose loss compares views of the same images.
 
-    index: NDArray[np.int64]  # (N,) positions among the run's pictures
-    labels: NDArray[np.int64]  # (N,) −1 where unknown
+    Its author writes a dataclass `Settings`, where there are any, the head in `__init__`, `views`, `loss` and `classify`.
+    The class comes under a name by `register`; its docstring's first line is shown by `--list`.
 
-
-class Method(nn.Module, ABC):
-    """A network with its objective.
-
-    `forward` takes a batch and gives {"loss": …} and its parts; where it assigns images to clusters on the way, also
-    `cluster`, (n,), of the batch's images, or of those at `index`, (n,).
+    Args:
+        network: images, or the features of a frozen backbone → (N, feature_dim).
+        num_clusters: K.
+        settings: of the class's `Settings`; none: it has none.
     """
 
-    network: nn.Module
-    """Images, or the features of a frozen backbone → (N, feature_dim). Of several processes each passes its own, while
-    their BatchNorm is one; what is computed after `lib.machine.processes.gather` is the same in each."""
-
-    full_name: str = ""
-    """For people: its name, authors and year; empty: the name by which it is registered."""
-
-    remedy: str = "a --base-lr below {base_lr:g}, fewer clusters (--num-clusters), or another --seed"
-    """What a user can do where the clusters collapse or nothing is learnt."""
-
-    frees_clusters: bool = False
-    """Whether clusters that are empty in the first epochs often fill later."""
-
-    pretrained_configs: tuple[str, ...] = ()
-    """The files that train it on the features of a pretrained network, in the order of `--cfgs`."""
-
-    light_configs: tuple[str, ...] = ()
-    """The same for a light network that is trained from scratch on a CPU."""
-
-    selection: str = "loss"
-    """The part of the loss whose epoch mean, the lower the better, chooses best.ckpt."""
-
-    num_clusters: int
-
-    treatments: tuple[str, ...] = ("plain",)
-    """BatchNorm statistics under which the method is scored (`lib.scoring.evaluation`); the first gives the result."""
-
-    precision: str = "fp32"
-    """Of the network (`lib.machine.precision.PrecisionSettings`)."""
+    perturbed_view: int = -1
+    """Which of the views, by its place, shows in the figures without labels how a random view changes the clusters."""
 
     shares_passes: bool = False
     """Whether neighbouring views of one size pass a part together, which to rounding is as if they passed in turn."""
 
-    remark: str = ""
-    """What to know of the way in which it computes, if anything."""
-
     network_rate: float = 1.0
     """Factor of the learning rate for the network's weights."""
 
-    @abstractmethod
-    def classify(self, features: Tensor) -> Tensor:
-        """(N, feature_dim) → (N, K) cluster probabilities."""
+    settings: Any
+    """Of the class's `Settings`; None: it has none."""
 
-    def predict(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, K) cluster probabilities."""
-        return self.classify(self.features(images))
+    def __init__(self, network: nn.Module | None = None, num_clusters: int = 0, settings: Any = None) -> None:
+        super().__init__()
+        if network is not None:  # else the author's `__init__` sets what follows
+            self.network = network
+            self.num_clusters = num_clusters
+        self.settings = settings
+
+    # What an author writes
+
+    def views(self, transforms: TransformSettings) -> Sequence[Recipe]:
+        """The views of each image in a step: `lib.transforms.original`, `perturbed` and `neighbour` make recipes.
+
+        Raises:
+            UserError: settings that do not go together.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `views`")
+
+    def loss(self, features: list[Tensor]) -> Tensor | dict[str, Tensor]:
+        """The loss, or {"loss": …} with its parts, which are recorded beside it.
+
+        Args:
+            features: of each view (N, feature_dim), of the whole batch, from all processes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `loss`")
+
+    # What an author may write where a method is special
+
+    @classmethod
+    def build_network(cls, config: Config) -> nn.Module:
+        """Images → (N, feature_dim): the network that the settings name."""
+        return networks.build(config, config.of(networks.NetworkSettings).net_cin)
+
+    @classmethod
+    def from_config(cls, config: Config, network: nn.Module) -> Self:
+        """The method on that network, or on `lib.networks.backbone.Features`; not yet placed.
+
+        Raises:
+            UserError: settings that do not go together.
+        """
+        return cls(network, number_of_clusters(config), *config.extra(cls))
+
+    def check(self, config: Config, pictures: Pictures) -> None:
+        """See that the images can be trained on, before any is decoded.
+
+        Raises:
+            UserError: they make no batch.
+        """
+        index = pictures.index(pictures.train[-1])
+        size = min(config.of(DataSettings).batch, len(index))
+        if size < 2:
+            raise UserError("a batch of one image leaves BatchNorm nothing to normalise by; give a larger --batch-size")
+        processes.check_parts(size, config.of(MethodSettings).sync_batchnorm)
+
+    def source(self, config: Config, pictures: Pictures, views: Views, recipes: tuple[Recipe, ...]) -> Source:
+        """The order of batches: the training images in a fresh random order in each epoch."""
+        index = pictures.index(pictures.train[-1])
+        size = min(config.of(DataSettings).batch, len(index))
+        return ShuffledSource(views, index, recipes, batch_size=size, seed=config.of(SeedSettings).number)
+
+    def forward(self, batch: ViewBatch) -> dict[str, Tensor]:
+        loss = self.loss(processes.gather_views(self.encode(batch.views), batch.counts))
+        return loss if isinstance(loss, dict) else {"loss": loss}
+
+    # What every method gets
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, feature_dim); not below float32, whatever the network computes in."""
         with precision.lowered(images.device, self.precision):
             return precision.raised(self.network(images))
 
@@ -186,8 +224,7 @@ class Method(nn.Module, ABC):
         settings = config.of(DeviceSettings)
         device = devices.device(settings)
         self.precision = config.of(PrecisionSettings).precision
-        tuned = config.of(TuningSettings)
-        self.network_rate = tuned.net_lr_scale
+        self.network_rate = config.of(TuningSettings).net_lr_scale
         self.remedy = self.remedy.format_map(config.as_dict())
         batchnorm.adapt(self)
         if processes.world() > 1 and config.of(MethodSettings).sync_batchnorm:
@@ -208,25 +245,12 @@ class Method(nn.Module, ABC):
                 self.network.compile()  # else the whole step is compiled (`lib.training.compiled_step`)
         return self.to(device)
 
-    def compiles(self, batch: Any) -> bool:
-        """Whether `forward` of this batch is a function of its views alone, whose operations are the same in each step."""
-        return True
-
-    def words_for(self, *clusters: int) -> list[str]:
-        """What a command line adds to the settings of this method's run for other numbers of clusters."""
-        return ["--num-clusters", *map(str, clusters)]
-
-    def uninformative(self) -> dict[str, float]:
-        """For parts of the loss: the value at which a part says nothing, such as log K."""
-        return {}
-
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimiser gets: everything that is not frozen for ever; `lr_scale`: factor of a group's rate."""
         every = [p for p in self.parameters() if p.requires_grad]
         scaled = {id(p) for p in self.network.parameters()} if self.network_rate != 1 else set()
         groups: list[dict[str, Any]] = [{"params": [p for p in every if id(p) not in scaled]}]
-        own = [p for p in every if id(p) in scaled]
-        return [*groups, {"params": own, "lr_scale": self.network_rate}] if own else groups
+        slower = [p for p in every if id(p) in scaled]
+        return [*groups, {"params": slower, "lr_scale": self.network_rate}] if slower else groups
 
     def train(self, mode: bool = True) -> Self:
         """As of every module; a network that is wholly frozen stays in evaluation mode, so that no statistic moves."""
@@ -235,114 +259,33 @@ class Method(nn.Module, ABC):
             part.train(False)
         return self
 
-    def start_epoch(self, epoch: int) -> None:
-        """Called before the first step of an epoch."""
-
-    def idle_parameters(self, batch: Any) -> Iterable[nn.Parameter]:
-        """Those that get no gradient in the step with this batch, beside what is frozen; called before its forward.
-
-        Several processes average the gradients of the others while the backward pass still runs.
-        """
-        return ()
-
-    def before_forward(self, step: int) -> None:
-        """Called before each training forward, with the number of finished steps."""
-
-    def after_backward(self, step: int) -> None:
-        """Called between the backward pass and the optimiser."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a method builds from a configuration."""
-
-    method: Method
-    source: Source
-    views: Views
-    pictures: Pictures
-    perturbed: Recipe  # a random view, as the training takes it
-    config: Config  # all settings, with those that were left to the pictures
-    encode: nn.Module = field(default_factory=nn.Identity)  # a frozen backbone, which the views have passed
-
-    @cached_property
-    def splits(self) -> Mapping[str, Split]:
-        """What is scored."""
-        return {name: self._split(name) for name in self.pictures.scored}
-
-    @property
-    def trained_name(self) -> str:
-        """The split that is trained on; of several heads, the last one's."""
-        return self.pictures.train[-1]
-
-    @cached_property
-    def trained(self) -> Split:
-        """The pictures of that split."""
-        return self._split(self.trained_name)
-
-    def empty(self, recipe: Recipe, count: int) -> Tensor:
-        """A view of so many images, (count, …), as the method gets it, that has a shape and no content."""
-        channels = self.config.of(networks.NetworkSettings).net_cin
-        behind = isinstance(self.encode, Backbone)
-        shape = (self.encode.feature_dim,) if behind else (channels, recipe.size, recipe.size)
-        return torch.empty(count, *shape, device="meta")
-
-    @cached_property
-    def _labels(self) -> NDArray[np.int64]:
-        return self.pictures.labels()
-
-    def _split(self, name: str) -> Split:
-        index = self.pictures.index(name)
-        return Split(index, self._labels[index])
-
-
-def plain_network(config: Config) -> nn.Module:
-    """The network that the settings name, on the pictures as they are."""
-    return networks.build(config, config.of(networks.NetworkSettings).net_cin)
-
 
 @dataclass(frozen=True)
 class Entry:
-    """What a method registers: how to build its task; of the method alone the two parts, not yet placed; its settings."""
+    """What is registered in the place of a `ViewMethod` by an author who builds the task himself."""
 
     build: Callable[[Config, Pictures], Task]
-    model: Callable[[Config, nn.Module], Method]  # on the network, or on `lib.networks.backbone.Features`
+    model: Callable[[Config, nn.Module], ViewMethod]  # on the network, or on `lib.networks.backbone.Features`
     Settings: type[Section]
     title: str = ""  # for --list
-    network: Callable[[Config], nn.Module] = plain_network  # images → (N, feature_dim)
+    network: Callable[[Config], nn.Module] = ViewMethod.build_network  # images → (N, feature_dim)
+
+    def build_network(self, config: Config) -> nn.Module:
+        """Images → (N, feature_dim)."""
+        return self.network(config)
+
+    def from_config(self, config: Config, network: nn.Module) -> ViewMethod:
+        """The method on that network, not yet placed."""
+        return self.model(config, network)
 
 
-def assemble(config: Config, pictures: Pictures | None = None) -> tuple[Method, nn.Module]:
-    """The method, and what stands before it: a backbone that is frozen as a whole, or nothing; neither is placed.
+def __getattr__(name: str) -> Any:
+    """The names that files of users take from here."""
+    if name == "assemble":
+        from lib.methods.building import assemble
 
-    Args:
-        config: all settings.
-        pictures: of the run, where there is one; it is seen to that method and pictures fit each other.
-
-    Raises:
-        UserError: settings that do not go together.
-    """
-    method, encode = _parts(config)
-    if pictures is not None:
-        networks.check_sizes(nn.Sequential(encode, method.network), config, config.of(TransformSettings).size)
-        if config.of(Command).trains:
-            pictures.check_clusters(method.num_clusters)
-    return method, encode
-
-
-def _parts(config: Config) -> tuple[Method, nn.Module]:
-    entry: Entry = get(config.of(MethodSettings).method)
-    settings = config.of(networks.NetworkSettings)
-    if settings.net_freeze is not None:
-        # What a checkpoint does not hold is drawn again, whatever was drawn before.
-        torch.default_generator.manual_seed(config.of(SeedSettings).seed or 0)
-    network = entry.network(config)
-    if not networks.is_frozen(settings, network):
-        return entry.model(config, network), nn.Identity()
-    tuned = config.of(TuningSettings)
-    if tuned.net_lr_scale != 1:
-        raise UserError("--net-lr-scale: the network is frozen as a whole, and learns at no rate; leave it out")
-    fetches = config.weights_given and tuned.net_weights is not None
-    fetch = partial(networks.load_weights, network, config) if fetches else None
-    drawn = tuned.net_weights is None and not networks.own(settings.network).trained
-    backbone = Backbone(network, settings.network, drawn, fetch)
-    return entry.model(config, Features(backbone.feature_dim)), backbone
+        return assemble
+    moved = {"Method": ViewMethod, "Split": contracts.Split}
+    if name not in moved:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return moved[name]

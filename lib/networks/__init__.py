@@ -20,7 +20,9 @@ from lib.config.settings import Section, setting
 from lib.errors import UserError
 from lib.networks import freezing, weight_files
 from lib.networks.freezing import TuningSettings
-from lib.networks.headless import shadow_features
+from lib.networks.headless import check_complete, shadow_features, sized
+
+__all__ = ["sized"]
 
 __all__ = ["NetworkSettings", "Own", "get", "names", "register", "register_family"]
 
@@ -99,6 +101,7 @@ def build(config: Config, in_channels: int) -> nn.Module:
     tuned = config.of(TuningSettings)
     component = get(settings.network)
     network: nn.Module = component(in_channels, *config.extra(component))
+    check_complete(network, settings.network)
     trained = own(settings.network).trained
     if settings.net_init == "torch1.0" and not trained:
         draw_norm_weights(network)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lib.errors import UserError
 
@@ -69,6 +70,62 @@ def finished(model: nn.Module, in_channels: int, size: int, title: str) -> nn.Mo
     width: Any = features.shape[1]
     model.feature_dim = width
     return model
+
+
+def sized(network: nn.Module, in_channels: int, size: int) -> nn.Module:
+    """The network with what it leaves open: the sizes of lazy layers, and `feature_dim`.
+
+    Two blank images pass it in evaluation mode. Use it at the end of a function that is registered as a network.
+
+    Args:
+        network: (N, in_channels, size, size) → (N, feature_dim).
+        in_channels: of the images.
+        size: px, the side of the images that it will see.
+
+    Raises:
+        UserError: it takes no such images, or gives something else than a row of features for each.
+    """
+    was_training = network.training
+    place = next((value.device for value in network.parameters()), None)
+    try:
+        with torch.no_grad():
+            features = network.train(False)(torch.zeros(2, in_channels, size, size, device=place))
+    except Exception as error:  # whatever a network raises
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(
+            f"the network {type(network).__name__} takes no images of {in_channels} channels and {size} px ({reason}); "
+            "give `sized` the channels and the side that it takes"
+        ) from error
+    finally:
+        network.train(was_training)
+    if not isinstance(features, Tensor) or features.dim() != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise UserError(
+            f"the network {type(network).__name__} gives {shape} for two images, not a row of features for each; "
+            "end it in an average over the map and nn.Flatten()"
+        )
+    width: Any = features.shape[1]
+    network.feature_dim = width
+    return network
+
+
+def check_complete(network: nn.Module, title: str) -> None:
+    """See that a registered network is whole.
+
+    Raises:
+        UserError: a layer does not know its size yet, or there is no `feature_dim`.
+    """
+    for name, part in network.named_modules():
+        if any(map(is_lazy, part.parameters(recurse=False))):
+            raise UserError(
+                f"the network {title} has a {type(part).__name__} ({name}), which waits for an image to learn its size; "
+                "give it its size, or return lib.networks.sized(network, in_channels, size)"
+            )
+    if not isinstance(getattr(network, "feature_dim", None), int):
+        raise UserError(
+            f"the network {title} has no whole number `feature_dim`, the length of its features; set it, or return "
+            "lib.networks.sized(network, in_channels, size)"
+        )
 
 
 def shadow_features(network: nn.Module, in_channels: int, size: int) -> Any:

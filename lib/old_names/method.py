@@ -1,19 +1,17 @@
 """`lib.contracts`, `lib.methods.method`, as it was called before."""
 
-from lib.contracts import Batch, Prepared, Request, Source, Views
+from lib.contracts import Batch, Prepared, Request, Source, Split, Task, Views
+from lib.methods.building import assemble
 from lib.methods.method import (
     Entry,
-    Method,
     MethodSettings,
-    Split,
-    Task,
-    assemble,
     get,
     names,
     number_if_given,
     number_of_clusters,
     register,
 )
+from lib.methods.method import ViewMethod as Method
 
 __all__ = [
     "Batch",

@@ -13,12 +13,13 @@ from pathlib import Path
 from lib.checkpoints.checkpoint import write_atomically
 from lib.config.command_flags import Command
 from lib.config.config import Config
+from lib.contracts import Task
 from lib.datasets import DataSettings
 from lib.datasets.folder_tree import counted
 from lib.errors import UserError, outside
 from lib.machine import processes
 from lib.machine.random_seeds import SeedSettings
-from lib.methods.method import MethodSettings, Task
+from lib.methods.method import MethodSettings
 from lib.report import closing_block, comparison, page, session_files, sorted_copies, tensorboard_images, thumbnails
 from lib.scoring import baselines, metrics, predictions, summary_over_seeds
 from lib.scoring.evaluation import EvaluationSettings, Outcome, Scores
@@ -29,20 +30,21 @@ from lib.session import Session, SessionSettings
 SHOWN = 20  # unreadable pictures that the console lists
 
 
-def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> None:
+def finish(session: Session, task: Task, outcome: Outcome) -> None:
     """Leave the predictions and scores.json; then the report, and what --export and --copy-to ask for; show the table.
 
     Raises:
         UserError: the results cannot be written, or what follows them cannot; the results are then there.
     """
+    config = task.config
     skipped = processes.merged(task.views.skipped)
     rows: dict[str, Scores] = {}
     if processes.leads():
-        rows = _leave_results(session, task, config, outcome, skipped)
+        rows = _leave_results(session, task, outcome, skipped)
         session.complete()
     problems: list[str] = []
     with _noted(problems):
-        thumbnails.keep(session, task, config, outcome)
+        thumbnails.keep(session, task, outcome)
     if not processes.leads():
         return
     command = config.of(Command)
@@ -67,7 +69,7 @@ def finish(session: Session, task: Task, config: Config, outcome: Outcome) -> No
             open_report(session, config, make(session.path))
     with _noted(problems):
         own = next(iter(rows.values()))
-        closing_block.show_next(session, task, config, own[next(iter(task.splits))])
+        closing_block.show_next(session, task, own[next(iter(task.splits))])
     if problems:
         where = f"; the results are complete in {session.path}" if session.path is not None else ""
         raise UserError("; ".join(dict.fromkeys(problems)) + where)
@@ -84,10 +86,9 @@ def _noted(problems: list[str]) -> Iterator[None]:
         problems.append(outside(error))
 
 
-def _leave_results(
-    session: Session, task: Task, config: Config, outcome: Outcome, skipped: Mapping[int, str]
-) -> dict[str, Scores]:
+def _leave_results(session: Session, task: Task, outcome: Outcome, skipped: Mapping[int, str]) -> dict[str, Scores]:
     """Write the predictions and scores.json; returns the scores of the method and of the baselines, by their titles."""
+    config = task.config
     settings = config.of(EvaluationSettings)
     predicted = outcome.predictions
     if session.path is not None:
@@ -101,7 +102,7 @@ def _leave_results(
             session.warn(f"{split}: {values['unscored']}")
     rows = {config.of(MethodSettings).method: outcome.scores}
     if settings.baseline and not config.of(Command).predict:
-        seed = config.of(SeedSettings).seed or 0
+        seed = config.of(SeedSettings).number
         rows |= baselines.scores(task, settings.baseline, settings.eval_batch_size, seed)
     session.write_json("scores.json", _scores_file(task, predicted, rows))  # it says that the run is done
     return rows

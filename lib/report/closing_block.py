@@ -9,9 +9,9 @@ from typing import Any
 from lib.config import pasted_commands
 from lib.config.command_flags import Command
 from lib.config.config import Config
+from lib.contracts import Method, Task
 from lib.datasets import DataSettings
 from lib.machine.random_seeds import SeedSettings
-from lib.methods.method import Method, Task
 from lib.scoring import evaluation, metrics, summary_over_seeds
 from lib.scoring.evaluation import ONLINE, Scores
 from lib.session import Session
@@ -123,15 +123,15 @@ def _advice(task: Task, scores: Mapping[str, Any]) -> str:
     return f" Train for more epochs (--max-epochs), or try {task.method.remedy}."
 
 
-def show_next(session: Session, task: Task, config: Config, scores: Mapping[str, Any]) -> None:
+def show_next(session: Session, task: Task, scores: Mapping[str, Any]) -> None:
     """The files, and commands for what a person may want now.
 
     Args:
         session: of the run.
         task: of the run.
-        config: all settings of the run.
         scores: of the split that is scored first.
     """
+    config = task.config
     folder = session.path
     if folder is None:
         session.info("\nNo file was written, because of --debug.")
@@ -140,7 +140,7 @@ def show_next(session: Session, task: Task, config: Config, scores: Mapping[str,
     command = config.of(Command)
     steps = _report(folder)
     if command.trains and metrics.collapsed(scores["entropy"], task.method.num_clusters):
-        seed = (config.of(SeedSettings).seed or 0) + 1
+        seed = config.of(SeedSettings).number + 1
         steps.append(("train anew, as from another seed", pasted_commands.again(folder, config, "--seed", seed)))
     elif command.trains:
         latest = folder / "checkpoint" / "latest.ckpt"

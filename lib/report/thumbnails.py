@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from lib.config.config import Config
+from lib.contracts import Task
 from lib.datasets import Pictures
 from lib.errors import UserError
 from lib.machine import processes
 from lib.machine.progress import progress
-from lib.methods.method import Task
 from lib.networks import batchnorm
 from lib.scoring import inference
 from lib.scoring.evaluation import EvaluationSettings, Outcome
@@ -53,14 +52,14 @@ def choose(predictions: Predictions, count: int) -> NDArray[np.int64]:
     return np.union1d(extremes, spread(np.setdiff1d(rows, extremes), count - len(extremes)))
 
 
-def keep(session: Session, task: Task, config: Config, outcome: Outcome) -> None:
+def keep(session: Session, task: Task, outcome: Outcome) -> None:
     """Leave shown.npz: for the pictures that are shown, row among the predictions, feature, place on the map, look."""
-    settings = config.of(EvaluationSettings)
+    settings = task.config.of(EvaluationSettings)
     if not settings.eval_sample or not processes.largest(int(session.path is not None)):
         return
     found = outcome.predictions
     rows = choose(found, min(settings.eval_sample, MOST))
-    plain = plain_recipe(config.of(TransformSettings))
+    plain = plain_recipe(task.config.of(TransformSettings))
     with batchnorm.restored(task.method):
         for name, buffer in task.method.named_buffers():
             buffer.copy_(outcome.statistics[name])

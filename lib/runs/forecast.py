@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib.config.config import Config
 from lib.config.text_columns import beside, command_lines
-from lib.contracts import Recipe
+from lib.contracts import Recipe, Task
 from lib.datasets import DataSettings
 from lib.datasets.folder_tree import counted
 from lib.features.views import EncodedViews
@@ -21,7 +22,7 @@ from lib.machine import devices, processes
 from lib.machine.devices import DeviceSettings
 from lib.machine.precision import PrecisionSettings
 from lib.machine.random_seeds import SeedSettings
-from lib.methods.method import MethodSettings, Task
+from lib.methods.method import MethodSettings
 from lib.networks import NetworkSettings
 from lib.networks.backbone import Backbone
 from lib.runs import launcher
@@ -59,7 +60,7 @@ def forecast(task: Task) -> str:
     steps = min(len(source) * epochs, limit if limit is not None else len(source) * epochs)
     trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
     fixed = sum(weight.numel() for part in (method, task.encode) for weight in part.parameters()) - trained
-    operations, activations, state = measure(task, config)
+    operations, activations, state = measure(task)
     state += sum(held.numel() * held.element_size() for held in task.encode.state_dict().values())
     device = devices.device(config.of(DeviceSettings))
     count = launcher.number_of_processes(config.of(DeviceSettings))
@@ -83,7 +84,7 @@ def forecast(task: Task) -> str:
         ("memory", f"about {_size(state)} for weights, gradients and optimizer, {_size(activations / count)} for "
          f"activations{in_float32}"),
         ("work", f"{operations / 1e9:,.1f} GFLOP per step, {operations * steps / 1e15:,.3f} PFLOP in all"),
-        *(("features", line) for line in _features(task, config)),
+        *(("features", line) for line in _features(task)),
         *(("GPU", line) for line in _on_gpus(operations, activations, steps)),
     ]  # fmt: skip
     return "\n".join(line for name, text in rows for line in beside(name.ljust(COLUMN - 1), text, COLUMN))
@@ -169,7 +170,7 @@ def _timed_step(task: Task) -> float:
     optimizer = build_optimizer(method, task.config)
 
     def noise(recipe: Recipe, count: int) -> Tensor:
-        return torch.rand_like(task.empty(recipe, count), device=devices.CPU)
+        return torch.rand_like(empty(task, recipe, count), device=devices.CPU)
 
     batch = task.source.blank(noise)
     times = []
@@ -187,14 +188,14 @@ def _timed_step(task: Task) -> float:
     return min(times[1:])  # the first one allocates
 
 
-def _features(task: Task, config: Config) -> list[str]:
+def _features(task: Task) -> list[str]:
     """What the features of a frozen backbone cost, if there is one."""
     if not isinstance(task.encode, Backbone) or not isinstance(task.views, EncodedViews):
         return []
     recipes = task.views.recipes
     count = len(task.pictures)
     network = copy.deepcopy(task.encode).to("meta")
-    channels = config.of(NetworkSettings).net_cin
+    channels = task.config.of(NetworkSettings).net_cin
     total = 0
     for recipe in recipes:
         with FlopCounterMode(display=False) as counter:
@@ -222,19 +223,27 @@ def _duration(seconds: float) -> str:
     return f"about {seconds / 60:,.1f} minutes" if seconds < 5400 else f"about {seconds / 3600:,.1f} hours"
 
 
-def measure(task: Task, config: Config) -> tuple[int, int, int]:
+def measure(task: Task) -> tuple[int, int, int]:
     """(operations per step, bytes of activations, bytes of weights, gradients and optimiser).
 
     By a step on tensors that have a shape and no content.
     """
     method = copy.deepcopy(task.method).to("meta").train()
-    optimizer = build_optimizer(method, config)
-    operations, activations = estimate(method, task.source.blank(task.empty))
+    optimizer = build_optimizer(method, task.config)
+    operations, activations = estimate(method, task.source.blank(partial(empty, task)))
     optimizer.step()
     weights = [weight for weight in method.parameters()]
     held = [entry for state in optimizer.state.values() for entry in state.values() if isinstance(entry, torch.Tensor)]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     return operations, activations, sum(t.numel() * t.element_size() for t in [*weights, *gradients, *held])
+
+
+def empty(task: Task, recipe: Recipe, count: int) -> Tensor:
+    """A view of so many images, as the method gets it, that has a shape and no content."""
+    channels = task.config.of(NetworkSettings).net_cin
+    is_frozen = isinstance(task.encode, Backbone)
+    shape = (task.encode.feature_dim,) if is_frozen else (channels, recipe.size, recipe.size)
+    return torch.empty(count, *shape, device="meta")
 
 
 def estimate(step: nn.Module, batch: Any) -> tuple[int, int]:

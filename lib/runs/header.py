@@ -9,13 +9,14 @@ import numpy as np
 from lib import networks
 from lib.config.command_flags import Command
 from lib.config.config import Config
+from lib.contracts import Method, Task
 from lib.datasets import DataSettings, Pictures
 from lib.datasets.folder_tree import counted
 from lib.machine import devices, processes
 from lib.machine.devices import DeviceSettings
 from lib.machine.precision import PrecisionSettings
 from lib.machine.random_seeds import SeedSettings
-from lib.methods.method import Method, MethodSettings, Task
+from lib.methods.method import MethodSettings
 from lib.networks import NetworkSettings
 from lib.networks.backbone import Backbone
 from lib.networks.freezing import TuningSettings

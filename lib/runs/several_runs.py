@@ -22,7 +22,7 @@ from lib.machine import devices, processes, random_seeds
 from lib.machine.devices import DeviceSettings
 from lib.machine.interrupts import Interrupts
 from lib.machine.random_seeds import SeedSettings
-from lib.methods import method
+from lib.methods import building
 from lib.report import closing_block
 from lib.runs import header, run_list, settings_from_images
 from lib.scoring import summary_over_seeds
@@ -84,7 +84,7 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
         assert session.path is not None
         pictures = open_pictures(settings)
         for one in run_list.numbered(settings):  # contradicting settings are met here, once
-            built, _ = method.assemble(settings_from_images.counted(one, pictures), pictures)
+            built, _ = building.assemble(settings_from_images.counted(one, pictures), pictures)
         settings = settings.replace(seed=_common_seed(settings, goes_on))
         header.show_family(session, settings, built, pictures, list(map(str, members)))
         session.begin(settings)

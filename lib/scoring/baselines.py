@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lib.methods.method import Task
+from lib.contracts import Task
 from lib.networks.backbone import Backbone
 from lib.scoring import metrics
 from lib.scoring.inference import batches, common, scored

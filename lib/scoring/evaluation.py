@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib.config.config import Config
 from lib.config.settings import Section, setting
+from lib.contracts import Method, Task
 from lib.datasets import DataSettings
 from lib.errors import RunStopped, UserError
 from lib.machine import processes
 from lib.machine.random_seeds import SeedSettings
-from lib.methods.method import Method, Task
 from lib.networks import batchnorm
 from lib.scoring import label_free, metrics
 from lib.scoring.inference import Predictions, Watch, evaluating, predict, scored, shares
@@ -106,7 +105,7 @@ def online(task: Task, assigned: NDArray[np.int64]) -> Scores:
     return {f"{task.trained_name}:{ONLINE}": own}
 
 
-def evaluate(task: Task, config: Config, watch: Watch = iter) -> Outcome:
+def evaluate(task: Task, watch: Watch = iter) -> Outcome:
     """Predict and score under each of the method's treatments of BatchNorm; the first gives the predictions.
 
     `plain` is as trained. `train_bn` re-estimates the statistics on training pictures under the test
@@ -117,8 +116,8 @@ def evaluate(task: Task, config: Config, watch: Watch = iter) -> Outcome:
         UserError: no picture of a split can be read.
         RunStopped: the run diverged: weights are huge, or a statistic, feature or probability is not finite.
     """
-    settings = config.of(EvaluationSettings)
-    plain = plain_recipe(config.of(TransformSettings))
+    settings = task.config.of(EvaluationSettings)
+    plain = plain_recipe(task.config.of(TransformSettings))
     first: Predictions | None = None
     found: Scores = {}
     statistics: dict[str, Tensor] = {}
@@ -126,7 +125,7 @@ def evaluate(task: Task, config: Config, watch: Watch = iter) -> Outcome:
     _check_weights(task.method)
     for treatment in task.method.treatments:
         with batchnorm.restored(task.method):
-            _treat(task, config, treatment, watch)
+            _treat(task, treatment, watch)
             if not batchnorm.finite(task.method):
                 raise RunStopped(
                     f"the run diverged: BatchNorm statistics ({treatment}) are not finite; a lower --base-lr may help"
@@ -178,15 +177,15 @@ def adopt(method: Method, stored: Mapping[str, Any]) -> str:
     return ""
 
 
-def _treat(task: Task, config: Config, treatment: str, watch: Watch) -> None:
+def _treat(task: Task, treatment: str, watch: Watch) -> None:
     if treatment == "plain":
         return
     own = treatment == "train_bn"
-    size = config.of(DataSettings).batch
+    size = task.config.of(DataSettings).batch
     index = task.trained.index if own else scored(task)
     # Full batches alone, where there is one: each has the same weight.
     count = min(batchnorm.BATCHES, max(1, len(index) // size)) * size
-    drawn = np.random.default_rng(config.of(SeedSettings).seed or 0).permutation(index)[:count]
+    drawn = np.random.default_rng(task.config.of(SeedSettings).number).permutation(index)[:count]
     seen = 0
 
     def run() -> Iterator[Tensor]:

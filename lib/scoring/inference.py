@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lib.contracts import Prepared, Recipe, Request
+from lib.contracts import Prepared, Recipe, Request, Split, Task
 from lib.errors import RunStopped, UserError
 from lib.machine import processes
-from lib.methods.method import Split, Task
 
 Watch = Callable[[Iterable[Prepared]], Iterable[Prepared]]
 

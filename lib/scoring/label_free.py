@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lib.contracts import Recipe
-from lib.methods.method import Split, Task
+from lib.contracts import Recipe, Split, Task
 from lib.scoring import metrics
 from lib.scoring.inference import Embedded, Watch, common, embed, scored
 

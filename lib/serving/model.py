@@ -15,12 +15,12 @@ from lib.checkpoints import checkpoint
 from lib.config import config
 from lib.config.config import Config, Raw
 from lib.config.settings import Section
+from lib.contracts import Method
 from lib.datasets import image_decoder
 from lib.errors import UserError
 from lib.machine import devices, precision
 from lib.machine.devices import DeviceSettings
-from lib.methods import method
-from lib.methods.method import Method
+from lib.methods import building
 from lib.networks import NetworkSettings, backbone
 from lib.networks.backbone import Backbone
 from lib.scoring import evaluation
@@ -55,7 +55,7 @@ class Model:
             for values in normalisation(transforms, self._channels)
         ]
         with torch.random.fork_rng(devices=[]):
-            built, encode = method.assemble(settings)
+            built, encode = building.assemble(settings)
         backbone.load(built, encode, stored)
         self.method: Method = built.place(settings).train(False)
         self.encode: nn.Module = encode.place(settings) if isinstance(encode, Backbone) else encode

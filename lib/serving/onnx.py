@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from lib.checkpoints.checkpoint import load_weights, write_atomically
 from lib.config.config import Config
+from lib.contracts import Method
 from lib.errors import UserError
-from lib.methods import method
-from lib.methods.method import Method, MethodSettings
+from lib.methods import building
+from lib.methods.method import MethodSettings
 from lib.networks import NetworkSettings, backbone
 from lib.networks.backbone import Backbone
 from lib.transforms import TransformSettings, image_reader, normalisation, plain_recipe
@@ -75,7 +76,7 @@ def export(
     channels = config.of(NetworkSettings).net_cin
     # Built anew: neither compiled nor synchronised nor lowered to bfloat16, and on the CPU.
     with torch.random.fork_rng(devices=[]):
-        built, before = method.assemble(config)
+        built, before = building.assemble(config)
     if isinstance(encode, Backbone):
         backbone.adopt(before, {"backbone": encode.stored(whole=True)})
     load_weights(built, {name: statistics.get(name, value) for name, value in state.items()}, "the run")

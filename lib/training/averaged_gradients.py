@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lib.contracts import Method
 from lib.machine import processes
-from lib.methods.method import Method
 from lib.networks import batchnorm
 
 BUCKET = 25_000_000  # bytes of gradients, at least, of each collective but the last

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib.contracts import Method
 from lib.methods.batches import made
-from lib.methods.method import Method
 from lib.transforms.batched_views import DrawnViews
 
 COMPILERS = ("torch._dynamo", "torch._inductor")  # whose errors say that something cannot be compiled

@@ -9,10 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lib.config.config import Config
+from lib.contracts import Task
 from lib.machine import devices
 from lib.machine.devices import DeviceSettings
-from lib.methods.method import Task
 from lib.session import Session
 from lib.training import time_estimate
 from lib.training.run_length import RunLength
@@ -29,21 +28,19 @@ class RunProgress:
 
     Args:
         task: what is trained.
-        config: all settings of the run.
         length: the steps and evaluations of the run.
     """
 
     _session: Session
 
-    def __init__(self, task: Task, config: Config, length: RunLength) -> None:
+    def __init__(self, task: Task, length: RunLength) -> None:
         self._task = task
-        self._config = config
         self._length = length
         self._step = 0
         self._epoch = 0
-        self._estimate = TimeEstimate(length, time_estimate.batches_of_an_evaluation(task, config))
+        self._estimate = TimeEstimate(length, time_estimate.batches_of_an_evaluation(task))
         self._is_told = False
-        self._waits = devices.defers(devices.device(config.of(DeviceSettings)))
+        self._waits = devices.defers(devices.device(task.config.of(DeviceSettings)))
         self._read = 0.0  # when the loss was last read
         self._began = 0.0
         self._bar: Any = tqdm(disable=True)
@@ -117,8 +114,8 @@ class RunProgress:
         self._is_told = True
         seconds = time.perf_counter() - self._began + self._estimate.remaining(self._step)
         self._session.info(f"time     about {duration(seconds)} (measured on the first steps)", indent=9)
-        if time_estimate.is_long(seconds, self._config) and not self._session.is_silent:
-            ways = time_estimate.faster_ways(self._task, self._config, self._estimate)
+        if time_estimate.is_long(seconds, self._task.config) and not self._session.is_silent:
+            ways = time_estimate.faster_ways(self._task, self._estimate)
             self._session.warn(f"on this CPU, the run takes about {duration(seconds)}. Faster:", *ways)
 
     @contextmanager

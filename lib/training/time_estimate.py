@@ -6,10 +6,10 @@ from collections import deque
 
 from lib.config import pasted_commands
 from lib.config.config import Config
+from lib.contracts import Task
 from lib.datasets import DataSettings
 from lib.machine import devices
 from lib.machine.devices import DeviceSettings
-from lib.methods.method import Task
 from lib.networks.backbone import Backbone
 from lib.scoring import inference
 from lib.scoring.evaluation import EvaluationSettings
@@ -74,11 +74,11 @@ class TimeEstimate:
         return self._length.steps_after(step) * self.step() + self._length.evaluations_after(step) * self.evaluation()
 
 
-def batches_of_an_evaluation(task: Task, config: Config) -> float:
+def batches_of_an_evaluation(task: Task) -> float:
     """The work of an evaluation, in batches of a step's size."""
     images = len(inference.scored(task)) * len(task.method.treatments)
-    sampled = 2 * config.of(EvaluationSettings).eval_sample
-    return (images + min(sampled, 2 * len(task.pictures))) / config.of(DataSettings).batch
+    sampled = 2 * task.config.of(EvaluationSettings).eval_sample
+    return (images + min(sampled, 2 * len(task.pictures))) / task.config.of(DataSettings).batch
 
 
 def is_long(seconds: float, config: Config) -> bool:
@@ -86,9 +86,10 @@ def is_long(seconds: float, config: Config) -> bool:
     return seconds > LONG and not devices.gpu_numbers(config.of(DeviceSettings).gpus)
 
 
-def faster_ways(task: Task, config: Config, estimate: TimeEstimate) -> list[str]:
+def faster_ways(task: Task, estimate: TimeEstimate) -> list[str]:
     """What would take less time, a line each; commands have lines to themselves."""
     lines: list[str] = []
+    config = task.config
     data = config.of(DataSettings)
     if data.dataset == "image_folder" and not isinstance(task.encode, Backbone):
         table = config.as_dict()["labels"]

@@ -19,6 +19,7 @@ from lib.checkpoints.background_writer import BackgroundWriter
 from lib.config import pasted_commands
 from lib.config.config import Config
 from lib.config.settings import Section, setting
+from lib.contracts import Method, Task
 from lib.datasets import DataSettings
 from lib.datasets.fingerprint import Fingerprint, fingerprint
 from lib.datasets.folder_tree import counted
@@ -27,7 +28,6 @@ from lib.machine import devices, precision, processes, random_seeds
 from lib.machine.devices import DeviceSettings
 from lib.machine.interrupts import Interrupts
 from lib.methods.batches import made
-from lib.methods.method import Method, Task
 from lib.networks import backbone, freezing
 from lib.scoring import evaluation, metrics
 from lib.scoring.evaluation import Outcome
@@ -93,7 +93,6 @@ class Trainer:
 
     Args:
         task: what is trained, on what.
-        config: all settings of the run.
 
     Raises:
         UserError: the optimiser or the schedule refuses its settings, or labels are needed and missing.
@@ -102,9 +101,10 @@ class Trainer:
     session: Session
     _writer: BackgroundWriter
 
-    def __init__(self, task: Task, config: Config) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
         self.method = task.method
+        config = task.config
         self.config = config
         self.settings = config.of(TrainerSettings)
         self._parallel = AveragedGradients(task.method)
@@ -131,7 +131,7 @@ class Trainer:
         self._means = Means()
         self._interrupts = Interrupts(agree=processes.largest, alone=processes.world() == 1)
         self._clock = 0.0
-        self._progress = RunProgress(task, config, self.length)
+        self._progress = RunProgress(task, self.length)
         self._is_collapsed = False
         self._at_bound: dict[str, int] = {}  # part of the loss → epochs in a row in which it said nothing
         self._latest: tuple[int, Outcome] | None = None
@@ -408,7 +408,7 @@ class Trainer:
 
     def _predict(self) -> None:
         with self._progress.evaluating():
-            outcome = evaluation.evaluate(self.task, self.config, self._interrupts.watch)
+            outcome = evaluation.evaluate(self.task, self._interrupts.watch)
         online = partial(evaluation.online, self.task, self._assigned.cpu().numpy())
         scores = outcome.scores | processes.from_first(online)
         self._latest = (self.step, dataclasses.replace(outcome, scores=scores))

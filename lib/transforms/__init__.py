@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lib.config.settings import Section, setting
-from lib.contracts import Recipe
+from lib.contracts import NeighbourRecipe, Recipe
 from lib.errors import UserError
 
 LARGEST_SIDE = 4096  # px, of a view; one of that side is 192 MiB in float32
@@ -124,6 +124,25 @@ class LoaderSettings(Section):
 def plain_recipe(s: TransformSettings) -> Recipe:
     """The test view: the middle of the picture."""
     return Recipe(s.size, "center", s.resize)
+
+
+def original(s: TransformSettings) -> Recipe:
+    """A random square of the picture, and nothing else."""
+    return Recipe(s.size, "random", s.resize)
+
+
+def perturbed(s: TransformSettings) -> Recipe:
+    """A random crop with random colours, as the `tfm_…` settings have them."""
+    recipe = replace(
+        original(s), jitter=s.tfm_colorjitter, jitter_probability=s.tfm_colorjitter_probability,
+        grayscale=s.tfm_random_grayscale, flip=s.tfm_random_hflip,
+    )  # fmt: skip
+    return recipe if s.tfm_scale is None else replace(recipe, crop="resized", scale=s.tfm_scale, ratio=s.tfm_ratio)
+
+
+def neighbour(recipe: Recipe) -> NeighbourRecipe:
+    """The same view of one of the image's `--feature-neighbours` nearest neighbours, drawn anew in each epoch."""
+    return NeighbourRecipe(**vars(recipe))
 
 
 def normalisation(s: TransformSettings, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self, overload
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -121,9 +122,9 @@ class DrawnViews(Sequence[Tensor]):
 class _Batch:
     """A batch in the order of its images' shapes, and its draws."""
 
-    index: Integers  # (N,) in the order of the request
+    index: Tensor  # (N,) in the order of the request
     stacks: list[Stack]
-    runs: list[Integers]
+    runs: list[Request]
     numbers: list[list[Floats32]]  # for each run and stack
     back: Integers | None  # where each image of the request is among those of the runs
 
@@ -187,21 +188,20 @@ class BatchedViews:
     def stream(self, plan: Iterable[Request]) -> Iterator[Prepared]:
         if not self.static:
             for request in plan:
-                index = self._readable(request)
-                yield Prepared(torch.from_numpy(index), self._views(index, request))
+                readable = self._readable(request)
+                yield Prepared(readable.index, self._views(readable))
             return
-        for batch in ahead(self._draw(self._readable(request), request) for request in plan):
-            yield Prepared(torch.from_numpy(batch.index), self._sent(batch))
+        for batch in ahead(self._draw(self._readable(request)) for request in plan):
+            yield Prepared(batch.index, self._sent(batch))
 
-    def _readable(self, request: Request) -> Integers:
-        index = request.index.numpy()
-        return index[~np.isin(index, self._unreadable)]
+    def _readable(self, request: Request) -> Request:
+        return request.rows(~np.isin(request.index.numpy(), self._unreadable))
 
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
         return self.stream(Request(index, (self._test,)) for index in batches)
 
-    def prepared(self) -> Self:
-        return self
+    def prepare(self, folder: Path | None = None) -> None:
+        pass
 
     def describe(self) -> str:
         sizes = np.delete(self._sizes, self._unreadable, axis=0)
@@ -213,32 +213,32 @@ class BatchedViews:
     def close(self) -> None:
         pass
 
-    def _draw(self, index: Integers, request: Request) -> _Batch:
-        ordered, back = self._by_shape(index)
+    def _draw(self, request: Request) -> _Batch:
+        ordered, back = self._by_shape(request)
         stacks = _stacks(request.recipes)
         runs = list(self._runs(ordered, max(len(stack.copies) for stack in stacks), STATIC_WORK))
         numbers = [
             [
                 view_operations.static_numbers(
                     [request.recipes[copy] for copy in stack.copies],
-                    [self._drawn(run, request, copy) for copy in stack.copies],
-                    self._sizes[run],
+                    [self._drawn(run, copy) for copy in stack.copies],
+                    self._sizes[run.index.numpy()],
                 )
                 for stack in stacks
             ]
             for run in runs
         ]
-        return _Batch(index, stacks, runs, numbers, back)
+        return _Batch(request.index, stacks, runs, numbers, back)
 
-    def _drawn(self, index: Integers, request: Request, copy: int) -> Draws:
-        numbers = request.numbers(index)
-        return draw(request.recipes[copy], self._sizes[index], self._seed, request.epoch, numbers, copy)
+    def _drawn(self, run: Request, copy: int) -> Draws:
+        sizes = self._sizes[run.index.numpy()]
+        return draw(run.recipes[copy], sizes, self._seed, run.epoch, run.numbers, run.first_copy + copy)
 
     def _sent(self, batch: _Batch) -> DrawnViews:
         """The draws, and the bytes of the images beside them, on the device."""
         runs = [
             Run(
-                tuple(self._bytes(group) for group in self._groups(run)),
+                tuple(self._bytes(group) for group in self._groups(run.index.numpy())),
                 tuple(self._send(each) for each in numbers),
             )
             for run, numbers in zip(batch.runs, batch.numbers, strict=True)
@@ -247,43 +247,43 @@ class BatchedViews:
         is_static = len(runs) == 1 and not self._shape.any()  # images of one shape
         return DrawnViews(runs, batch.stacks, back, self._finish, is_static)
 
-    def _views(self, index: Integers, request: Request) -> list[Tensor]:
+    def _views(self, request: Request) -> list[Tensor]:
         """On a CPU, whose caches are small: one recipe after the other, and each operation for images that drew it."""
-        ordered, back = self._by_shape(index)
-        by_run = [self._views_of(run, request) for run in self._runs(ordered, 1, WORK)]
+        ordered, back = self._by_shape(request)
+        by_run = [self._views_of(run) for run in self._runs(ordered, 1, WORK)]
         views = by_run[0] if len(by_run) == 1 else [torch.cat(parts) for parts in zip(*by_run, strict=True)]
         return views if back is None else [view.index_select(0, torch.from_numpy(back)) for view in views]
 
-    def _views_of(self, run: Integers, request: Request) -> list[Tensor]:
-        groups = [self._floats(group) for group in self._groups(run)]
+    def _views_of(self, run: Request) -> list[Tensor]:
+        index = run.index.numpy()
+        groups = [self._floats(group) for group in self._groups(index)]
         views = []
-        for copy, recipe in enumerate(request.recipes):
-            drawn = self._drawn(run, request, copy)
-            plan = view_operations.plan(recipe, drawn, self._sizes[run], self._device)
+        for copy, recipe in enumerate(run.recipes):
+            plan = view_operations.plan(recipe, self._drawn(run, copy), self._sizes[index], self._device)
             views.append(self._finish(view_operations.view(groups, plan), 1)[0])
         return views
 
-    def _by_shape(self, index: Integers) -> tuple[Integers, Integers | None]:
+    def _by_shape(self, request: Request) -> tuple[Request, Integers | None]:
         """The images in the order of their shapes, and where each of them has gone, if any has."""
-        shapes = self._shape[self._part[index]]
+        shapes = self._shape[self._part[request.index.numpy()]]
         if len(np.unique(shapes)) < 2:
-            return index, None
+            return request, None
         order = np.argsort(shapes, kind="stable")
-        return index[order], np.argsort(order)
+        return request.rows(order), np.argsort(order)
 
-    def _groups(self, run: Integers) -> list[Integers]:
+    def _groups(self, index: Integers) -> list[Integers]:
         """Those of each shape."""
-        shapes = self._shape[self._part[run]]
-        return np.split(run, np.flatnonzero(np.diff(shapes)) + 1)
+        shapes = self._shape[self._part[index]]
+        return np.split(index, np.flatnonzero(np.diff(shapes)) + 1)
 
-    def _runs(self, index: Integers, views: int, work: int) -> Iterator[Integers]:
+    def _runs(self, request: Request, views: int, work: int) -> Iterator[Request]:
         """As many at a time as `work` allows; about 8 float copies of a picture are alive for each of `views` at once."""
-        ends = np.cumsum(self._numbers[self._part[index]])
+        ends = np.cumsum(self._numbers[self._part[request.index.numpy()]])
         start = 0
-        while start == 0 or start < len(index):
+        while start == 0 or start < len(ends):
             limit = work // (32 * views) + (ends[start - 1] if start else 0)
             stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
-            yield index[start:stop]
+            yield request.rows(np.arange(start, min(stop, len(ends))))
             start = stop
 
     def _floats(self, index: Integers) -> Tensor:

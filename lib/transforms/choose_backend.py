@@ -51,7 +51,7 @@ def open_views(config: Config, pictures: Pictures, test: Recipe) -> Views:
     loading = config.of(LoaderSettings)
     means, stds = normalisation(transforms, config.of(NetworkSettings).net_cin)
     device = devices.device(config.of(DeviceSettings))
-    seed = config.of(SeedSettings).seed or 0
+    seed = config.of(SeedSettings).number
     skip = config.of(DataSettings).on_bad_image == "skip"
     wanted = config.of(ViewSettings).tfm_backend
     why = ""

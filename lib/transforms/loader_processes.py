@@ -324,12 +324,13 @@ def _write(replies: Connection, reply: _Reply) -> None:
 def _packed(request: Request) -> bytes:
     # As arrays: torch pickles a tensor slowly, and with multiprocessing's pickler into shared memory.
     drawn_as = None if request.drawn_as is None else request.drawn_as.numpy()
-    return pickle.dumps((request.index.numpy(), request.recipes, request.epoch, drawn_as))
+    return pickle.dumps((request.index.numpy(), request.recipes, request.epoch, drawn_as, request.first_copy))
 
 
 def _unpacked(packed: bytes) -> Request:
-    index, recipes, epoch, drawn_as = pickle.loads(packed)
-    return Request(torch.from_numpy(index), recipes, epoch, None if drawn_as is None else torch.from_numpy(drawn_as))
+    index, recipes, epoch, drawn_as, first_copy = pickle.loads(packed)
+    numbers = None if drawn_as is None else torch.from_numpy(drawn_as)
+    return Request(torch.from_numpy(index), recipes, epoch, numbers, first_copy)
 
 
 def _memory(view: Tensor) -> memoryview:

@@ -6,7 +6,7 @@ It takes pictures of any size and mode, and sets that do not fit into memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Self
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -94,8 +94,8 @@ class PILViews:
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Prepared]:
         return self.stream(Request(index, (self._test,)) for index in batches)
 
-    def prepared(self) -> Self:
-        return self
+    def prepare(self, folder: Path | None = None) -> None:
+        pass
 
     def describe(self) -> str:
         because = f", because {self._why}" if self._why else ""
@@ -128,21 +128,20 @@ class _Prepare:
         if not loaded:
             shapes = [(0, self._pictures.channels, recipe.size, recipe.size) for recipe in request.recipes]
             return ImageBatch(request.index[:0], [torch.empty(s, dtype=torch.uint8) for s in shapes], skipped)
-        positions = np.array(list(loaded), dtype=np.int64)
-        images = list(loaded.values())
+        kept = request.rows(np.array([position in loaded for position in request.index.tolist()]))
+        images = [loaded[position] for position in kept.index.tolist()]
         sizes = np.array([(image.height, image.width) for image in images], dtype=np.int64)
         views = []
-        numbers = request.numbers(positions)
-        for copy, recipe in enumerate(request.recipes):
-            draws = draw(recipe, sizes, self._seed, request.epoch, numbers, copy)
+        for copy, recipe in enumerate(request.recipes, request.first_copy):
+            draws = draw(recipe, sizes, self._seed, request.epoch, kept.numbers, copy)
             stack = np.stack([np.asarray(view(image, recipe, draws, n)) for n, image in enumerate(images)])
             views.append(torch.from_numpy(stack.reshape(*stack.shape[:3], -1)).permute(0, 3, 1, 2).contiguous())
-        return ImageBatch(torch.from_numpy(positions), views, skipped)
+        return ImageBatch(kept.index, views, skipped)
 
     def _load_all(self, index: Tensor) -> tuple[dict[int, Image.Image], dict[int, str]]:
         images = {}
         skipped = {}
-        for position in index.tolist():
+        for position in dict.fromkeys(index.tolist()):
             try:
                 images[position] = self._pictures.read(position)
             except UserError as error:

@@ -227,7 +227,7 @@ def test_evaluation_leaves_every_buffer_as_it_found_it() -> None:
     task.method.train()
     before = {name: value.clone() for name, value in task.method.state_dict().items() if torch.is_tensor(value)}
     momenta = [getattr(part, "momentum", None) for part in task.method.modules()]
-    scores = evaluation.evaluate(task, settings).scores
+    scores = evaluation.evaluate(task).scores
     after = task.method.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert [getattr(part, "momentum", None) for part in task.method.modules()] == momenta
@@ -243,7 +243,7 @@ def test_train_bn_is_the_average_over_training_pictures() -> None:
     found = []
     norm = task.method.network.layers[1]
     keep = norm.register_forward_hook(lambda m, i, o: found.append((m.running_mean.clone(), m.running_var.clone())))
-    evaluation.evaluate(task, settings)
+    evaluation.evaluate(task)
     hook.remove()
     keep.remove()
     assert len(seen[0]) == 899, "one batch of all training pictures comes first"

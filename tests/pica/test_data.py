@@ -27,7 +27,7 @@ class Recorder:
 
 def source(views: Recorder, seed: int = 3) -> PICASource:
     sets = [np.arange(10), np.arange(4, 9)]
-    return PICASource(views, sets, ORIGINAL, PERTURBED, repeat=3, batch_size=4, seed=seed)  # type: ignore[arg-type]
+    return PICASource(views, sets, (ORIGINAL, *[PERTURBED] * 3), batch_size=4, seed=seed)  # type: ignore[arg-type]
 
 
 def test_an_epoch_is_a_pass_over_each_heads_set_in_turn() -> None:

@@ -20,11 +20,11 @@ from runs import IMC
 
 import main
 from lib import datasets
-from lib.contracts import Recipe, Request
+from lib.contracts import Recipe, Request, Task
 from lib.errors import UserError
 from lib.features import neighbours
+from lib.features.neighbours import NeighbourViews
 from lib.features.views import FeatureViews, canonical, columns
-from lib.methods.method import Task
 from lib.networks.backbone import Backbone
 from lib.scoring import inference
 from lib.transforms import TransformSettings, plain_recipe
@@ -50,13 +50,16 @@ def folder(tmp_path: Path, count: int = 150) -> tuple[object, ...]:
 
 
 def views_of(made: Task) -> FeatureViews:
-    assert isinstance(made.views, FeatureViews)
-    return made.views
+    """Of the features themselves, where neighbours are shown too."""
+    views = made.views._views if isinstance(made.views, NeighbourViews) else made.views
+    assert isinstance(views, FeatureViews)
+    return views
 
 
 def table(made: Task) -> torch.Tensor:
     """(N, views, D): all that was computed."""
-    views = views_of(made).prepared()
+    views = views_of(made)
+    views.prepare()
     count = len(made.pictures)
     wide = len(views._recipes)
     index = np.arange(count)[:, None].repeat(wide, axis=1)
@@ -159,7 +162,7 @@ def dying(self, images):
         os.kill(os.getpid(), signal.SIGKILL)
     return forward(self, images)
 Backbone.forward = dying
-main.build(resolve(*{words!r})).views.prepared()
+main.build(resolve(*{words!r})).views.prepare()
 """
 
 
@@ -222,7 +225,7 @@ def test_more_than_the_memory_is_read_from_disk_by_batches(tmp_path: Path) -> No
         assert torch.equal(one.index, other.index)
         assert all(map(torch.equal, one.views, other.views))  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="more than --memory-budget .* --disk-cache, or take fewer --feature-views"):
-        task(tmp_path, *small, "--disk-cache", 0).views.prepared()
+        task(tmp_path, *small, "--disk-cache", 0).views.prepare()
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut"])
@@ -267,7 +270,7 @@ def test_a_data_set_with_unreadable_images_that_are_no_files(tmp_path: Path, mon
     monkeypatch.setitem(datasets._registry._components, "broken", Broken)
     words = ("--dataset", "broken", "--train-splits", "train", "--test-splits", "train")
     with pytest.raises(UserError, match="picture 3 of the run: TypeError: broken"):
-        task(tmp_path, *words).views.prepared()
+        task(tmp_path, *words).views.prepare()
     made = task(tmp_path, *words, "--on-bad-image", "skip")
     (prepared,) = made.views.plain([torch.arange(20)])
     assert sorted(made.views.skipped) == [3, 5] and len(prepared.index) == 18
@@ -277,7 +280,7 @@ def drawn(made: Task, index: list[int], epoch: int, copies: int = 4) -> list[lis
     """For each picture, which of its views are drawn."""
     views = views_of(made)
     _, perturbed = recipes(made.config.of(TransformSettings))
-    _, places = views._chosen(np.array(index), Request(torch.tensor(index), (perturbed,) * copies, epoch))
+    _, places = views._chosen(Request(torch.tensor(index), (perturbed,) * copies, epoch))
     return places.tolist()  # type: ignore[no-any-return]
 
 
@@ -322,10 +325,11 @@ def test_neighbours_are_the_nearest(block: int, memory: float, tmp_path: Path, m
     words = (*folder(tmp_path, 0), "--train-splits", "train", "--test-splits", "test")
     made = task(tmp_path, *words, *NEIGHBOURS, "--feature-neighbours", 5, "--memory-budget", memory)
     features = table(made)
-    views = views_of(made)
+    views = made.views
+    assert isinstance(views, NeighbourViews)
     assert features.shape == (60, 1, 16), "the plain view alone is computed"
     expected = brute_force(features[:, 0], made.pictures.index("train").tolist(), 5)
-    assert views._neighbours.tolist() == expected
+    assert views.table.tolist() == expected
     (prepared,) = views.stream(
         [Request(torch.arange(60), (plain_recipe(made.config.of(TransformSettings)), *[made.perturbed] * 5))]
     )
@@ -343,21 +347,23 @@ def test_neighbours_on_disk_are_those_in_memory_and_are_read_once_for_each_group
     for i in range(60):
         picture(tmp_path / "pictures" / f"{i}.png", seed=i // 3)  # three of each: their cosines tie
     words = (*folder(tmp_path, 0), *NEIGHBOURS, "--feature-neighbours", 5)
-    expected = views_of(task(tmp_path, *words))._neighbours
+    views = task(tmp_path, *words).views
+    assert isinstance(views, NeighbourViews)
+    expected = views.table
     bytes_ = room * (4 * 16 + 12 * 5)
-    views = views_of(task(tmp_path, *words, "--memory-budget", bytes_ / 2**30 + 1e-9))
+    features = views_of(task(tmp_path, *words, "--memory-budget", bytes_ / 2**30 + 1e-9))
     reads: list[int] = []
-    read = views.prepared()._shelf._read
-    monkeypatch.setattr(views._shelf, "_read", lambda positions: [reads.extend(positions), read(positions)][1])
-    found = neighbours.nearest(views._shelf, np.arange(60), np.arange(60), 5)
+    read = features._shelf._read
+    monkeypatch.setattr(features._shelf, "_read", lambda positions: [reads.extend(positions), read(positions)][1])
+    found = neighbours.nearest(features, np.arange(60), np.arange(60), 5)
     assert (found == expected).all()
     assert len(reads) == 60 + 60 * groups
 
 
 @pytest.mark.parametrize(("words", "message"), [
     ((*FROZEN, "--feature-views", 0), "--feature-views: 0 is below 1"),
-    (("--views", "neighbours"), "views are neighbours, .*--views random, or --net-freeze '.*'"),
-    ((*FROZEN[:1], "layers.0", "--views", "neighbours"), "views are neighbours, .*--views random, or --net-freeze '.*'"),
+    (("--views", "neighbours", "--feature-neighbours", 899), "--feature-neighbours 899: there are 899 training pictures"),
+    (("--views", "neighbours", "--neighbours-by", "pixel"), "--neighbours-by: .*features, pixels"),
     ((*NEIGHBOURS, "--feature-neighbours", 899), "--feature-neighbours 899: there are 899 training pictures"),
     ((*FROZEN, "--net-width", 4, "--views", "near"), "--views: .*random, neighbours"),
 ])  # fmt: skip

@@ -106,5 +106,5 @@ def test_passes_that_cannot_be_shared_are_told_where_they_would_be(
     settings = resolve(*IMC, "--debug", "--precision", precision)
     task = main.build(settings)
     assert not task.method.shares_passes
-    notes = [note for note in Trainer(task, settings)._notes if "a Dropout" in note]
+    notes = [note for note in Trainer(task)._notes if "a Dropout" in note]
     assert len(notes) == (precision == "bf16")

@@ -337,7 +337,7 @@ def test_the_statistics_of_the_scores_outlive_a_resumption(cli: Cli, tmp_path: P
     state = checkpoint.load(path)
     assert state["statistics"]
     made = resolve(*QUICK, "--debug")
-    trainer = Trainer(main.build(made), made)
+    trainer = Trainer(main.build(made))
     trainer.load_state_dict(state)
     assert same(trainer.state_dict()["statistics"], state["statistics"])
     cli("--resume", path, "--max-epochs", 2, "--max-steps", 11, "--eval-every", 0)

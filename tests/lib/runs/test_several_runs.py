@@ -21,7 +21,7 @@ from runs import assert_same_run, launch, only
 from sklearn.metrics import adjusted_rand_score
 
 from lib.errors import UserError
-from lib.methods import method
+from lib.methods import building
 from lib.runs.run_list import members
 from lib.scoring import choice_of_k, summary_over_seeds
 
@@ -206,7 +206,7 @@ def test_mistakes(cli: Cli, tmp_path: Path) -> None:
 def test_a_method_is_built_with_one_number_and_a_dry_run_shows_each(words: tuple[object, ...], cli: Cli) -> None:
     config = resolve(*words, "--num-clusters", 8, 12)
     with pytest.raises(UserError, match="num_clusters 8 12"):
-        method.assemble(config)
+        building.assemble(config)
     status, out, err = cli(*words, "--num-clusters", 8, 12, "--dry-run")
     assert status == 0 and ", 8 clusters" in out and ", 12 clusters" in out, err
 

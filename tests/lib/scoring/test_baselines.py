@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
 import main
-from lib.methods.method import Task
+from lib.contracts import Task
 from lib.scoring import baselines, metrics, summary_over_seeds
 from lib.scoring.baselines import COMPONENTS
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lib.methods.method import Split
+from lib.contracts import Split
 from lib.scoring import metrics
 from lib.scoring.inference import Embedded
 from lib.scoring.label_free import Sample, directions, scaled, spread

@@ -37,7 +37,7 @@ def defers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
 def broken_run(tmp_path: Path, break_it: Any, *words: object) -> tuple[Path, RunStopped]:
     """Train with a hook that breaks something, until the run stops itself."""
     settings = resolve(*words, "--session-root", tmp_path, "--session", "a")
-    made = Trainer(main.build(settings), settings)
+    made = Trainer(main.build(settings))
     break_it(made)
     with Session(settings) as session, pytest.raises(RunStopped) as raised:
         made.run(session)
@@ -46,7 +46,7 @@ def broken_run(tmp_path: Path, break_it: Any, *words: object) -> tuple[Path, Run
 
 def state_after(steps: int, *words: object) -> dict[str, Any]:
     settings = resolve(*words, "--max-steps", steps, "--debug")
-    made = Trainer(main.build(settings), settings)
+    made = Trainer(main.build(settings))
     with Session(settings) as session:
         made.run(session)
     return made.state_dict()

@@ -134,7 +134,7 @@ def test_two_sessions_of_one_second_get_two_folders(tmp_path: Path) -> None:
 
 def trainer(*words: object) -> tuple[Trainer, Config]:
     made = resolve(*QUICK, *words, "--debug")
-    return Trainer(main.build(made), made), made
+    return Trainer(main.build(made)), made
 
 
 def test_stopped_and_loaded_it_ends_as_the_straight_run() -> None:
@@ -178,7 +178,7 @@ def test_best_by_accuracy_needs_labels(tmp_path: Path) -> None:
     made = resolve("--dataset", "image_folder", "--data-root", tmp_path, "--num-clusters", 2, "--network", "convnet",
                    "--tfm-size", 8, "--tfm-resize", 8, "--best-by", "acc")  # fmt: skip
     with pytest.raises(UserError, match="--best-by acc needs labels"):
-        Trainer(main.build(made), made)
+        Trainer(main.build(made))
 
 
 def test_best_by_accuracy_needs_two_classes(cli: Cli, class_folders: Path) -> None:

@@ -1,0 +1,95 @@
+"""From settings and images to a task: the one order in which its parts are built."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib import networks
+from lib.config.command_flags import Command
+from lib.config.config import Config
+from lib.contracts import NeighbourRecipe, Recipe, Task
+from lib.datasets import Pictures
+from lib.errors import UserError
+from lib.features import FeatureSettings
+from lib.features.views import open_views
+from lib.machine.random_seeds import SeedSettings
+from lib.methods.method import Entry, MethodSettings, ViewMethod, get
+from lib.networks.backbone import Backbone, Features
+from lib.networks.freezing import TuningSettings
+from lib.transforms import TransformSettings, neighbour, plain_recipe
+from lib.transforms.channel_statistics import measured
+
+
+def build(config: Config, pictures: Pictures) -> Task:
+    """Everything that a run needs, from its settings and images.
+
+    Raises:
+        UserError: from the data set, or settings that do not go together.
+    """
+    component = get(config.of(MethodSettings).method)
+    if isinstance(component, Entry):
+        return component.build(config, pictures)
+    method, encode = assemble(config, pictures)
+    transforms = config.of(TransformSettings)
+    plain = plain_recipe(transforms)
+    asked = tuple(method.views(transforms))
+    recipes = _shown(config, asked, plain, isinstance(encode, Backbone))
+    networks.check_sizes(nn.Sequential(encode, method.network), config, *(recipe.size for recipe in recipes))
+    if config.of(Command).trains:
+        method.check(config, pictures)
+    config = measured(config, pictures)  # it decodes images, so it comes after whatever may be wrong
+    views = open_views(config, pictures, encode, plain, recipes, method)
+    source = method.source(config, pictures, views, recipes)
+    perturbed = asked[method.perturbed_view]
+    perturbed = perturbed.of_image if isinstance(perturbed, NeighbourRecipe) else perturbed
+    return Task(method.place(config), source, views, pictures, perturbed, config, encode)
+
+
+def assemble(config: Config, pictures: Pictures | None = None) -> tuple[ViewMethod, nn.Module]:
+    """The method, and what stands before it: a backbone that is frozen as a whole, or nothing; neither is placed.
+
+    Args:
+        config: all settings.
+        pictures: of the run, where there is one; it is seen to that method and images fit each other.
+
+    Raises:
+        UserError: settings that do not go together.
+    """
+    method, encode = _parts(config)
+    if pictures is not None:
+        networks.check_sizes(nn.Sequential(encode, method.network), config, config.of(TransformSettings).size)
+        if config.of(Command).trains:
+            pictures.check_clusters(method.num_clusters)
+    return method, encode
+
+
+def _parts(config: Config) -> tuple[ViewMethod, nn.Module]:
+    component: Any = get(config.of(MethodSettings).method)
+    settings = config.of(networks.NetworkSettings)
+    if settings.net_freeze is not None:
+        # What a checkpoint does not hold is drawn again, whatever was drawn before.
+        torch.default_generator.manual_seed(config.of(SeedSettings).number)
+    network = component.build_network(config)
+    if not networks.is_frozen(settings, network):
+        return component.from_config(config, network), nn.Identity()
+    tuned = config.of(TuningSettings)
+    if tuned.net_lr_scale != 1:
+        raise UserError("--net-lr-scale: the network is frozen as a whole, and learns at no rate; leave it out")
+    fetches = config.weights_given and tuned.net_weights is not None
+    fetch = partial(networks.load_weights, network, config) if fetches else None
+    drawn = tuned.net_weights is None and not networks.own(settings.network).trained
+    backbone = Backbone(network, settings.network, drawn, fetch)
+    return component.from_config(config, Features(backbone.feature_dim)), backbone
+
+
+def _shown(config: Config, recipes: tuple[Recipe, ...], plain: Recipe, is_frozen: bool) -> tuple[Recipe, ...]:
+    """What a step shows of each image; with `--views neighbours` every view but the first is of a neighbour."""
+    if config.of(FeatureSettings).views != "neighbours":
+        return recipes
+    if is_frozen:  # the features as they are, which are the same in each epoch
+        return (plain, *recipes[1:])
+    return (recipes[0], *map(neighbour, recipes[1:]))
