@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -79,7 +80,9 @@ def build(settings: config.Config, folder: Path | None = None) -> method.Task:  
     pictures = datasets.open_pictures(settings)
     sorted_copies.check_files(settings, pictures)
     settings = settings_from_images.counted(settings, pictures)
-    return method.get(settings.of(method.MethodSettings).method).build(settings, pictures)  # type: ignore[no-any-return]
+    task = method.get(settings.of(method.MethodSettings).method).build(settings, pictures)
+    settings = backbone.settled(task.encode, task.config)
+    return replace(task, config=settings.replace(tfm_decode_side=pictures.decode_side or "full"))
 
 
 def load(path: str) -> model.Model:

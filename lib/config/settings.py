@@ -43,6 +43,7 @@ def setting(
     about_data: bool = False,
     adaptive: bool = False,
     side: bool = False,
+    earlier: Any = None,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -60,12 +61,13 @@ def setting(
         fixed: a run that has begun cannot go on with another value.
         about_data: it says which pictures a run had; --predict has others.
         adaptive: one of `OPEN` leaves it to the pictures or the machine, so it contradicts no value that a run has found.
+        earlier: the value of checkpoints from before there was this setting; none: the default.
         side: of a square; a pair of equal sides, such as `(32, 32)`, is that side.
     """
     metadata = {
         "help": help, "unit": unit, "value": value, "low": low, "high": high,
         "component": component, "convert": convert, "transient": transient, "idle": idle, "fixed": fixed,
-        "about_data": about_data, "adaptive": adaptive, "side": side,
+        "about_data": about_data, "adaptive": adaptive, "side": side, "earlier": earlier,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
