@@ -30,7 +30,7 @@ from lib.transforms.streamed_views import StreamedViews
 
 SPREAD = 64  # pictures, from all over the run, that are looked at before all are decoded,
 SURE = 8  # of which so many may tell that there is no room for all
-LARGE = 3  # sides of a view that a picture may have, beyond which Pillow is faster
+LARGE = 4  # sides of a view that a picture may have, beyond which Pillow is faster
 STEP = 8  # px, in which the sides of pictures of several sizes are rounded up: fewer groups, few zeros
 GIB = 2**30
 
