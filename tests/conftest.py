@@ -36,7 +36,7 @@ DIGITS = ("--cfgs", ROOT / "configs/base.yaml", ROOT / "configs/digits.yaml", "-
 QUICK = (*DIGITS, "--train-splits", "train", "--test-splits", "test", "--num-workers", 0, "--net-heads", 70, 10,
          "--batch-size", 256, "--net-width", 4, "--tfm-working-size", "none", "--tfm-size", 8, "--tfm-resize", 10,
          "--baseline", "none", "--eval-sample", 50, "--max-epochs", 1, "--eval-every", 1, "--display-freq", 20,
-         "--base-lr", 1e-3)  # fmt: skip
+         "--base-lr", 1e-3, "--feature-engine", "eager")  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)

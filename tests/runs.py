@@ -18,7 +18,8 @@ from lib.checkpoints import checkpoint
 IMC = ("--cfgs", ROOT / "configs/imc_swav/base.yaml", ROOT / "configs/imc_swav/digits.yaml", "--seed", 7,
        "--train-splits", "train+test", "--classifier-splits", "test", "--test-splits", "test", "--net-width", 4,
        "--batch-size", 256, "--prototypes", 20, "--classifier-dim", 16, "--size-crops", 12, 8, "--nmb-crops", 2, 1,
-       "--baseline", "none", "--eval-sample", 50, "--warmup-steps", 5, "--frozen-prototype-steps", 5)  # fmt: skip
+       "--baseline", "none", "--eval-sample", 50, "--warmup-steps", 5, "--frozen-prototype-steps", 5,
+       "--feature-engine", "eager")  # fmt: skip
 METHODS = {
     "pica": (*QUICK, "--max-epochs", 20),
     "imc_swav": (*IMC, "--max-epochs", 30),

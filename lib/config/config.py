@@ -193,7 +193,7 @@ def resolve(
             use, or a flag that contradicts the checkpoint.
     """
     origin = "the checkpoint"
-    known = stored or {}
+    known = _known(stored, sections)
     merged = {name: Raw(value, origin) for name, value in known.items()} | dict(raw)
     queue = list(sections)
     found = {}
@@ -231,6 +231,15 @@ def resolve(
         if name in idle and given.value is not None and (name in raw or given.value != idle[name].default)
     ]
     return Config(found, notes + _strangers(strangers, registries, set(active)), stored is not None)
+
+
+def _known(stored: Mapping[str, Any] | None, sections: Sequence[Kind]) -> dict[str, Any]:
+    """The settings inside a checkpoint, with those that there were not yet when it was written."""
+    if not stored:
+        return {}
+    fields = [field for section in sections for field in fields_of(section).values()]
+    earlier = {field.name: field.metadata["earlier"] for field in fields if field.metadata["earlier"] is not None}
+    return {**earlier, **stored}
 
 
 def part(raw: Mapping[str, Raw], sections: Sequence[Kind]) -> Config:

@@ -45,6 +45,7 @@ def setting(
     about_data: bool = False,
     adaptive: bool = False,
     side: bool = False,
+    earlier: Any = None,
 ) -> Any:
     """Declare a setting: a field of a settings dataclass, which becomes a flag and a YAML key.
 
@@ -62,12 +63,13 @@ def setting(
         fixed: a run that has begun cannot be resumed with another value.
         about_data: it says which images a run had; --predict has others.
         adaptive: `none` or `auto` leaves it to the images or the machine, so it contradicts no value of a resumed run.
+        earlier: the value in checkpoints from before there was this setting; none: the default.
         side: of a square; a pair of equal sides, such as `(32, 32)`, is that side.
     """
     metadata = {
         "help": help, "unit": unit, "value": value, "low": low, "high": high,
         "component": component, "convert": convert, "transient": transient, "idle": idle, "fixed": fixed,
-        "about_data": about_data, "adaptive": adaptive, "side": side,
+        "about_data": about_data, "adaptive": adaptive, "side": side, "earlier": earlier,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 

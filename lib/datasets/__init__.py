@@ -39,7 +39,7 @@ from lib.datasets.image_files import PictureFiles
 from lib.errors import MissingData, UserError
 from lib.machine import processes
 from lib.networks import NetworkSettings
-from lib.transforms import TransformSettings
+from lib.transforms import TransformSettings, needed_side
 
 __all__ = ["DataSettings", "Pictures", "Splits", "get", "names", "register"]
 
@@ -160,6 +160,24 @@ class Pictures:
         """The positions of each split's images, and its data set."""
         for part, end in zip(self._parts.values(), self._ends, strict=True):
             yield range(end - len(part), end), part
+
+    @property
+    def decode_side(self) -> int | None:
+        """px, shorter side down to which JPEG files are decoded at a reduced scale; None: at their own size."""
+        return next((part.decode_side for part in self._parts.values() if isinstance(part, PictureFiles)), None)
+
+    def decode_at(self, side: int) -> None:
+        """Decode JPEG files at a scale at which their shorter side has so many px or more."""
+        if side != self.decode_side:
+            self.decoded.clear()
+        for part in self._parts.values():
+            if isinstance(part, PictureFiles):
+                part.decode_side = side
+
+    @property
+    def in_files(self) -> bool:
+        """Whether all are in files, each of which gives the same picture at every access, in any thread."""
+        return all(isinstance(part, PictureFiles) for part in self._parts.values())
 
     def path(self, position: int) -> Path | None:
         """The file of an image, or None where the data set has no files."""
@@ -343,6 +361,9 @@ def open_pictures(config: Config) -> Pictures:
             part.max_megapixels = settings.max_megapixels
     unused = {name: size for name, size in known.sizes.items() if name not in used}
     pictures = Pictures(parts, train, test, unused=unused)
+    side = _decode_side(config)
+    if side is not None:
+        pictures.decode_at(side)
     pictures.store = _store(pictures, config)
     missing = np.arange(len(pictures)) if pictures.store is None else pictures.store.missing
     for positions, part in pictures.parts():
@@ -352,16 +373,27 @@ def open_pictures(config: Config) -> Pictures:
     return pictures
 
 
+def _decode_side(config: Config) -> int | None:
+    """The side down to which JPEG files may be decoded, px, as far as it is known without the views of a run."""
+    transforms = config.of(TransformSettings)
+    if transforms.tfm_decode_side == "full":
+        return None
+    if transforms.tfm_decode_side != "auto":
+        return transforms.decode_side
+    return needed_side(transforms, ()) if transforms.tfm_working_size is not None else None
+
+
 def _store(pictures: Pictures, config: Config) -> disk_cache.Store | None:
     """Where decoded pictures are kept: of files alone, and where a size is set to which they are brought."""
     root = config.of(DataSettings).data_root
     side = config.of(TransformSettings).tfm_working_size
     place = disk_cache.folder(config)
-    if place is None or side is None or not all(isinstance(part, PictureFiles) for _, part in pictures.parts()):
+    if place is None or side is None or not pictures.in_files:
         return None
     base = str(Path(root).expanduser())
     names = [file.removeprefix(base) for file in pictures.files or ()]
-    key = os.path.realpath(base), side
+    reduced = () if pictures.decode_side is None else (pictures.decode_side,)
+    key = (os.path.realpath(base), side, *reduced)
     is_chosen = config.of(disk_cache.CacheSettings).cache is not None
     channels = config.of(NetworkSettings).net_cin
     return disk_cache.Store(place, key, channels, names, pictures.stamps, is_chosen=is_chosen)

@@ -1,4 +1,4 @@
-"""What is kept on disk between runs: decoded pictures, so that a large one is decoded once, and features.
+"""What is kept on disk between runs: decoded pictures, so that a large one is decoded once, features, and networks.
 
 Each folder of pictures has a folder of its own here:
 
@@ -7,6 +7,11 @@ Each folder of pictures has a folder of its own here:
         index.bin    a record for each, which is written after its picture
         filling      locked by the process that adds to the two
         used         locked by every process that reads them; its time is that of the last use
+
+    networks-<key>/
+        data.bin     a network, exported for another program
+        index.bin    the checksum of that, which is written after it
+        used         as above
 
 A process that is killed leaves at most the picture at hand without a record, and that is cut off. A folder may be removed at
 any moment, by a process on a file system without locks or by a person: readers keep their open file, or decode again.
@@ -30,6 +35,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from lib.checkpoints.checkpoint import write_atomically
 from lib.config.command_flags import Command
 from lib.config.config import Config
 from lib.config.regular_files import check_regular
@@ -41,6 +47,7 @@ from lib.session import SessionSettings
 VERSION = 1  # of what `lib.transforms.pillow_views.prepare` gives; another one decodes everything again
 GIB = 2**30
 ATTEMPTS = 100  # to open a folder that other processes remove
+KINDS = ("pictures", "features", "networks")
 REMOVED = ".removed-"  # begins the name of a folder that is being removed
 RECOUNT = 2**24  # bytes, after which it is seen what other processes have kept meanwhile
 RECORD = np.dtype(
@@ -58,7 +65,7 @@ class CacheSettings(Section):
     local = True
     disk_cache: float = setting(
         10.0,
-        "disk space for what is kept between runs: lists of files, features of frozen networks and, with "
+        "disk space for what is kept between runs: lists of files, frozen networks and their features and, with "
         "--tfm-working-size, decoded images; 0 = nothing is kept",
         unit="GiB",
         low=0,
@@ -259,7 +266,7 @@ class Store:
             self._append(decode, bound)
 
     def _append(self, decode: Decode, bound: float) -> None:
-        allowed = self._allowance(self._size(), bound)
+        allowed = _allowance(self.folder, self._size(), bound)
         counted = self._size()
         full = False
         if self._is_waste(allowed):
@@ -280,7 +287,7 @@ class Store:
                 content = picture.tobytes()
                 taken = end + len(content) + begun + RECORD.itemsize
                 if taken > allowed or taken > counted + RECOUNT:
-                    allowed = self._allowance(taken, bound)
+                    allowed = _allowance(self.folder, taken, bound)
                     counted = taken
                 full = taken > allowed
                 if full:
@@ -339,21 +346,6 @@ class Store:
     def _size(self) -> int:
         return _size(self.folder)
 
-    def _allowance(self, wanted: int, bound: float) -> float:
-        """Bytes that this folder may take; where it wants more, others are removed that nobody uses."""
-        root = self.folder.parent
-        for half in _entries(root, REMOVED):  # by a process that was killed
-            shutil.rmtree(half, ignore_errors=True)
-        found = sorted([*_entries(root, "pictures-"), *_entries(root, "features-")], key=_used)
-        others = {path: _size(path) for path in found if path != self.folder}
-        rest = sum(others.values()) + sum(map(_length, _entries(root, "files-")))
-        for path, size in others.items():
-            if rest + wanted <= bound:
-                break
-            if _remove(path):
-                rest -= size
-        return bound - rest
-
     def _hold(self) -> None:
         """Be one of those that use the folder; made, if need be."""
         for _ in range(ATTEMPTS):
@@ -364,6 +356,86 @@ class Store:
                 self._use = locks.hold(self.folder / "used", shared=True, wait=True)
         if self._use is not None:
             os.utime(self._use.fileno())
+
+
+def _allowance(folder: Path, wanted: int, bound: float) -> float:
+    """Bytes that a folder may take; where it wants more, others are removed that nobody uses."""
+    root = folder.parent
+    for half in _entries(root, REMOVED):  # by a process that was killed
+        shutil.rmtree(half, ignore_errors=True)
+    found = sorted((path for kind in KINDS for path in _entries(root, f"{kind}-")), key=_used)
+    others = {path: _size(path) for path in found if path != folder}
+    rest = sum(others.values()) + sum(map(_length, _entries(root, "files-")))
+    for path, size in others.items():
+        if rest + wanted <= bound:
+            break
+        if _remove(path):
+            rest -= size
+    return bound - rest
+
+
+class KeptNetwork:
+    """An exported network that is kept on disk.
+
+    Args:
+        config: all settings of the run.
+        key: everything that its bytes depend on.
+    """
+
+    def __init__(self, config: Config, key: Sequence[object]) -> None:
+        settings = config.of(CacheSettings)
+        root = folder(config)
+        name = hashlib.sha256("\0".join(map(str, key)).encode()).hexdigest()[:16]
+        self._folder = None if root is None else root / f"networks-{name}"
+        self._bound = settings.disk_cache * GIB if writes(config) else None
+        self._is_chosen = settings.cache is not None
+
+    def read(self) -> bytes | None:
+        """Its bytes; None where it is not kept, or no longer what was written."""
+        if self._folder is None:
+            return None
+        try:
+            with _opened(self._folder / "data.bin", "rb") as data, _opened(self._folder / "index.bin", "rb") as index:
+                content = data.read()
+                checksum = index.read()
+            if self._bound is not None:
+                os.utime(self._folder / "used")
+        except OSError:
+            return None
+        return content if hashlib.sha256(content).digest() == checksum else None
+
+    def keep(self, content: bytes) -> None:
+        """Keep it, where there is room.
+
+        Raises:
+            UserError: a chosen folder cannot be written, or the disk is full.
+        """
+        if self._folder is None or self._bound is None:
+            return
+        try:
+            self._write(self._folder, content, self._bound)
+        except (OSError, UserError) as error:
+            reason = getattr(error, "strerror", None) or error
+            problem = (
+                f"cannot keep a network in {self._folder}: {reason}; choose another folder by --cache, or keep none: "
+                "--disk-cache 0"
+            )
+            if self._is_chosen:
+                raise UserError(problem) from error
+            warn(problem)
+
+    def _write(self, place: Path, content: bytes, bound: float) -> None:
+        if len(content) > _allowance(place, len(content), bound):
+            return
+        for _ in range(ATTEMPTS):
+            with _while_removed():
+                place.mkdir(parents=True, exist_ok=True)
+                use = locks.hold(place / "used", shared=True, wait=True)
+                if use is not None:
+                    with use:
+                        for name, part in (("data.bin", content), ("index.bin", hashlib.sha256(content).digest())):
+                            write_atomically(place / name, part)
+                    return
 
 
 @contextmanager

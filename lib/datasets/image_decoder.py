@@ -69,19 +69,34 @@ def unreadable(image: str, advice: str = "") -> Iterator[None]:
         raise UserError(f"{problem}{advice}") from error
 
 
-def decode(file: str | os.PathLike[str], max_megapixels: float) -> Image.Image:
+def decode(file: str | os.PathLike[str], max_megapixels: float, side: int | None = None) -> Image.Image:
     """The pixels of a file, upright. Broken metadata do not matter.
+
+    Args:
+        file: the file.
+        max_megapixels: that it may have.
+        side: px, as for `reduced`.
 
     Raises:
         Exception: of any kind, as the decoder raises it; `unreadable` makes a UserError of it.
         ValueError: the image has more than `max_megapixels`, and was not decoded.
     """
-    return _opened(file, max_megapixels, upright)
+    return _opened(file, max_megapixels, lambda image: upright(reduced(image, side)))
 
 
 def check_header(file: str | os.PathLike[str], max_megapixels: float) -> None:
     """Raises what `decode` would, as far as the header of a file shows it."""
     _opened(file, max_megapixels, lambda image: None)
+
+
+def reduced(image: Image.Image, side: int | None) -> Image.Image:
+    """The same; a JPEG that is not loaded yet will be decoded at a scale at which its shorter side has `side` px or more.
+
+    libjpeg leaves out frequencies for it, which is faster than to decode and to resize. None: at its own size.
+    """
+    if side is not None:
+        image.draft(None, (side, side))  # the mode stays
+    return image
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -22,14 +22,14 @@ ADVICE = "; mend or remove it, or --on-bad-image skip"
 _SETTLED = 2.0  # s; a folder changed later than that may change again within the same tick of its clock
 
 
-def read(path: Path, max_megapixels: float = image_decoder.MEGAPIXELS) -> Image.Image:
-    """The image in a file, upright.
+def read(path: Path, max_megapixels: float = image_decoder.MEGAPIXELS, side: int | None = None) -> Image.Image:
+    """The image in a file, upright; `side` as for `lib.datasets.image_decoder.reduced`.
 
     Raises:
         UserError: it is missing, too large, or no image.
     """
     with image_decoder.unreadable(f"the picture {path}", ADVICE):
-        return image_decoder.decode(path, max_megapixels)
+        return image_decoder.decode(path, max_megapixels, side)
 
 
 class PictureFiles:
@@ -43,6 +43,9 @@ class PictureFiles:
 
     max_megapixels: float = image_decoder.MEGAPIXELS
     """A larger image is unreadable."""
+
+    decode_side: int | None = None
+    """px, shorter side down to which a JPEG may be decoded at a reduced scale; None: at its own size."""
 
     def __init__(
         self,
@@ -61,7 +64,7 @@ class PictureFiles:
         return Path(self.files[i])
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        image = read(self.path(i), self.max_megapixels)
+        image = read(self.path(i), self.max_megapixels, self.decode_side)
         return (self._transform(image) if self._transform else image), int(self.targets[i])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
@@ -46,6 +47,7 @@ class Extractor:
         self._numbers = numbers
         self.skipped: dict[int, str] = {}
         self.computed = 0  # pictures
+        self.seconds = 0.0  # that they took, from files to features
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -58,7 +60,7 @@ class Extractor:
         Raises:
             UserError: a picture cannot be read, and none may be left out.
         """
-        return progress(self._rows(wanted), "computing features", len(wanted)) if wanted else iter(())
+        return progress(self._rows(wanted), "computing features", len(wanted), "images") if wanted else iter(())
 
     def _rows(self, wanted: list[int]) -> Iterator[Rows | None]:
         positions = np.array(wanted, dtype=np.int64)
@@ -68,10 +70,14 @@ class Extractor:
             yield from (None for _ in wanted)
             return
         parts = np.split(positions, np.flatnonzero(np.diff(positions // BLOCK)) + 1)
+        self._encode.prepare({recipe.size for recipe in self._recipes})
+        began = time.monotonic()
         with closing(self._open()) as views:
             for part, prepared in zip(parts, views.stream(map(self._request, parts)), strict=True):
                 found = dict(zip(prepared.index.tolist(), self._features(prepared.views), strict=True))
                 self.skipped.update(views.skipped)
+                self.seconds += time.monotonic() - began
+                began = time.monotonic()
                 for position in part.tolist():
                     self.computed += position in found
                     yield found.get(position)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TypeVar
 
 import numpy as np
@@ -42,13 +41,11 @@ class Shelf:
         self._device = device
         self._budget = budget
         self._held = None
-        began = time.monotonic()
         self._fill()
         if 4 * np.prod(extractor.shape) <= budget * GIB:
             self._held = self._load()
         elif len(rest := self._unkept()):
             raise UserError(self._no_room(len(rest)))
-        self._seconds = time.monotonic() - began
 
     @property
     def skipped(self) -> dict[int, str]:
@@ -87,7 +84,9 @@ class Shelf:
         count, views, dimension = self._extractor.shape
         computed = self._extractor.computed
         size = 4 * np.prod(self._extractor.shape) / GIB
-        made = f"{computed:,} computed in {self._seconds:,.1f} s" if computed else "none to compute"
+        seconds = self._extractor.seconds
+        rate = computed / max(seconds, 1e-3)
+        made = f"{computed:,} computed in {seconds:,.1f} s, {rate:,.0f} images/s" if computed else "none to compute"
         place = "in memory" if self._held is not None else "read from disk by batches, because of --memory-budget"
         unkept = len(self._unkept())
         lost = f"; {unkept:,} are not kept on disk (--disk-cache), and are computed at each start" if unkept else ""

@@ -29,9 +29,16 @@ from lib.machine import devices
 from lib.machine.devices import DeviceSettings
 from lib.machine.precision import PrecisionSettings
 from lib.machine.random_seeds import SeedSettings
-from lib.networks import NetworkSettings
+from lib.networks import NetworkSettings, engines
 from lib.networks.backbone import Backbone
-from lib.transforms import LoaderSettings, TransformSettings, ViewSettings, choose_backend, normalisation
+from lib.transforms import (
+    LoaderSettings,
+    TransformSettings,
+    ViewSettings,
+    choose_backend,
+    needed_side,
+    normalisation,
+)
 from lib.transforms.image_reader import Reader
 from lib.transforms.random_draws import uniforms
 
@@ -62,15 +69,20 @@ def open_views(
     """
     settings = config.of(FeatureSettings)
     command = config.of(Command)
+    if config.of(TransformSettings).tfm_decode_side == "auto":
+        needed = columns(config, test, random) if isinstance(encode, Backbone) else (test, *random)
+        pictures.decode_at(needed_side(config.of(TransformSettings), needed))
     images = partial(choose_backend.open_views, config, pictures, test)
     wants_all = settings.views == "neighbours"
     wants_some = any(isinstance(recipe, NeighbourRecipe) for recipe in random)
     if (wants_all or wants_some) and not command.predict:
         neighbours.check_count(settings, pictures)
     if isinstance(encode, Backbone):
-        encode.place(config)
         recipes = columns(config, test, random)
-        if command.predict or command.dry_run:
+        encode.place(config, [recipe.size for recipe in recipes])
+        if command.predict:  # by the back end that a training run takes
+            return EncodedViews(images(once=True), encode, recipes)
+        if command.dry_run:
             return EncodedViews(images(), encode, recipes)
         features = FeatureViews(config, pictures, encode, recipes)
         if not wants_all and not wants_some:
@@ -157,7 +169,8 @@ class EncodedViews:
         pass
 
     def describe(self) -> str:
-        return f"features of {self._encode.title}; {self._views.describe()}"
+        by = engines.title(self._encode.engine)
+        return f"features of {self._encode.title} by {by}; {self._views.describe()}"
 
     def close(self) -> None:
         self._views.close()
@@ -208,7 +221,8 @@ class FeatureViews:
         _ = self._shelf
 
     def describe(self) -> str:
-        return f"features of {self._encode.title}, {self._encode.digest[:12]}: {self._shelf.describe()}"
+        name = f"{self._encode.title}, {self._encode.digest[:12]}"
+        return f"features of {name}, by {engines.title(self._encode.engine)}: {self._shelf.describe()}"
 
     def close(self) -> None:
         pass
@@ -254,7 +268,7 @@ class FeatureViews:
         names = _names(self._config, self._pictures)
         inner = config.replace(seed=self._settings.feature_seed)
         extractor = Extractor(
-            partial(choose_backend.open_views, inner, self._pictures, self._recipes[0]),
+            partial(choose_backend.open_views, inner, self._pictures, self._recipes[0], once=True),
             self._encode,
             self._recipes,
             _numbers(names),
@@ -285,10 +299,13 @@ class FeatureViews:
         precision = config.of(PrecisionSettings)
         channels = config.of(NetworkSettings).net_cin
         root = "" if pictures.files is None else os.path.realpath(_base(config))
+        # What there was not when features were first kept is no part of the key unless it is in use.
+        engine = () if self._encode.engine == "eager" else (self._encode.engine,)
+        reduced = () if pictures.decode_side is None else (f"decoded at {pictures.decode_side}",)
         key = (
             VERSION, self._encode.digest, self._recipes, normalisation(transforms, channels), channels,
             transforms.tfm_working_size, config.of(ViewSettings).tfm_backend, precision.precision, precision.tf32,
-            self._settings.feature_seed, root,
+            self._settings.feature_seed, root, *engine, *reduced,
         )  # fmt: skip
         stamps = np.zeros((len(pictures), 2), dtype=np.int64) if pictures.files is None else pictures.stamps
         is_chosen = config.of(CacheSettings).cache is not None

@@ -18,14 +18,33 @@ QUIET = 2.0  # s, before anything is shown
 EVERY = 30.0  # s, between two lines where there is no terminal
 
 
-def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """The items, with a bar on a terminal and a line now and then elsewhere, on stderr."""
+def progress(items: Iterable[T], what: str, total: int, unit: str = "") -> Iterator[T]:
+    """The items, with a bar on a terminal and a line now and then elsewhere, on stderr.
+
+    Args:
+        items: that are passed on.
+        what: is done with them.
+        total: how many they are.
+        unit: what they are, in the plural; then the lines say how many there are in a second, and the time left.
+    """
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, delay=QUIET, leave=False)
+        yield from tqdm(items, desc=what, total=total, delay=QUIET, leave=False, unit=f" {unit}" if unit else "it")
         return
-    told = time.monotonic()
+    began = time.monotonic()
+    told = began
     for count, item in enumerate(items):
-        if time.monotonic() - told > EVERY:
-            told = time.monotonic()
-            say(f"{what}: {count:,} of {total:,}", 0)
+        now = time.monotonic()
+        if now - told > EVERY:
+            told = now
+            rate = count / (now - began)
+            pace = f", {_number(rate)} {unit}/s, {_left((total - count) / rate)} left" if unit and count else ""
+            say(f"{what}: {count:,} of {total:,}{pace}", 0)
         yield item
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+
+
+def _left(seconds: float) -> str:
+    return f"about {seconds:,.0f} s" if seconds < 90 else f"about {seconds / 60:,.0f} minutes"

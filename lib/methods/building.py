@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from lib.features import FeatureSettings
 from lib.features.views import open_views
 from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import Entry, MethodSettings, ViewMethod, get
+from lib.networks import backbone
 from lib.networks.backbone import Backbone, Features
 from lib.networks.freezing import TuningSettings
 from lib.transforms import TransformSettings, neighbour, plain_recipe
@@ -31,8 +33,12 @@ def build(config: Config, pictures: Pictures) -> Task:
         UserError: from the data set, or settings that do not go together.
     """
     component = get(config.of(MethodSettings).method)
-    if isinstance(component, Entry):
-        return component.build(config, pictures)
+    task = component.build(config, pictures) if isinstance(component, Entry) else _task(config, pictures)
+    settled = backbone.settled(task.encode, task.config)
+    return replace(task, config=settled.replace(tfm_decode_side=pictures.decode_side or "full"))
+
+
+def _task(config: Config, pictures: Pictures) -> Task:
     method, encode = assemble(config, pictures)
     transforms = config.of(TransformSettings)
     plain = plain_recipe(transforms)
@@ -82,8 +88,8 @@ def _parts(config: Config) -> tuple[ViewMethod, nn.Module]:
     fetches = config.weights_given and tuned.net_weights is not None
     fetch = partial(networks.load_weights, network, config) if fetches else None
     drawn = tuned.net_weights is None and not networks.own(settings.network).trained
-    backbone = Backbone(network, settings.network, drawn, fetch)
-    return component.from_config(config, Features(backbone.feature_dim)), backbone
+    frozen = Backbone(network, settings.network, drawn, fetch)
+    return component.from_config(config, Features(frozen.feature_dim)), frozen
 
 
 def _shown(config: Config, recipes: tuple[Recipe, ...], plain: Recipe, is_frozen: bool) -> tuple[Recipe, ...]:

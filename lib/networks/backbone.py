@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,9 +14,10 @@ from lib.config.command_flags import Command
 from lib.config.config import Config
 from lib.config.settings import Section, setting
 from lib.errors import UserError
-from lib.machine import devices, precision
+from lib.machine import devices, precision, processes
 from lib.machine.devices import DeviceSettings
 from lib.machine.precision import PrecisionSettings
+from lib.networks import NetworkSettings, engines
 
 SHOWN = 12  # digits of a digest in messages
 
@@ -27,6 +28,15 @@ class BackboneSettings(Section):
     save_backbone: bool = setting(
         False,
         "keep a copy of a frozen network in every checkpoint; otherwise a checkpoint has only its name and digest",
+    )
+    feature_engine: engines.Name = setting(
+        "auto",
+        "what computes a frozen network; eager = PyTorch, as the network is; folded = PyTorch with BatchNorm folded into "
+        "convolutions, channels-last; onnxruntime = ONNX Runtime, float32 on a CPU; compiled = folded, by torch.compile; "
+        "auto = compiled on a GPU, else onnxruntime if it is installed, else folded",
+        fixed=True,
+        adaptive=True,
+        earlier="eager",
     )
 
 
@@ -59,6 +69,11 @@ class Backbone(nn.Module):
         self.name = name
         self.precision = "fp32"
         self.title = f"{name} with random weights, which know no pictures" if drawn else name
+        self.engine: str = "eager"
+        self.remark = ""
+        """What to know of the engine, if anything."""
+        self._engine: engines.Engine | None = None  # built when it is first needed, as weights may be loaded until then
+        self._config: Config | None = None
         self._fetch = fetch
         dimension: Any = network.feature_dim
         self.feature_dim: int = dimension
@@ -69,26 +84,73 @@ class Backbone(nn.Module):
         return super().train(False)  # its BatchNorm is frozen too
 
     def forward(self, images: Tensor) -> Tensor:
-        with precision.lowered(images.device, self.precision):
-            features: Tensor = self.network(images)
-        return features.float()
+        if self.engine == "eager" or self._config is None or images.device.type == "meta":
+            return engines.eager(self.network, images, self.precision)
+        return self._built(self._config)(images)
 
-    def place(self, config: Config) -> Self:
-        """To the device, in the layout and the precision that the settings ask for.
+    def prepare(self, sizes: Iterable[int]) -> None:
+        """Do what the engine does once, for images of these sides, px.
 
         Raises:
-            UserError: no such device, or `--compile` lacks what it needs.
+            UserError: the engine cannot compute this network.
+        """
+        if self.engine != "eager" and self._config is not None:
+            channels = self._config.of(NetworkSettings).net_cin
+            for size in sizes:
+                self._built(self._config).prepare_or_say((channels, size, size))
+
+    def _built(self, config: Config) -> engines.Engine:
+        if self._engine is None:
+            self._engine = engines.build(self.engine, self.network, config, self.digest)
+        return self._engine
+
+    def place(self, config: Config, sizes: Iterable[int] = ()) -> Self:
+        """To the device, in the layout and the precision that the settings ask for, and by their engine.
+
+        Args:
+            config: all settings.
+            sizes: px, sides of the images that will come.
+
+        Raises:
+            UserError: no such device, or `--compile` or the engine lacks what it needs.
         """
         settings = config.of(DeviceSettings)
         chosen = config.of(PrecisionSettings)
         device = devices.device(settings)
+        is_dry = config.of(Command).dry_run
         self.precision = chosen.precision
-        if precision.channels_last(device, chosen):
-            self.network.to(memory_format=torch.channels_last)
-        if settings.compile and not config.of(Command).dry_run:
-            devices.check_compiler(device)
-            self.network.compile()
-        return self.to(device)
+        self.to(device)
+        self._config = config
+        self._engine = None
+        self.engine = config.of(BackboneSettings).feature_engine
+        if self.engine == "auto":
+            self.engine = processes.from_first(lambda: self._fastest(config, sizes))
+        elif not is_dry:
+            engines.check(self.engine, config)
+        if self.engine == "eager":
+            if precision.channels_last(device, chosen):
+                self.network.to(memory_format=torch.channels_last)
+            if settings.compile and not is_dry:
+                devices.check_compiler(device)
+                self.network.compile()
+        return self
+
+    def _fastest(self, config: Config, sizes: Iterable[int]) -> str:
+        """The engine that `auto` means for this network."""
+        name = engines.suitable(config)
+        if name != "onnxruntime" or config.of(Command).dry_run:
+            return name
+        engine = engines.OnnxRuntime(self.network, config, self.digest)
+        channels = config.of(NetworkSettings).net_cin
+        try:
+            for size in sorted(set(sizes)):
+                if not engine.is_kept((channels, size, size)):
+                    engine.prepare((channels, size, size))
+        except engines.UnfitError as error:
+            self.remark = f"{error}; the engine folded takes its place (--feature-engine folded spares the attempt)"
+            return "folded"
+        self._engine = engine
+        return name
 
     @property
     def digest(self) -> str:
@@ -112,6 +174,7 @@ class Backbone(nn.Module):
         elif self._fetch is not None:
             self._fetch()
         self._digest = None
+        self._engine = None
         if self.digest != stored["digest"]:
             raise UserError(
                 f"the checkpoint was trained on features of {stored['network']} {str(stored['digest'])[:SHOWN]}, and this "
@@ -123,6 +186,14 @@ class Backbone(nn.Module):
         """What `adopt` takes; with a copy of the weights if it is to be `whole`."""
         identity: dict[str, Any] = {"network": self.name, "digest": self.digest}
         return {**identity, "weights": dict(self.network.state_dict())} if whole else identity
+
+
+def settled(encode: nn.Module, config: Config) -> Config:
+    """The same with the engine of what stands before the method, and what is to be known of it."""
+    if not isinstance(encode, Backbone):
+        return config.replace(feature_engine="eager")
+    config = config.replace(feature_engine=encode.engine)
+    return config.noted(encode.remark) if encode.remark else config
 
 
 def stored(encode: nn.Module, config: Config) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lib.machine import devices, precision
 from lib.machine.devices import DeviceSettings
 from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import MethodSettings
+from lib.networks import engines
 from lib.runs import run_list
 from lib.serving import export
 from lib.session import SessionSettings
@@ -97,12 +98,14 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
 
 
 def _scored(stored: Mapping[str, Any], raw: Mapping[str, Raw], settings: DeviceSettings) -> Start:
-    """What is scored on this device; a precision that the command line asks for is left as it is."""
-    if "precision" in raw and raw["precision"].value not in OPEN:
-        return Start(stored)
-    known, remark = precision.for_scoring(stored["config"], devices.device(settings))
-    if remark:
-        warn(remark)
+    """What is scored on this device; a precision or an engine that the command line asks for is left as it is."""
+    known = dict(stored["config"])
+    device = devices.device(settings)
+    for name, adapt in (("precision", precision.for_scoring), ("feature_engine", engines.for_scoring)):
+        if name not in raw or raw[name].value in OPEN:
+            known, remark = adapt(known, device)
+            if remark:
+                warn(remark)
     return Start({**stored, "config": known})
 
 

@@ -21,7 +21,7 @@ from lib.errors import UserError
 from lib.machine import devices, precision
 from lib.machine.devices import DeviceSettings
 from lib.methods import building
-from lib.networks import NetworkSettings, backbone
+from lib.networks import NetworkSettings, backbone, engines
 from lib.networks.backbone import Backbone
 from lib.scoring import evaluation
 from lib.transforms import TransformSettings, normalisation, pillow_views, plain_recipe
@@ -48,6 +48,7 @@ class Model:
         transforms = settings.of(TransformSettings)
         self._channels = settings.of(NetworkSettings).net_cin
         self._working_size = transforms.tfm_working_size
+        self._decode_side = None if transforms.tfm_decode_side == "full" else transforms.decode_side
         self._recipe = plain_recipe(transforms)
         self._device = devices.device(settings.of(DeviceSettings))
         self._normalisation = [
@@ -58,7 +59,7 @@ class Model:
             built, encode = building.assemble(settings)
         backbone.load(built, encode, stored)
         self.method: Method = built.place(settings).train(False)
-        self.encode: nn.Module = encode.place(settings) if isinstance(encode, Backbone) else encode
+        self.encode: nn.Module = encode.place(settings, [self._recipe.size]) if isinstance(encode, Backbone) else encode
         self.warning = evaluation.adopt(self.method, stored)
         """What to know of its predictions, in a sentence; empty where there is nothing to know."""
 
@@ -66,7 +67,8 @@ class Model:
         """Resize, crop and normalise images as the network takes them: (N, C, S, S) in float32, on its device.
 
         Args:
-            images: Pillow images of any size and mode (turned upright by their EXIF tag), or an (N, C, H, W) 8-bit
+            images: Pillow images of any size and mode (turned upright by their EXIF tag; a JPEG that is not loaded yet is
+                decoded at the scale of the training), or an (N, C, H, W) 8-bit
                 tensor of 1 or 3 channels.
 
         Raises:
@@ -81,7 +83,8 @@ class Model:
         shown = []
         for number, image in enumerate(_images(images), first):
             with image_decoder.unreadable(f"image {number}"):
-                shown.append(prepare(image_decoder.upright(image), self._channels, self._working_size))
+                whole = image_decoder.upright(image_decoder.reduced(image, self._decode_side))
+                shown.append(prepare(whole, self._channels, self._working_size))
         sizes = np.array([(image.height, image.width) for image in shown], dtype=np.int64).reshape(-1, 2)
         draws = draw(self._recipe, sizes, 0, 0, np.arange(len(shown)), 0)  # the middle: nothing in it is random
         side = self._recipe.size
@@ -138,8 +141,9 @@ def load(path: str, defaults: Mapping[str, Raw], sections: Sequence[type[Section
     """
     stored = checkpoint.load(path)
     known, remark = precision.for_scoring(config.for_other_pictures(stored["config"], sections), devices.CPU)
+    known, engine_remark = engines.for_scoring(known, devices.CPU)
     model = Model(config.resolve(defaults, sections, known), stored)
-    model.warning = "; ".join(filter(None, (remark, model.warning)))
+    model.warning = "; ".join(filter(None, (remark, engine_remark, model.warning)))
     return model
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +16,9 @@ from lib.contracts import Method
 from lib.errors import UserError
 from lib.methods import building
 from lib.methods.method import MethodSettings
-from lib.networks import NetworkSettings, backbone
+from lib.networks import NetworkSettings, backbone, onnx_graphs
 from lib.networks.backbone import Backbone
 from lib.transforms import TransformSettings, image_reader, normalisation, plain_recipe
-
-NEEDED = ("onnx", "onnxscript")
 
 
 class _Graph(nn.Module):
@@ -49,7 +42,7 @@ class _Graph(nn.Module):
 
 def check_installed(path: str) -> None:
     """Raises UserError where a package is missing that `export` needs."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = onnx_graphs.missing_packages(*onnx_graphs.EXPORT_NEEDS)
     if missing:
         raise UserError(f"--export {path} needs packages that are not installed; pip install {' '.join(missing)}")
 
@@ -83,20 +76,13 @@ def export(
     side = transforms.size
     example = torch.zeros(2, channels, side, side, dtype=torch.uint8)  # of one picture would be taken for a constant
     try:
-        with _silence():
-            program = torch.onnx.export(
-                _Graph(built, before, transforms, channels).train(False), (example,), dynamo=True, verbose=False,
-                input_names=["images"], output_names=["cluster", "probability"],
-                dynamic_shapes={"images": {0: torch.export.Dim("N")}},
-            )  # fmt: skip
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        program = onnx_graphs.exported(
+            _Graph(built, before, transforms, channels).train(False), example, ["images"], ["cluster", "probability"]
+        )
+    except onnx_graphs.NotExportableError as error:
         raise UserError(
-            f"--export {path}: this network cannot be written as ONNX ({reason}); take .safetensors"
+            f"--export {path}: this network cannot be written as ONNX ({error}); take .safetensors"
         ) from error
-    assert program is not None
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # names of source files
     steps = _steps(transforms, channels)
     program.model.metadata_props.update(
         {
@@ -105,20 +91,7 @@ def export(
             "method": config.of(MethodSettings).method,
         }
     )
-    write_atomically(path, program.model_proto.SerializeToString(deterministic=True))
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """The exporter logs and prints whole programs where it fails."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    write_atomically(path, onnx_graphs.serialized(program))
 
 
 def _steps(transforms: TransformSettings, channels: int) -> dict[str, Any]:

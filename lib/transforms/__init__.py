@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,6 +11,7 @@ from lib.config.settings import Section, setting
 from lib.contracts import NeighbourRecipe, Recipe
 from lib.errors import UserError
 
+REDUCING = 2  # times the side that is needed: a JPEG that is decoded at a reduced scale keeps as much
 LARGEST_SIDE = 4096  # px, of a view; one of that side is 192 MiB in float32
 
 
@@ -24,6 +27,16 @@ class TransformSettings(Section):
         low=4,
         high=LARGEST_SIDE,
         side=True,
+    )
+    tfm_decode_side: Literal["full", "auto"] | int = setting(
+        "full",
+        "shorter side down to which a JPEG file may be decoded at a half, a quarter or an eighth of its size, which is "
+        "faster; full = at its own size; auto = as all views of the run need",
+        unit="pixels",
+        low=1,
+        high=2**16,
+        adaptive=True,
+        earlier="full",
     )
     tfm_size: int | None = setting(
         224,
@@ -85,6 +98,12 @@ class TransformSettings(Section):
             raise UserError(f"tfm_colorjitter: the hue's {self.tfm_colorjitter[3]:g} is above .5, a half turn")
 
     @property
+    def decode_side(self) -> int:
+        """`tfm_decode_side`, once it is known to be a number."""
+        assert isinstance(self.tfm_decode_side, int)
+        return self.tfm_decode_side
+
+    @property
     def size(self) -> int:
         """`tfm_size`, once it is known."""
         assert self.tfm_size is not None
@@ -143,6 +162,24 @@ def perturbed(s: TransformSettings) -> Recipe:
 def neighbour(recipe: Recipe) -> NeighbourRecipe:
     """The same view of one of the image's `--feature-neighbours` nearest neighbours, drawn anew in each epoch."""
     return NeighbourRecipe(**vars(recipe))
+
+
+def needed_side(s: TransformSettings, recipes: Iterable[Recipe]) -> int:
+    """The shorter side, px, that an image must have for these views to lose nothing by it.
+
+    What is brought to a side is wanted `REDUCING` times as large, since reducing a JPEG filters it less well than the
+    resize that follows. The smallest random crop is wanted as large as the view.
+    """
+    if s.tfm_working_size is not None:
+        return REDUCING * s.tfm_working_size
+    return max(_needed(recipe) for recipe in recipes)
+
+
+def _needed(recipe: Recipe) -> int:
+    if recipe.crop != "resized":
+        return REDUCING * recipe.resize
+    smallest = math.sqrt(recipe.scale[0] * min(recipe.ratio[0], 1 / recipe.ratio[1]))  # of the image's shorter side
+    return math.ceil(recipe.size / smallest)
 
 
 def normalisation(s: TransformSettings, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

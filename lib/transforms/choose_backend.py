@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,11 @@ from lib.transforms.batched_views import BatchedViews
 from lib.transforms.image_reader import Reader, open_reader
 from lib.transforms.images_in_memory import Part, Pile, whole
 from lib.transforms.pillow_views import PILViews
+from lib.transforms.streamed_views import StreamedViews
 
 SPREAD = 64  # pictures, from all over the run, that are looked at before all are decoded,
 SURE = 8  # of which so many may tell that there is no room for all
+LARGE = 4  # sides of a view that a picture may have, beyond which Pillow is faster
 STEP = 8  # px, in which the sides of pictures of several sizes are rounded up: fewer groups, few zeros
 GIB = 2**30
 
@@ -36,13 +39,14 @@ class _Unfit(Exception):
     """Why the pictures cannot be held as bytes."""
 
 
-def open_views(config: Config, pictures: Pictures, test: Recipe) -> Views:
+def open_views(config: Config, pictures: Pictures, test: Recipe, once: bool = False) -> Views:
     """The views of a run's pictures, by the back end that the settings and the pictures ask for.
 
     Args:
         config: all settings.
         pictures: the pictures.
         test: the recipe of `Views.plain`.
+        once: each picture is asked for once, so none has to stay in memory.
 
     Raises:
         UserError: the back end asked for cannot serve these pictures, or one of them cannot be read.
@@ -54,23 +58,34 @@ def open_views(config: Config, pictures: Pictures, test: Recipe) -> Views:
     seed = config.of(SeedSettings).number
     skip = config.of(DataSettings).on_bad_image == "skip"
     wanted = config.of(ViewSettings).tfm_backend
+    passes = once and pictures.in_files
     why = ""
     reader = open_reader(config, pictures)
+
+    def batched(parts: list[Part], skipped: dict[int, str]) -> BatchedViews:
+        return BatchedViews(
+            parts, skipped, test, means, stds,
+            seed=seed, device=device, compiled=config.of(DeviceSettings).compile,
+            channels_last=precision.channels_last(device, config.of(PrecisionSettings)),
+        )  # fmt: skip
+
     if wanted != "pil" and not config.of(Command).dry_run:
+        held = _Held(reader, loading.memory_budget, skip, fixed=wanted == "batched")
         try:
-            held = _Held(reader, loading.memory_budget, skip, fixed=wanted == "batched")
-            return BatchedViews(
-                held.parts(), held.skipped, test, means, stds,
-                seed=seed, device=device, compiled=config.of(DeviceSettings).compile,
-                channels_last=precision.channels_last(device, config.of(PrecisionSettings)),
-            )  # fmt: skip
+            if passes:
+                limit = math.inf if wanted == "batched" else (LARGE * transforms.size) ** 2
+                return StreamedViews(reader, test, held.places(limit), lambda parts: batched(parts, {}), skip)
+            return batched(held.parts(), held.skipped)
         except _Unfit as reason:
             if wanted == "batched":
                 raise UserError(f"--tfm-backend batched: {reason}; or take --tfm-backend pil") from None
             why = str(reason)
         finally:
-            pictures.decoded.clear()
+            if not passes:
+                pictures.decoded.clear()
     workers = devices.workers(loading.num_workers, device)
+    if passes and loading.num_workers is None:  # the network waits for pictures, and its threads leave their cores then
+        workers = min(devices.own_cores(), devices.MOST_WORKERS)
     return PILViews(reader, test, means, stds, seed=seed, workers=workers, skip=skip, device=device, why=why)
 
 
@@ -117,17 +132,38 @@ class _Held:
             else:
                 others.append(positions)
         if others:
-            self._look(np.concatenate(others))
+            self._look(np.concatenate(others), self._budget * GIB)
         for positions in others:
             self._decode(positions)
         return found + [pile.part() for pile in self._piles.values()]
+
+    def places(self, limit: float) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
+        """Where pictures are held that come batch by batch, each by its shape.
+
+        Args:
+            limit: pixels that they may have on average.
+
+        Raises:
+            _Unfit: they have more, as a few of them tell.
+        """
+        shapes = self._look(np.arange(len(self._pictures)), budget=math.inf)
+        pixels = float(np.mean([math.prod(shape[:2]) for shape in shapes]))
+        if pixels > limit:
+            raise _Unfit(
+                f"the pictures have {pixels / 1e3:,.0f} thousand pixels on average, which Pillow makes small faster"
+            )
+        return self._place
 
     def _serves(self, array: NDArray[np.uint8]) -> bool:
         height, width, channels = array.shape[1:]
         return channels == self._channels and self._working_size in (None, min(height, width))
 
-    def _look(self, positions: NDArray[np.int64]) -> None:
-        """Decode a few: have all one size, and is there surely no room for them?"""
+    def _look(self, positions: NDArray[np.int64], budget: float) -> list[tuple[int, ...]]:
+        """Decode a few: have all one size, and is there surely no room for them in `budget` bytes?
+
+        Returns:
+            the shapes of those that can be read
+        """
         shapes: list[tuple[int, ...]] = []
         for position in np.random.default_rng(0).permutation(positions)[:SPREAD].tolist():
             (sample,) = self._reader.samples([position], self._budget * GIB)
@@ -138,8 +174,9 @@ class _Held:
             about = sizes.mean() * len(positions)
             doubt = 3 * sizes.std() / math.sqrt(len(sizes)) * len(positions)
             surely = len(sizes) >= min(SURE, len(positions))
-            if surely and self._bytes + about - doubt > self._budget * GIB:
+            if surely and self._bytes + about - doubt > budget:
                 raise self._unfit(f"the pictures take{' about' * differ}", self._bytes + about)
+        return [shape for shape in shapes if any(shape)] or [(0, 0, 0)]
 
     def _decode(self, positions: range) -> None:
         found = progress(self._reader.arrays(list(positions)), "reading pictures", len(positions))

@@ -14,7 +14,7 @@ from PIL import Image
 from lib.config.config import Config
 from lib.datasets import DataSettings, Pictures, disk_cache, image_decoder
 from lib.datasets.disk_cache import CacheSettings
-from lib.datasets.image_files import ADVICE, PictureFiles
+from lib.datasets.image_files import ADVICE
 from lib.errors import UserError
 from lib.machine import devices
 from lib.machine.progress import progress
@@ -152,7 +152,7 @@ class Reader:
 
     def beside(self, positions: list[int], read: Callable[[int], Image.Image]) -> Iterator[Array | UserError]:
         """(H, W, C) of what `read` makes of each, several at a time, or why it cannot be read."""
-        if not all(isinstance(part, PictureFiles) for _, part in self.pictures.parts()):
+        if not self.pictures.in_files:
             yield from map(partial(self._array, read), positions)  # a user's data set may not bear threads
             return
         with ThreadPoolExecutor(min(devices.cores(), torch.get_num_threads())) as pool:

@@ -171,7 +171,7 @@ def test_a_mistake_is_told_before_anything_is_decoded(cli: Cli, tmp_path: Path, 
 def test_none_in_a_file_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("batch_size: none\nmax_epochs: null\n")
     found = resolve("--cfgs", tmp_path / "a.yaml")
-    assert found.undecided() == ["batch_size", "tfm_means", "tfm_stds", "max_epochs"]
+    assert found.undecided() == ["batch_size", "tfm_means", "tfm_stds", "feature_engine", "max_epochs"]
 
 
 @pytest.mark.parametrize("count", [2, 3, 17, 33, 129, 257, 513, 2049, 4097])
