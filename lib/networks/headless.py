@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 
 from lib.errors import UserError
 
@@ -111,7 +111,7 @@ def check_complete(network: nn.Module, title: str) -> None:
         UserError: a layer does not know its size yet, or there is no `feature_dim`.
     """
     for name, part in network.named_modules():
-        if any(isinstance(value, UninitializedTensorMixin) for value in part.parameters(recurse=False)):
+        if any(isinstance(value, UninitializedParameter) for value in part.parameters(recurse=False)):
             raise UserError(
                 f"the network {title} has a {type(part).__name__} ({name}), which waits for an image to learn its size; "
                 "give it its size, or return lib.networks.sized(network, in_channels, size)"
