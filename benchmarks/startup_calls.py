@@ -60,3 +60,21 @@ def called(words: list[str]) -> dict[str, set[str]]:
         if path.is_relative_to(ROOT) and ".venv" not in path.parts:
             found[str(path.relative_to(ROOT))].add(code.co_qualname)
     return found
+
+
+def report(words: list[str]) -> None:
+    """Print the counts; functions are those with names, without comprehensions and special methods."""
+    lists = "--list" in words
+    found = called([word for word in words if word != "--list"] or DEMO)
+    functions = {
+        path: sorted(name for name in names if name.rpartition(".")[2].isidentifier() and "__" not in name)
+        for path, names in found.items()
+    }
+    del functions[str(Path(__file__).relative_to(ROOT))]
+    print(f"{len(functions)} files, {sum(map(len, functions.values()))} functions")
+    for path, names in sorted(functions.items()) if lists else ():
+        print(f"{path}: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    report(sys.argv[1:])

@@ -174,6 +174,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "at-a-glance": tables.at_a_glance,
     "pica-rows": partial(tables.paper_rows, "pica"),
     "imc-swav-rows": partial(tables.paper_rows, "imc_swav"),
+    "digits": partial(tables.study, "digits"),
+    "digits-seeds": partial(tables.seed_range, "digits"),
     "cpu": partial(tables.study, "cpu"),
     "pretrained": partial(tables.study, "pretrained"),
     "pretrained-scores": partial(tables.study_scores, "pretrained"),

@@ -111,7 +111,13 @@ class PICA(ViewMethod):
 
     @classmethod
     def build_network(cls, config: Config) -> nn.Module:
-        return build_network(config)
+        """The backbone, behind Sobel filters if the settings ask for them."""
+        if not config.of(PICASettings).net_sobel:
+            return super().build_network(config)
+        backbone = networks.build(config, Sobel.out_channels)
+        network = nn.Sequential(Sobel(), backbone)
+        network.feature_dim = backbone.feature_dim
+        return network
 
     @classmethod
     def from_config(cls, config: Config, network: nn.Module) -> Self:
@@ -199,17 +205,6 @@ class PICA(ViewMethod):
 
     def set_extra_state(self, state: dict[str, list[bool]]) -> None:
         self._idle.trained = list(state["trained_heads"])
-
-
-def build_network(config: Config) -> nn.Module:
-    """The backbone, behind Sobel filters if the settings ask for them."""
-    channels = config.of(NetworkSettings).net_cin
-    if not config.of(PICASettings).net_sobel:
-        return networks.build(config, channels)
-    backbone = networks.build(config, Sobel.out_channels)
-    network = nn.Sequential(Sobel(), backbone)
-    network.feature_dim = backbone.feature_dim
-    return network
 
 
 class Standardised(ViewBatchNorm):

@@ -39,6 +39,7 @@ SWITCHES = (
 )
 # (images, study, baseline that stands beside the methods)
 GLANCE = (
+    ("digits", "digits", "k-means on pixels"),
     ("CIFAR-10, 12,000 images", "cpu", "k-means on pixels"),
     ("the same, features of an ImageNet network", "pretrained", "k-means on features"),
 )
@@ -204,6 +205,16 @@ def _lead(trained: Mapping[str, StoredSession], floors: Mapping[str, Mapping[str
         f"The mean ACC on `test` exceeds that of k-means on pixels by {' and '.join(leads)} standard deviations of the "
         "method's seeds."
     )
+
+
+def seed_range(name: str) -> str:
+    """The lowest, median and highest ACC on `test` among the seeds of each method of a study."""
+    rows = []
+    for row, session in stored_sessions(ROOT / "results" / name).items():
+        scores = accuracies(session.summary, "test")
+        shown = " ".join(f"{score:.3f}" for score in scores)
+        rows.append((TITLES.get(row, row), shown, *(f"{how(scores):.3f}" for how in (min, statistics.median, max))))
+    return table(("method", "ACC of each seed", "lowest", "median", "highest"), rows)
 
 
 def ablations() -> str:

@@ -13,6 +13,8 @@ import PIL
 import pytest
 from conftest import ROOT, picture
 
+from lib.methods import method
+
 KEPT = ROOT / "tests/kept_sessions"
 SESSIONS = ("pica", "imc_swav", "frozen")
 
@@ -67,3 +69,20 @@ def test_kept_features_are_used(session: Path, cli: Cli, tmp_path: Path, monkeyp
     status, out, err = cli("--resume", session / "checkpoint/latest.ckpt", "--cache", tmp_path / "kept")
     assert status == 0, err
     assert "none to compute" in out
+
+
+@pytest.mark.parametrize("flags", [(), ("--net-freeze", ".*")], ids=["trained", "frozen"])
+def test_a_users_method_that_builds_its_task_itself_trains(
+    flags: tuple[str, ...], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(KEPT)
+    monkeypatch.setattr(method._registry, "_components", dict(method._registry._components))
+    sys.modules.pop("kept_method", None)
+    status, _, err = cli(
+        "--imports", "kept_method", "--method", "iic", "--num-clusters", 10, "--network", "convnet", "--net-width", 4,
+        "--net-cin", 1, "--tfm-size", 8, "--tfm-resize", 10, "--batch-size", 64, "--max-steps", 2, "--eval-every", 0,
+        "--baseline", "none", "--eval-sample", 20, "--session", "a", *flags,
+    )  # fmt: skip
+    assert status == 0, err
+    status, _, err = cli("--imports", "kept_method", "--evaluate", tmp_path / "sessions/a/checkpoint/latest.ckpt")
+    assert status == 0, err

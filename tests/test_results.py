@@ -68,5 +68,6 @@ def test_baselines_that_differ_name_their_session() -> None:
 
 def test_the_table_at_a_glance_is_short_and_says_what_was_not_run() -> None:
     lines = tables.at_a_glance().splitlines()
+    assert sum(line.startswith("| digits |") for line in lines) == 2
     assert len(lines) - 2 <= 10 and sum("not run" in line for line in lines) <= 2
     assert any("`imc_swav/pretrained.yaml` | 0.674 ± 0.011 |" in line and "0.496 /" in line for line in lines)

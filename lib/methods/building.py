@@ -65,7 +65,18 @@ def assemble(config: Config, pictures: Pictures | None = None) -> tuple[ViewMeth
     Raises:
         UserError: settings that do not go together.
     """
-    method, encode = _parts(config)
+    component: Any = get(config.of(MethodSettings).method)
+    settings = config.of(networks.NetworkSettings)
+    if settings.net_freeze is not None:
+        # What a checkpoint does not hold is drawn again, whatever was drawn before.
+        torch.default_generator.manual_seed(config.of(SeedSettings).number)
+    network = component.build_network(config)
+    encode: nn.Module = nn.Identity()
+    if networks.is_frozen(settings, network):
+        frozen = _backbone(config, network)
+        encode = frozen
+        network = Features(frozen.feature_dim)
+    method: ViewMethod = component.from_config(config, network)
     if pictures is not None:
         networks.check_sizes(nn.Sequential(encode, method.network), config, config.of(TransformSettings).size)
         if config.of(Command).trains:
@@ -73,23 +84,16 @@ def assemble(config: Config, pictures: Pictures | None = None) -> tuple[ViewMeth
     return method, encode
 
 
-def _parts(config: Config) -> tuple[ViewMethod, nn.Module]:
-    component: Any = get(config.of(MethodSettings).method)
-    settings = config.of(networks.NetworkSettings)
-    if settings.net_freeze is not None:
-        # What a checkpoint does not hold is drawn again, whatever was drawn before.
-        torch.default_generator.manual_seed(config.of(SeedSettings).number)
-    network = component.build_network(config)
-    if not networks.is_frozen(settings, network):
-        return component.from_config(config, network), nn.Identity()
+def _backbone(config: Config, network: nn.Module) -> Backbone:
+    """A network that is frozen as a whole."""
+    name = config.of(networks.NetworkSettings).network
     tuned = config.of(TuningSettings)
     if tuned.net_lr_scale != 1:
         raise UserError("--net-lr-scale: the network is frozen as a whole, and learns at no rate; leave it out")
     fetches = config.weights_given and tuned.net_weights is not None
     fetch = partial(networks.load_weights, network, config) if fetches else None
-    drawn = tuned.net_weights is None and not networks.own(settings.network).trained
-    frozen = Backbone(network, settings.network, drawn, fetch)
-    return component.from_config(config, Features(frozen.feature_dim)), frozen
+    is_drawn = tuned.net_weights is None and not networks.own(name).trained
+    return Backbone(network, name, is_drawn, fetch)
 
 
 def _shown(config: Config, recipes: tuple[Recipe, ...], plain: Recipe, is_frozen: bool) -> tuple[Recipe, ...]:
