@@ -421,6 +421,17 @@ def test_a_collapse_is_told_with_what_to_do(is_early: bool, frees: bool, says: s
     assert len(console.texts) == 1
 
 
+def test_a_few_new_images_in_one_cluster_are_no_collapse(cli: Cli, tmp_path: Path) -> None:
+    cli(*PHOTOS, "--data-root", images(tmp_path / "photos", 40), "--max-epochs", 1, "--session", "trained")
+    model = tmp_path / "sessions/trained/checkpoint/latest.ckpt"
+    for count, is_told in ((1, False), (30, True)):
+        root = images(tmp_path / f"new {count}", count)
+        for path in root.glob("*.png"):
+            path.write_bytes((root / "0.png").read_bytes())
+        _, _, err = cli("--predict", model, "--data-root", root)
+        assert ("the clusters collapse" in err) == is_told, err
+
+
 def test_a_collapse_is_warned_of_when_it_begins_and_at_the_end(cli: Cli) -> None:
     _, out, err = cli(*QUICK, "--base-lr", 1, "--pica-lamda", 0, "--max-epochs", 6)
     assert err.count("the clusters collapse") == 2 and "a --pica-lamda above 0 " in err, err

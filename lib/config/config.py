@@ -315,8 +315,14 @@ def _component(registry: Registry, chosen: str, raw: Raw | None, name: str, impo
     try:
         return registry.get(chosen)
     except UserError as error:
-        known = f"; its run had --imports {' '.join(imports)}, so give that again" if imports and raw else ""
-        raise UserError(f"{_place(name, raw)}: {error}{known}" if raw is not None else str(error)) from error
+        if raw is None:
+            raise
+        if imports:
+            again = f"--imports {' '.join(imports)}"
+            raise UserError(
+                f"{_place(name, raw)}: unknown {registry.kind} {chosen!r}; its run had {again}, so give that again"
+            ) from error
+        raise UserError(f"{_place(name, raw)}: {error}") from error
 
 
 def _place(name: str, raw: Raw) -> str:

@@ -53,7 +53,8 @@ def show_scores(session: Session, task: Task, rows: Mapping[str, Scores], remark
     if session.is_member:
         session.evaluation(f"finished: {evaluation.short(own[first], None)}")
         return
-    if not task.config.of(Command).trains:  # a training has said it
+    is_enough = len(task.splits[first].index) >= evaluation.FEW * task.method.num_clusters
+    if is_enough and not task.config.of(Command).trains:  # a training has said it
         evaluation.warn_of_collapse(session, own[first], task.method, is_early=False)
     if all(values["acc"] is None for values in own.values()):
         _show_without_labels(session, task, own)
@@ -149,19 +150,23 @@ def show_next(session: Session, task: Task, scores: Mapping[str, Any]) -> None:
     _show_steps(session, steps)
 
 
-def show_next_of_family(session: Session, config: Config, best: Path | None) -> None:
+def show_next_of_family(session: Session, config: Config, folders: Sequence[Path], best: Path | None) -> None:
     """The same for several runs.
 
     Args:
         session: of the family.
         config: the settings that its runs share.
+        folders: of the runs that are done.
         best: the folder of a run that no labels chose.
     """
     assert session.path is not None
     _show_files(session, session.path)
     steps = _report(session.path)
-    if best is not None:
-        steps += _predictions(best / "checkpoint" / "latest.ckpt", config)
+    steps += _predictions((best or folders[0]) / "checkpoint" / "latest.ckpt", config)
+    if best is None:
+        session.info(
+            f"\nThe commands below take the run {folders[0].name}; put the folder of another one in its place."
+        )
     steps.append(
         (
             "resume runs that are missing; with --seeds or --num-clusters, add others",

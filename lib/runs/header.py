@@ -20,11 +20,11 @@ from lib.methods.method import MethodSettings
 from lib.networks import NetworkSettings
 from lib.networks.backbone import Backbone
 from lib.networks.freezing import TuningSettings
+from lib.scoring import evaluation
 from lib.session import Session
 from lib.training.run_length import RunLength
 
 INDENT = 9  # columns of the names
-FEW = 10  # images in a cluster on average, below which it is mostly chance
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -81,11 +81,11 @@ def warn_of_few_images(session: Session, task: Task) -> None:
     """A word where clusters have so few images that they are mostly chance."""
     count = len(task.trained.index)
     clusters = task.method.num_clusters
-    if count < FEW * clusters:
-        fewer = max(2, count // FEW)
+    if count < evaluation.FEW * clusters:
+        fewer = max(2, count // evaluation.FEW)
         smaller = f"take fewer clusters (--num-clusters {fewer}) or more images" if fewer < clusters else "add images"
         session.warn(
-            f"{count:,} images for {clusters} clusters are {count / clusters:.1f} for each; clusters of fewer than {FEW} "
+            f"{count:,} images for {clusters} clusters are {count / clusters:.1f} for each; clusters of fewer than {evaluation.FEW} "
             f"are mostly chance: {smaller}"
         )
 

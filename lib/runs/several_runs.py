@@ -94,7 +94,7 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
             folders = {member: _folder(session.path, member) for member in done}
             summary_over_seeds.summarise(session, settings, folders)
             report.open_report(session, settings, report.make(session.path, again=False))
-            closing_block.show_next_of_family(session, settings, _chosen(folders))
+            closing_block.show_next_of_family(session, settings, list(folders.values()), _chosen(folders))
         if failed:
             names = "; ".join(str(member) for member in members if member in failed)
             raise RunStopped(f"of the runs, {names} ended early; with --resume auto the same command tries them again")

@@ -26,6 +26,7 @@ from lib.transforms import TransformSettings, plain_recipe
 
 Scores = dict[str, dict[str, Any]]  # split → name → value
 ONLINE = "online"  # behind a split's name: as the images were assigned while training
+FEW = 10  # images in a cluster on average, below which it is mostly chance
 HUGE = 65504  # the largest number of float16; no weight of a network that learns comes near it
 
 

@@ -47,6 +47,8 @@ def test_numbers_of_clusters_are_shown_side_by_side_and_others_join(tmp_path: Pa
     path = only(tmp_path)
     assert sorted(entry.name for entry in (path / "runs").iterdir()) == ["clusters-3", "clusters-4"]
     assert "4 clusters | epoch 1 of 1" in out and "3 clusters | epoch 1 of 1" in out
+    assert "take the run clusters-4; put the folder of another one in its place" in out
+    assert f"--predict {path}/runs/clusters-4/checkpoint/latest.ckpt" in out
     before = (path / "runs" / "clusters-3" / "log.txt").read_text()
 
     process = launch((*FREE, "--num-clusters", 3, 6, "--resume", "auto"), tmp_path)
