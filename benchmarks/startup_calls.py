@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: E402
 
-import main  # noqa: E402
+import main as program  # noqa: E402
 
 DEMO = [
     "--cfgs",
@@ -48,7 +48,7 @@ def called(words: list[str]) -> dict[str, set[str]]:
     handle = register_optimizer_step_pre_hook(stop)
     sys.setprofile(note)
     try:
-        main.main(words)
+        program.main(words)
     except FirstStep:
         pass
     finally:
@@ -62,7 +62,7 @@ def called(words: list[str]) -> dict[str, set[str]]:
     return found
 
 
-def report(words: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Print the counts; functions are those with names, without comprehensions and special methods."""
     lists = "--list" in words
     found = called([word for word in words if word != "--list"] or DEMO)
@@ -77,4 +77,4 @@ def report(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    report(sys.argv[1:])
+    main(sys.argv[1:])
