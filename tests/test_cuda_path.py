@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
 
 import imc_swav.data
 import imc_swav.method
@@ -45,8 +45,9 @@ def views(recipe: Recipe) -> Tensor:
     parts = [whole(np.zeros((n, height, width, 3), dtype=np.uint8), start) for start, n, height, width in shapes]
     held = BatchedViews(parts, {}, recipe, (0.5,) * 3, (0.2,) * 3, seed=0, device=CUDA, channels_last=True)
     assert held.static
-    # `stream` reads the index, which has no content.
-    (made,) = held._sent(held._draw(np.arange(N), Request(torch.arange(N), (recipe,))))
+    with unset_fake_temporarily():  # what is drawn depends on the index
+        drawn = held._draw(Request(torch.arange(N), (recipe,)))
+    (made,) = held._sent(drawn)
     return made
 
 

@@ -36,7 +36,6 @@ from lib.transforms import (
     TransformSettings,
     ViewSettings,
     choose_backend,
-    needed_side,
     normalisation,
 )
 from lib.transforms.image_reader import Reader
@@ -69,9 +68,6 @@ def open_views(
     """
     settings = config.of(FeatureSettings)
     command = config.of(Command)
-    if config.of(TransformSettings).tfm_decode_side == "auto":
-        needed = columns(config, test, random) if isinstance(encode, Backbone) else (test, *random)
-        pictures.decode_at(needed_side(config.of(TransformSettings), needed))
     images = partial(choose_backend.open_views, config, pictures, test)
     wants_all = settings.views == "neighbours"
     wants_some = any(isinstance(recipe, NeighbourRecipe) for recipe in random)

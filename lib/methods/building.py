@@ -16,13 +16,13 @@ from lib.contracts import NeighbourRecipe, Recipe, Task
 from lib.datasets import Pictures
 from lib.errors import UserError
 from lib.features import FeatureSettings
-from lib.features.views import open_views
+from lib.features.views import columns, open_views
 from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import Entry, MethodSettings, ViewMethod, get
 from lib.networks import backbone
 from lib.networks.backbone import Backbone, Features
 from lib.networks.freezing import TuningSettings
-from lib.transforms import TransformSettings, neighbour, plain_recipe
+from lib.transforms import TransformSettings, needed_side, neighbour, plain_recipe
 from lib.transforms.channel_statistics import measured
 
 
@@ -47,6 +47,9 @@ def _task(config: Config, pictures: Pictures) -> Task:
     networks.check_sizes(nn.Sequential(encode, method.network), config, *(recipe.size for recipe in recipes))
     if config.of(Command).trains:
         method.check(config, pictures)
+    if transforms.tfm_decode_side == "auto":
+        seen = columns(config, plain, recipes) if isinstance(encode, Backbone) else (plain, *recipes)
+        pictures.decode_at(needed_side(transforms, seen))
     config = measured(config, pictures)  # it decodes images, so it comes after whatever may be wrong
     views = open_views(config, pictures, encode, plain, recipes, method)
     source = method.source(config, pictures, views, recipes)

@@ -84,7 +84,7 @@ def test_a_run_decodes_an_image_once_and_those_that_its_report_shows_once_more(
 ) -> None:
     decoded: list[str] = []
     read = image_files.read
-    monkeypatch.setattr(image_files, "read", lambda path, limit: decoded.append(str(path)) or read(path, limit))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(image_files, "read", lambda path, *limits: decoded.append(str(path)) or read(path, *limits))  # type: ignore[func-returns-value]
     status, _, err = cli(*FOLDER, "--data-root", images, "--cache", tmp_path / "cache", "--eval-sample", 5, *words)
     assert status == 0, err
     assert len(set(decoded)) == 20 and len(decoded) == 20 + 5

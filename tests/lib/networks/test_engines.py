@@ -139,14 +139,14 @@ def test_a_failed_export_is_reported_and_another_engine_takes_its_place(odd: Non
     assert "ONNX Runtime cannot compute this network" in err and "the engine folded takes its place" in err
     assert checkpoint.load(newest(tmp_path, "a"))["config"]["feature_engine"] == "folded"
     with pytest.raises(UserError, match="ONNX Runtime cannot compute this network.*--feature-engine folded"):
-        task(tmp_path, "onnxruntime", *network).views.prepared()
+        task(tmp_path, "onnxruntime", *network).views.prepare()
 
 
 def test_an_engine_whose_features_differ_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = onnx_graphs.Graph.__call__
     monkeypatch.setattr(onnx_graphs.Graph, "__call__", lambda graph, images: run(graph, images).flip(1))
     with pytest.raises(UserError, match="its features differ from those of PyTorch"):
-        task(tmp_path, "onnxruntime").views.prepared()
+        task(tmp_path, "onnxruntime").views.prepare()
     assert not list((tmp_path / "cache").glob("networks-*"))
 
 
@@ -175,19 +175,19 @@ def test_features_of_another_engine_are_computed_again_and_a_graph_is_exported_o
     monkeypatch.setattr(onnx_graphs, "exported", lambda *given: exports.append(1) or export(*given))
     for engine in ("eager", "auto"):
         made = task(tmp_path, engine)
-        made.views.prepared()
+        made.views.prepare()
         assert "1,797 computed" in made.views.describe()
     for engine in ("eager", "onnxruntime", "auto"):
         made = task(tmp_path, engine)
-        made.views.prepared()
+        made.views.prepare()
         assert "none to compute" in made.views.describe()
     assert made.config.as_dict()["feature_engine"] == "onnxruntime" and exports == [1]
     other = task(tmp_path, "auto", "--feature-views", 2)
-    other.views.prepared()
+    other.views.prepare()
     assert exports == [1], "the graph was kept"
     (graph,) = (tmp_path / "cache").glob("networks-*/data.bin")
     graph.write_bytes(graph.read_bytes()[:-1])
-    task(tmp_path, "auto", "--feature-views", 3).views.prepared()
+    task(tmp_path, "auto", "--feature-views", 3).views.prepare()
     assert exports == [1, 1], "a damaged graph is exported again"
 
 
