@@ -64,7 +64,7 @@ def main() -> None:
                 rate = operations / seconds
                 hours = total * seconds / 3600
                 rows.append([method, way, f"{seconds * 1e3:.1f} ms", f"{256 / seconds:,.0f}", f"{rate / 1e12:.0f}",
-                             f"{rate / peak:.0%}", f"{hours:.1f}", f"{ready:.0f} s"])  # fmt: skip
+                             f"{rate / peak:.0%}" if not words else "–", f"{hours:.1f}", f"{ready:.0f} s"])  # fmt: skip
                 print(*rows[-1], sep=", ", flush=True)
                 data.append({"method": method, "way": way, "seconds": seconds, "operations": operations, "hours": hours,
                              "ready": ready})  # fmt: skip

@@ -133,7 +133,7 @@ def main() -> None:
             "method",
             "plain",
             "tuned",
-            "ratio",
+            "ratio (median of paired ratios)",
             "goal",
             "GFLOP/s",
             "of the product",

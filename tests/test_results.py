@@ -44,15 +44,16 @@ def test_a_row_of_a_paper_that_was_run_is_shown(tmp_path: Path, monkeypatch: pyt
 def test_the_time_of_a_row_is_the_prediction_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "configs"
     folder.mkdir()
+    float32 = "# about 16.9 hours on\n# an H100 SXM at 20% of its peak.\n"
     comment = "# Predicted by --dry-run, not measured, on an H100\n# in bfloat16: 10.6 ms a step, 1,016.6 minutes for the run."
     rows = "published: [[best, 0.6, 0.5, 0.4]]\npublished_split: test"
-    (folder / "one.yaml").write_text(f"{comment}\n{rows}\n")
+    (folder / "one.yaml").write_text(f"{float32}{comment}\n{rows}\n")
     (folder / "two.yaml").write_text(f"{rows}\n")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     text = tables.paper_rows("pica")
-    assert "| `one` | – | 0.600 / 0.500 / 0.400 | not run | 1,016.6 minutes |" in text
-    assert "| `two` | – | 0.600 / 0.500 / 0.400 | not run | – |" in text
-    assert "not a measurement" in text and f"{forecast.BF16_SHARE:.0%}" in text
+    assert "| `one` | – | 0.600 / 0.500 / 0.400 | not run | 16.9 hours | 1,016.6 minutes |" in text
+    assert "| `two` | – | 0.600 / 0.500 / 0.400 | not run | – | – |" in text
+    assert "neither is a measurement" in text and f"{forecast.BF16_SHARE:.0%}" in text
 
 
 def test_baselines_that_differ_name_their_session() -> None:
