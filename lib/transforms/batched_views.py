@@ -124,7 +124,7 @@ class _Batch:
 
     index: Tensor  # (N,) in the order of the request
     stacks: list[Stack]
-    runs: list[Request]
+    runs: list[Integers]
     numbers: list[list[Floats32]]  # for each run and stack
     back: Integers | None  # where each image of the request is among those of the runs
 
@@ -228,7 +228,7 @@ class BatchedViews:
             ]
             for run in runs
         ]
-        return _Batch(request.index, stacks, runs, numbers, back)
+        return _Batch(request.index, stacks, [run.index.numpy() for run in runs], numbers, back)
 
     def _drawn(self, run: Request, copy: int) -> Draws:
         sizes = self._sizes[run.index.numpy()]
@@ -238,10 +238,10 @@ class BatchedViews:
         """The draws, and the bytes of the images beside them, on the device."""
         runs = [
             Run(
-                tuple(self._bytes(group) for group in self._groups(run.index.numpy())),
+                tuple(self._bytes(group) for group in self._groups(index)),
                 tuple(self._send(each) for each in numbers),
             )
-            for run, numbers in zip(batch.runs, batch.numbers, strict=True)
+            for index, numbers in zip(batch.runs, batch.numbers, strict=True)
         ]
         back = None if batch.back is None else self._send(batch.back)
         is_static = len(runs) == 1 and not self._shape.any()  # images of one shape
