@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import QUICK, ROOT, picture
+from PIL import Image
 from runs import IMC, beside_collapse
 
 import main
@@ -68,7 +69,7 @@ def test_a_batch_of_any_size_gives_the_runs_clusters(words: tuple[object, ...], 
         image.save(held, "png")
     picture(tmp_path / "a.png", mode="L")
     names = example(file, str(tmp_path / "a.png"))
-    stack = np.stack([names["prepare"](held) for held in files])
+    stack = np.stack([names["prepare"](Image.open(held)) for held in files])
     clusters, probabilities = main.load(str(tmp_path / "sessions/a/checkpoint/latest.ckpt")).predict(images)
     assert len(set(clusters.tolist())) > 1
     for size in (1, 7, 40):
