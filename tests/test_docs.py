@@ -114,7 +114,7 @@ class Workplace:
             (folder / name).symlink_to(ROOT / name)
         for i in range(24):
             picture(folder / "photos" / f"{i % 2}" / f"{i}.png", seed=i)
-        (folder / "pictures").symlink_to(folder / "photos")
+        (folder / "new-photos").symlink_to(folder / "photos")
         for i, name in enumerate(("a.jpg", "b.jpg")):
             picture(folder / name, seed=i)
 
