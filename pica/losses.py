@@ -55,7 +55,7 @@ def balance_loss(p: Tensor) -> Tensor:
 class PUILoss(nn.Module):
     """PICA's objective: `uncertainty_loss + lamda · balance_loss` (Huang et al., 2020, section 3).
 
-    Gradients flow through both views.
+    It takes probabilities, not logits: each row sums to 1. Gradients flow through both views.
 
     Args:
         lamda: weight of the balance term, 2 in the paper.
@@ -66,7 +66,7 @@ class PUILoss(nn.Module):
         self.lamda = lamda
 
     def forward(self, p: Tensor, q: Tensor) -> Tensor:
-        """The loss, (), of two (N, K) probabilities: `p` in the original view, `q` in the perturbed one."""
+        """The loss, (), of two (N, K) probabilities, not logits: `p` in the original view, `q` in the perturbed one."""
         return self.parts(p, q)["loss"]
 
     def parts(self, p: Tensor, q: Tensor) -> dict[str, Tensor]:

@@ -248,11 +248,11 @@ def test_the_commands_and_examples_of_a_document_run(
 TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
 FOREIGN = (
     "Name or service not known", "No space left on device", "Function not implemented", "expected one argument",
-    "No such file or directory", "No module named",
+    "No such file or directory", "No module named", "Cannot handle this data type: (1, 1, 3), <f4",
     "The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, code: -98, "
     "name: EADDRINUSE, message: address already in use",
 )  # fmt: skip
-"""What messages contain that the operating system, Python or PyTorch says."""
+"""What messages contain that the operating system, Python, Pillow or PyTorch says."""
 DIGITS = "--cfgs configs/base.yaml configs/digits.yaml"
 FOLDER = (
     "--cfgs configs/base.yaml configs/image_folder.yaml --num-clusters 2 --network convnet --net-width 4 --data-root"
@@ -407,7 +407,12 @@ def test_outputs_md_lists_the_files_and_keys_of_a_session(workplace: Workplace) 
     left |= {"fault.json", "checkpoint/fault.ckpt"} & {
         str(path.relative_to(folder / "sessions/faulty")) for path in (folder / "sessions/faulty").rglob("*")
     }
-    elsewhere = {"summary.json", "runs/", ".lock"}  # of several runs, and while a run lasts
+    elsewhere = {
+        "summary.json",
+        "runs/",
+        ".lock",
+        "neighbours.npy",
+    }  # of several runs, while a run lasts, of other views
     assert left == first_column("The files") - elsewhere
 
     scores = json.loads((kept_session / "scores.json").read_text(encoding="utf-8"))

@@ -191,8 +191,19 @@ def test_the_example_in_python_gives_the_clusters_of_the_run(method: str, cli: C
         with pytest.raises(UserError, match=r"^cannot read image 8: .") as raised:
             names["model"].predict([*images[:8], image], batch_size=7)
         assert str(raised.value).isprintable()
-    with pytest.raises(TypeError, match="not str"):
-        names["model"].predict(["a.jpg"])
+    for wrong, told in (
+        (images[0], "a list of images is wanted, not a single one"),
+        ("a.jpg", "a path is no list of images"),
+        (np.asarray(tensor), "a NumPy array is no tensor"),
+        (["a.jpg"], r"\[Image.open\(path\) for path in paths\] opens paths; .*not a list with str"),
+        ([*images[:8], np.zeros((5, 5))], "^give a list of Pillow images, or .*not a list with ndarray"),
+        (5, "not int"),
+    ):
+        for call in (names["model"].predict, names["model"].prepare):
+            with pytest.raises(TypeError, match=told):
+                call(wrong)
+    with pytest.raises(ValueError, match=r"not \(40, 12, 12\) torch.uint8"):
+        names["model"].predict(tensor[:, 0], batch_size=7)  # the whole shape, not that of a batch
     with pytest.raises(ValueError, match="of bytes"):
         names["model"].predict(tensor.float())
     with torch.no_grad():

@@ -23,7 +23,7 @@ import yaml
 
 from lib.config import settings
 from lib.config.command_flags import Command
-from lib.config.registry import Registry, nearest
+from lib.config.registry import Registry, UnknownNameError, nearest
 from lib.config.settings import Section
 from lib.config.yaml_files import load_layers, located
 from lib.errors import UserError
@@ -322,7 +322,10 @@ def _component(registry: Registry, chosen: str, raw: Raw | None, name: str, impo
             raise UserError(
                 f"{_place(name, raw)}: unknown {registry.kind} {chosen!r}; its run had {again}, so give that again"
             ) from error
-        raise UserError(f"{_place(name, raw)}: {error}") from error
+        hint = (
+            "; if a module of yours registers it, add --imports MODULE" if isinstance(error, UnknownNameError) else ""
+        )
+        raise UserError(f"{_place(name, raw)}: {error}{hint}") from error
 
 
 def _place(name: str, raw: Raw) -> str:

@@ -147,7 +147,7 @@ def _is_quantity(value: Any) -> bool:
 def quantity(value: Any, unit: str) -> str:
     """A value as the help shows it, with its unit."""
     if value == "":
-        return "empty"
+        return "''"
     if isinstance(value, tuple) and value:
         return " ".join(quantity(entry, "") for entry in value) + (f" {unit}" if unit else "")
     text = f"{value:.6g}" if isinstance(value, float) else shown(value)

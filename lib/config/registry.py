@@ -18,6 +18,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
+class UnknownNameError(UserError):
+    """No component has the name."""
+
+
 class Family(Protocol):
     """Components of another package, by names with a prefix. The docstring's first line is shown by `--list`."""
 
@@ -79,7 +83,8 @@ class Registry:
         """The component of that name.
 
         Raises:
-            UserError: no such name; the message lists the known ones and the nearest.
+            UnknownNameError: no such name; the message lists the known ones and the nearest.
+            UserError: a package is missing.
         """
         if name in self._components:
             return self._components[name]
@@ -94,7 +99,7 @@ class Registry:
         hint = (
             nearest(name, bare or [*self._components, *candidates]) or (bare and f"; did you mean {bare[0]!r}?") or ""
         )
-        raise UserError(f"unknown {self.kind} {name!r}: known are {known}{hint}")
+        raise UnknownNameError(f"unknown {self.kind} {name!r}: known are {known}{hint}")
 
     def names(self) -> list[str]:
         """The names of all components that are registered one by one, sorted."""

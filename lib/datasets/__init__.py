@@ -4,8 +4,8 @@ A data set is a class that takes `(root, split, transform=None, download=False)`
 `(Pillow image, label)`, the label −1 where there is none. It may offer:
 
 - `Settings`: a settings dataclass, which is then the last argument,
-- `targets`: all labels, (N,), which spares a reading of every image,
-- `array`: all images, (N, H, W, C) 8-bit, where they have one size,
+- `targets`: all labels, (N,) integers, which spares a reading of every image,
+- `array`: all images, (N, H, W, C) 8-bit with C 1 or 3, where they have one size,
 - `classes`: the names of the classes,
 - `path(i)`: the file of image i,
 - `check(numbers)`, which raises a UserError for those of these images that cannot be read, before anything is trained,
@@ -357,6 +357,10 @@ def open_pictures(config: Config) -> Pictures:
     for name, part in parts.items():
         if not len(part):
             raise UserError(f"the data set {settings.dataset} in {settings.data_root}: its split {name} is empty")
+        _check_array(part, settings.dataset, name)
+        _check_targets(part, settings.dataset, name)
+        if settings.on_bad_image == "error" and not hasattr(part, "path"):
+            _check_first_image(part, settings.dataset, name)
         if isinstance(part, PictureFiles):
             part.max_megapixels = settings.max_megapixels
     unused = {name: size for name, size in known.sizes.items() if name not in used}
@@ -371,6 +375,59 @@ def open_pictures(config: Config) -> Pictures:
             own = missing[(missing >= positions.start) & (missing < positions.stop)]
             part.check((own - positions.start).tolist())
     return pictures
+
+
+def _check_array(part: Any, dataset: str, split: str) -> None:
+    """Raises UserError where what a data set offers as `array` is not (N, H, W, 1 or 3) of bytes."""
+    array = getattr(part, "array", None)
+    if array is None:
+        return
+    title = f"`array` of the data set {dataset}, split {split},"
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{title} is {type(array).__name__}; give a NumPy array (N, H, W, C) of uint8")
+    if array.dtype != np.uint8:
+        raise UserError(
+            f"{title} is {array.dtype}; give 8-bit values from 0 to 255, such as "
+            "np.rint(array * 255).astype(np.uint8) for values from 0 to 1"
+        )
+    if array.ndim != 4 or array.shape[3] not in (1, 3):
+        hint = ", such as array[..., None] for grey images (N, H, W)" if array.ndim == 3 else ""
+        raise UserError(f"{title} has the shape {array.shape}; give (N, H, W, C) with 1 or 3 channels{hint}")
+    if len(array) != len(part):
+        raise UserError(
+            f"{title} has the shape {array.shape}, and `__len__` gives {len(part)} images; make the numbers equal"
+        )
+
+
+def _check_targets(part: Any, dataset: str, split: str) -> None:
+    """Raises UserError where what a data set offers as `targets` is not an integer for each image."""
+    targets = getattr(part, "targets", None)
+    if targets is None:
+        return
+    title = f"`targets` of the data set {dataset}, split {split},"
+    labels = np.asarray(targets)
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{title} is {labels.dtype}; give integers, -1 for an unknown class")
+    if labels.size != len(part):
+        raise UserError(f"{title} has {labels.size} labels, and `__len__` gives {len(part)}; make them equal")
+
+
+def _check_first_image(part: Any, dataset: str, split: str) -> None:
+    """Raises UserError where a data set without files does not give a Pillow image and a label."""
+    title = f"`__getitem__(0)` of the data set {dataset}, split {split},"
+    try:
+        image, label = part[0]
+        int(label)
+    except OSError:  # a file of it is unreadable, and whoever reads it says so
+        return
+    except Exception as error:
+        raise UserError(
+            f"{title} fails: {type(error).__name__}: {error}; let it give a Pillow image and the number of its class"
+        ) from error
+    if not isinstance(image, Image.Image):
+        raise UserError(
+            f"{title} gives {type(image).__name__}, where a Pillow image is wanted; give Image.fromarray(array) of 8-bit values"
+        )
 
 
 def _decode_side(config: Config) -> int | None:

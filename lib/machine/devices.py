@@ -31,7 +31,7 @@ class DeviceSettings(Section):
     title = "device"
     local = True
     gpus: str = setting(
-        "", "numbers of the GPUs, such as 0 or 0,1, with one process each; empty = the CPU", value="N,N"
+        "", "numbers of the GPUs, such as 0 or 0,1, with one process each; '' = none, so the CPU computes", value="N,N"
     )
     processes: int | None = setting(
         None,

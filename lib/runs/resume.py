@@ -10,7 +10,7 @@ from typing import Any
 from lib.checkpoints import checkpoint
 from lib.config import config
 from lib.config.command_flags import Command
-from lib.config.config import Raw
+from lib.config.config import Config, Raw
 from lib.config.settings import OPEN, Section
 from lib.config.yaml_files import load_yaml
 from lib.errors import UserError, warn
@@ -21,7 +21,7 @@ from lib.methods.method import MethodSettings
 from lib.networks import engines
 from lib.runs import run_list
 from lib.serving import export
-from lib.session import SessionSettings
+from lib.session import SessionSettings, has_results
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Start:
 AFRESH = Start()
 LATEST = "checkpoint/latest.ckpt"
 RESULT = "predictions.csv"  # in a session
+MOST_DIFFERENCES = 4  # in a message
+ANOTHER_NAME = "choose another name for --session"
 FOLDER = "image_folder"  # what --predict reads, unless --dataset says otherwise
 
 
@@ -69,6 +71,8 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
         return AFRESH
     if path == "auto":
         newest = _newest(raw, sections, bool(several))
+        if newest is None:
+            _check_named_session(raw, sections)
         if newest is None or several:
             return Start(folder=newest)
         path = newest / LATEST
@@ -153,18 +157,55 @@ def _newest(raw: Mapping[str, Raw], sections: Sequence[type[Section]], several: 
             warn(str(error))
             continue
         try:
-            found = config.resolve(
-                {name: Raw(value, "its config.yaml") for name, value in written.items()}, sections
-            ).identity()
+            found = _identity(written, sections)
         except UserError:  # of another version, or of components that are not imported here
             continue
-        ours = wanted.identity()
-        for many in ("seeds", "num_clusters"):  # of a family, which others may join
-            if isinstance(ours[many], list) and isinstance(found[many], list):
-                ours[many] = found[many]
-        if ours["seed"] is None or ours["seeds"] is not None:
-            ours["seed"] = found["seed"]
-        ours |= {left: found[left] for left in wanted.undecided()}
-        if ours == found and name in (None, folder.name):
+        if _adapted(wanted, found) == found and name in (None, folder.name):
             return folder
     return None
+
+
+def _identity(written: Mapping[str, Any], sections: Sequence[type[Section]]) -> dict[str, Any]:
+    """The settings of a session's config.yaml that make its run what it is."""
+    return config.resolve({name: Raw(value, "its config.yaml") for name, value in written.items()}, sections).identity()
+
+
+def _adapted(wanted: Config, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of the wanted run, with `theirs` where it leaves a value open."""
+    ours = wanted.identity()
+    for many in ("seeds", "num_clusters"):  # of a family, which others may join
+        if isinstance(ours[many], list) and isinstance(theirs[many], list):
+            ours[many] = theirs[many]
+    if ours["seed"] is None or ours["seeds"] is not None:
+        ours["seed"] = theirs["seed"]
+    return ours | {left: theirs[left] for left in wanted.undecided() if left in theirs}
+
+
+def _check_named_session(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> None:
+    """See that `--session` names no session that has results and cannot be resumed.
+
+    Raises:
+        UserError: it does; the message says which settings differ, or what is missing.
+    """
+    wanted = config.resolve(raw, sections)
+    settings = wanted.of(SessionSettings)
+    if settings.session is None:
+        return
+    folder = Path(settings.session_root) / settings.session
+    if not (folder / "config.yaml").is_file() or not has_results(folder):
+        return
+    try:
+        theirs = _identity(load_yaml(folder / "config.yaml"), sections)
+    except UserError as error:
+        raise UserError(f"--resume auto cannot resume the session {folder}: {error}; {ANOTHER_NAME}") from error
+    ours = _adapted(wanted, theirs)
+    different = [
+        f"{name} {config.shown(theirs[name])} there, {config.shown(ours[name])} here"
+        for name in ours if name in theirs and ours[name] != theirs[name]
+    ]  # fmt: skip
+    if not different:
+        raise UserError(f"--resume auto cannot resume the session {folder}: it has no {LATEST}; {ANOTHER_NAME}")
+    more = len(different) - MOST_DIFFERENCES
+    listed = "; ".join(different[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+    remedy = f"resume it by --resume {folder / LATEST}, or " if (folder / LATEST).exists() else ""
+    raise UserError(f"the session {folder} has other settings: {listed}; give the same, {remedy}{ANOTHER_NAME}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,8 +75,9 @@ class Model:
         Raises:
             UserError: an image cannot be read; its number is named.
             ValueError: a tensor of another type or shape.
-            TypeError: neither images nor a tensor.
+            TypeError: neither a list of images nor a tensor.
         """
+        _check(images)
         return self._prepare(images, 0)
 
     def _prepare(self, images: Sequence[Image.Image] | Tensor, first: int) -> Tensor:
@@ -113,8 +115,9 @@ class Model:
         Raises:
             UserError: an image cannot be read, and its number is named; or the weights are of a run that diverged.
             ValueError: a tensor of another type or shape.
-            TypeError: neither images nor a tensor.
+            TypeError: neither a list of images nor a tensor.
         """
+        _check(images)
         found = [np.empty((0, self.method.num_clusters), dtype=np.float32)]
         with torch.inference_mode():
             for start in range(0, len(images), batch_size):
@@ -147,15 +150,32 @@ def load(path: str, defaults: Mapping[str, Raw], sections: Sequence[type[Section
     return model
 
 
+def _check(images: Any) -> None:
+    """Raises TypeError or ValueError where these are neither a list of Pillow images nor an 8-bit (N, C, H, W) tensor."""
+    if isinstance(images, Tensor):
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"(N, C, H, W) of bytes with 1 or 3 channels is wanted, not {tuple(images.shape)} {images.dtype}"
+            )
+        return
+    wanted = "give a list of Pillow images, or an 8-bit (N, C, H, W) tensor"
+    if isinstance(images, Image.Image):
+        raise TypeError(f"a list of images is wanted, not a single one: [image]; {wanted}")
+    if isinstance(images, np.ndarray):
+        raise TypeError(f"a NumPy array is no tensor: torch.from_numpy(array) makes one; {wanted}")
+    if isinstance(images, str | bytes | os.PathLike):
+        raise TypeError(f"a path is no list of images: [Image.open(path)]; {wanted}")
+    if not isinstance(images, Sequence):
+        raise TypeError(f"{wanted}, not {type(images).__name__}")
+    for image in images:
+        if not isinstance(image, Image.Image):
+            is_path = isinstance(image, str | os.PathLike)
+            remedy = "[Image.open(path) for path in paths] opens paths; " if is_path else ""
+            raise TypeError(f"{remedy}{wanted}, not a list with {type(image).__name__}")
+
+
 def _images(images: Sequence[Image.Image] | Tensor) -> Sequence[Image.Image]:
     if not isinstance(images, Tensor):
-        for image in images:
-            if not isinstance(image, Image.Image):
-                raise TypeError(f"Pillow images or an 8-bit (N, C, H, W) tensor are wanted, not {type(image).__name__}")
         return images
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(
-            f"(N, C, H, W) of bytes with 1 or 3 channels is wanted, not {tuple(images.shape)} {images.dtype}"
-        )
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(array[..., 0] if array.shape[2] == 1 else array) for array in arrays]

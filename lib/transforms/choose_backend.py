@@ -216,14 +216,11 @@ class _Held:
 
 
 def _own_array(part: Any) -> NDArray[np.uint8] | None:
-    """The array that a data set offers, checked on its first picture."""
-    array = getattr(part, "array", None)
+    """The array that a data set offers, checked on its first picture; its type and shape were checked at the start."""
+    array: NDArray[np.uint8] | None = getattr(part, "array", None)
     if array is None:
         return None
     name = type(part).__name__
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 4 or len(array) != len(part):
-        shape = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}".strip()
-        raise UserError(f"the `array` of the data set {name} is {shape}; (N, H, W, C) uint8, N its length, is wanted")
     first = array[0, ..., 0] if array.shape[3] == 1 else array[0]
     if not array.size or not np.array_equal(np.asarray(part[0][0]), first):
         raise UserError(f"the `array` of the data set {name} does not show its first picture; mend it, or leave it out")

@@ -230,7 +230,14 @@ def test_what_a_later_file_supersedes_is_not_remarked_upon(later: str, tmp_path:
         ("lr_policy: multistep\nlr_schedule: '[(9, -)]'", "lr_schedule in .*bad.yaml: .* is not a number"),
         ("tfm_ratio: (3/4, 4/3, 5)", "2 values are wanted"),
         ("tfm_ratio: (__import__('os'), 1)", "not a number"),
-        ("dataset: digit", "unknown data set 'digit'.*did you mean 'digits'"),
+        (
+            "dataset: digit",
+            "unknown data set 'digit'.*did you mean 'digits'.; if a module of yours registers it, add --imports",
+        ),
+        (
+            "network: my_net",
+            "network in .*unknown network 'my_net'.*; if a module of yours registers it, add --imports MODULE$",
+        ),
         ("network: [1]", "not a text"),
         ("- a\n- b", "holds a list, not a mapping"),
         ("just words", "holds a str, not a mapping"),

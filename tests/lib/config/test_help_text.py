@@ -89,7 +89,7 @@ def test_nothing_can_be_mistaken_for_a_default() -> None:
         ("--on-bad-image NAME", "(one of: error, skip; default: error)"),
         ("--network NAME", "timm:NAME, torchvision:NAME; default: resnet34; set here: convnet)"),
         ("--net-cin N", "(one of: 1, 3; default: 3; set here: 1)"),
-        ("--gpus N,N", "empty = the CPU (default: empty)"),
+        ("--gpus N,N", "'' = none, so the CPU computes (default: '')"),
         ("--tfm-ratio X [X ...]".replace("[", r"\[").replace("]", r"\]"), "(default: 0.75 1.33333)"),
         (r"--log-file \[true\|false\]", "(default: true)"),
     ):

@@ -139,3 +139,63 @@ def test_a_registry_refuses_doubles_and_suggests_names() -> None:
         registry.register("apple", object)
     with pytest.raises(UserError, match="unknown fruit 'aple': known are apple; did you mean 'apple'"):
         registry.get("aple")
+
+
+PIXELS = np.arange(4 * 6 * 5 * 3, dtype=np.uint8).reshape(4, 6, 5, 3)
+
+
+class Plain:
+    """Images from an array, with the parts that a test sets."""
+
+    def __init__(self, root: str, split: str, transform: Any = None, download: bool = False) -> None:
+        pass
+
+    @staticmethod
+    def splits(root: str) -> datasets.Splits:
+        return datasets.Splits({"all": 4}, train=("all",), test=("all",))
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> Any:
+        return Image.fromarray(PIXELS[i]), 0
+
+
+def open_plain(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> datasets.Pictures:
+    monkeypatch.setitem(datasets._registry._components, "plain", type("Changed", (Plain,), parts))
+    return datasets.open_pictures(resolve("--dataset", "plain", "--num-clusters", 2))
+
+
+def failing(self: Plain, i: int) -> Any:
+    return Image.fromarray((PIXELS[i] / 255).astype(np.float32)), 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"array": PIXELS / 255}, "`array` of the data set plain, split all, is float64; give 8-bit values"),
+        ({"array": PIXELS.tolist()}, "is list; give a NumPy array"),
+        ({"array": PIXELS[..., 0]}, r"has the shape \(4, 6, 5\); .*, such as array\[\.\.\., None\] for grey images"),
+        ({"array": PIXELS.transpose(0, 3, 1, 2)}, r"has the shape \(4, 3, 6, 5\); give \(N, H, W, C\) with 1 or 3 channels$"),
+        ({"array": PIXELS[:3]}, r"has the shape \(3, 6, 5, 3\), and `__len__` gives 4 images; make the numbers equal"),
+        ({"targets": [0, 1, 2]}, "`targets` of the data set plain, split all, has 3 labels, and `__len__` gives 4"),
+        ({"targets": [0.0, 1.0, 2.0, float("nan")]}, "is float64; give integers, -1 for an unknown class"),
+        ({"targets": ["cat", "dog", "cat", "dog"]}, "is <U3; give integers"),
+        ({"__getitem__": failing}, r"`__getitem__\(0\)` of the data set plain, split all, fails: TypeError: Cannot handle"),
+        ({"__getitem__": lambda self, i: (PIXELS[i], 0)}, "gives ndarray, where a Pillow image is wanted; give Image.fromarray"),
+        ({"__getitem__": lambda self, i: (Image.fromarray(PIXELS[i]), "cat")}, "fails: ValueError: .*and the number of its class"),
+        ({"__getitem__": lambda self, i: Image.fromarray(PIXELS[i])}, r"fails: TypeError: .*; let it give a Pillow image"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_class_end_at_the_start(
+    parts: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        open_plain(monkeypatch, **parts)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("targets", [[0, -1, 1, 2], np.arange(4, dtype=np.uint8), np.array([[0], [1], [2], [3]])])
+def test_images_from_an_array_with_labels(targets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = open_plain(monkeypatch, array=PIXELS, targets=targets)
+    assert pictures.labels().tolist() == np.asarray(targets).reshape(-1).tolist(), "`targets` wins over `__getitem__`"

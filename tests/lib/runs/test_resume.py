@@ -277,6 +277,27 @@ def test_auto_names_a_session_that_it_passes_over(cli: Cli, tmp_path: Path) -> N
     assert "--resume auto passes over its session" in err and "--cfgs" not in err
 
 
+def test_auto_says_why_it_cannot_resume_the_session_of_that_name(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "sessions" / "a"
+    assert cli(*QUICK, "--max-steps", 1, "--session", "a")[0] == 0
+    before = (path / "metrics.jsonl").read_bytes()
+    again = (*QUICK, "--session", "a", "--resume", "auto", "--max-steps")
+    status, _, err = cli(*again, 1)
+    assert status == 0, err  # the same settings
+    refused(
+        cli(*again, 2, "--net-width", 5),
+        f"error: the session {path} has other settings: net_width 4 there, 5 here; max_steps 1 there, 2 here; "
+        f"give the same, resume it by --resume {path}/checkpoint/latest.ckpt, or choose another name for --session\n",
+    )
+    other = ("--net-width", 5, "--base-lr", 0.5, "--batch-size", 128, "--seed", 8, "--pica-lamda", 3, "--tfm-size", 9)
+    refused(cli(*again, 1, *other), "there, 5 here", "; and 2 more; give the same")
+    shutil.rmtree(path / "checkpoint")
+    refused(cli(*again, 1), f"cannot resume the session {path}: it has no checkpoint/latest.ckpt; choose another name")
+    (path / "config.yaml").write_text("a: [1")
+    refused(cli(*again, 1), f"cannot resume the session {path}: ", "not valid YAML", "choose another name")
+    assert (path / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_fifo_in_a_session_is_named(cli: Cli, tmp_path: Path) -> None:
     cli(*QUICK, "--max-steps", 1, "--session", "a")
     path = tmp_path / "sessions" / "a"
