@@ -174,7 +174,7 @@ def test_a_long_silence_ends_with_how_far_the_run_is(cli: Cli, monkeypatch: pyte
     assert "images/s" not in out
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
 def test_a_terminal_gets_a_bar(columns: int, tmp_path: Path) -> None:
     words = (*QUICK, "--max-epochs", 40, "--eval-every", 20, "--baseline", "kmeans")
     status, out = terminal(words, tmp_path, columns)
@@ -329,6 +329,7 @@ def test_the_end_without_labels_says_what_is_known_and_that_the_images_tell(cli:
     assert "The images tell whether" in out and "k-means" not in out
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_end_run_as_they_are(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     root = images(tmp_path / "my photos", 40)
@@ -362,6 +363,7 @@ def test_other_numbers_of_clusters_are_compared_by_the_command(words: tuple[obje
     assert again.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_family_has_short_lines_for_its_members_and_one_end(tmp_path: Path) -> None:
     unseeded = tuple(word for i, word in enumerate(QUICK) if "--seed" not in QUICK[i - 1 : i + 1])
     command = [

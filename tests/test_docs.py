@@ -520,8 +520,7 @@ def started(workplace: Workplace, words: list[str], session: str) -> subprocess.
     ("name", "count"),
     [
         ("my_iic", 1),
-        ("my_scan", 2),
-        *(pytest.param(*row, marks=pytest.mark.slow) for row in (("my_iic", 2), ("my_scan", 1))),
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in (("my_iic", 2), ("my_scan", 1), ("my_scan", 2))),
     ],
 )
 def test_a_method_of_extend_md_is_killed_and_resumed_with_an_unreadable_image(
