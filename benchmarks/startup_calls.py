@@ -54,21 +54,21 @@ def called(words: list[str]) -> dict[str, set[str]]:
     finally:
         sys.setprofile(None)
         handle.remove()
-    found: defaultdict[str, set[str]] = defaultdict(set)
+    functions: defaultdict[str, set[str]] = defaultdict(set)
     for code in seen:
         path = Path(code.co_filename)
         if path.is_relative_to(ROOT) and ".venv" not in path.parts:
-            found[str(path.relative_to(ROOT))].add(code.co_qualname)
-    return found
+            functions[str(path.relative_to(ROOT))].add(code.co_qualname)
+    return functions
 
 
 def main(words: list[str]) -> None:
     """Print the counts; functions are those with names, without comprehensions and special methods."""
     lists = "--list" in words
-    found = called([word for word in words if word != "--list"] or DEMO)
+    called_in = called([word for word in words if word != "--list"] or DEMO)
     functions = {
         path: sorted(name for name in names if name.rpartition(".")[2].isidentifier() and "__" not in name)
-        for path, names in found.items()
+        for path, names in called_in.items()
     }
     del functions[str(Path(__file__).relative_to(ROOT))]
     print(f"{len(functions)} files, {sum(map(len, functions.values()))} functions")

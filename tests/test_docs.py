@@ -461,37 +461,38 @@ def own_method(workplace: Workplace, name: str) -> tuple[list[str], Any]:
     return shortened(command.partition("main.py ")[2]), importlib.import_module(name)
 
 
-def loss_of(known: Any, *views: torch.Tensor) -> float:
-    return float(known(ViewBatch(torch.arange(len(views[0])), list(views), counts=(len(views[0]),)))["loss"])
+def loss_of(method: Any, *views: torch.Tensor) -> float:
+    return float(method(ViewBatch(torch.arange(len(views[0])), list(views), counts=(len(views[0]),)))["loss"])
 
 
 def test_the_objective_of_iic_is_the_mutual_information(workplace: Workplace) -> None:
     _, module = own_method(workplace, "my_iic")
     network = nn.Identity()
     network.feature_dim = 4
-    known = module.IIC(network, 4, module.IIC.Settings())
-    known.classify = lambda features: features
+    iic = module.IIC(network, 4, module.IIC.Settings())
+    iic.classify = lambda features: features
     sure = torch.eye(4).repeat(3, 1)
     unsure = torch.full((12, 4), 0.25)
-    assert loss_of(known, sure, sure) == pytest.approx(-math.log(4), abs=1e-5)
-    assert loss_of(known, sure, unsure) == pytest.approx(0, abs=1e-5)
+    assert loss_of(iic, sure, sure) == pytest.approx(-math.log(4), abs=1e-5)
+    assert loss_of(iic, sure, sure.roll(1, dims=1)) == pytest.approx(-math.log(2), abs=1e-5)  # symmetrised
+    assert loss_of(iic, sure, unsure) == pytest.approx(0, abs=1e-5)
     # Of two binary variables that agree with probability 3/4: log 2 − H(1/4).
     one = torch.eye(2)[[0, 0, 0, 0, 1, 1, 1, 1]]
     other = torch.eye(2)[[0, 0, 0, 1, 1, 1, 1, 0]]
     expected = -(math.log(2) + 0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    assert loss_of(known, one, other) == pytest.approx(expected, abs=1e-5)
+    assert loss_of(iic, one, other) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_objective_of_scan_is_agreement_and_entropy(workplace: Workplace) -> None:
     _, module = own_method(workplace, "my_scan")
     network = nn.Identity()
     network.feature_dim = 4
-    known = module.SCAN(network, 4, module.SCAN.Settings())
-    known.classify = lambda features: features
+    scan = module.SCAN(network, 4, module.SCAN.Settings())
+    scan.classify = lambda features: features
     sure = torch.eye(4).repeat(3, 1)
     unsure = torch.full((12, 4), 0.25)
-    assert loss_of(known, sure, sure) == pytest.approx(-5 * math.log(4), abs=1e-4)
-    assert loss_of(known, unsure, unsure) == pytest.approx(math.log(4) - 5 * math.log(4), abs=1e-4)
+    assert loss_of(scan, sure, sure) == pytest.approx(-5 * math.log(4), abs=1e-4)
+    assert loss_of(scan, unsure, unsure) == pytest.approx(math.log(4) - 5 * math.log(4), abs=1e-4)
 
 
 @pytest.mark.parametrize("flags", [[], ["--net-freeze", ".*"]], ids=["trained", "frozen"])

@@ -64,17 +64,17 @@ STYLE = {
 }
 
 
-def matched_first(found: Found) -> list[tuple[int, int]]:
+def matched_first(run: Found) -> list[tuple[int, int]]:
     """(class, cluster) of the best one-to-one matching, by class."""
-    return sorted((label, cluster) for cluster, label in metrics.matching(found.label, found.cluster).items())
+    return sorted((label, cluster) for cluster, label in metrics.matching(run.label, run.cluster).items())
 
 
-def clusters(found: Found) -> Image.Image:
+def clusters(run: Found) -> Image.Image:
     """For each cluster a row of its images, evenly spread from the most confident to the least certain that is shown."""
-    assert found.shown is not None
-    looks = tensorboard_images.cut_out(found.shown)
-    number = {row: n for n, row in enumerate(found.shown.row.tolist())}
-    rows = matched_first(found)
+    assert run.shown is not None
+    looks = tensorboard_images.cut_out(run.shown)
+    number = {row: n for n, row in enumerate(run.shown.row.tolist())}
+    rows = matched_first(run)
     width = 2 * MARGIN + LABEL + ACROSS * (SIDE + GAP) - GAP
     sheet = Image.new("RGB", (width, 2 * MARGIN + HEAD + len(rows) * (SIDE + GAP) - GAP), BACK)
     pen = ImageDraw.Draw(sheet)
@@ -85,10 +85,10 @@ def clusters(found: Found) -> Image.Image:
     pen.text(((left + width - MARGIN) / 2, MARGIN), "framed: another digit", fill=WRONG, font=font, anchor="mt")
     for i, (label, cluster) in enumerate(rows):
         top = MARGIN + HEAD + i * (SIDE + GAP)
-        own = np.flatnonzero(found.cluster == cluster)
-        order = own[np.argsort(-found.confidence[own], kind="stable")]
-        share = (found.label[own] == label).mean()
-        words = f"cluster {cluster}: {share:.0%} are {found.class_name(label)}s"
+        own = np.flatnonzero(run.cluster == cluster)
+        order = own[np.argsort(-run.confidence[own], kind="stable")]
+        share = (run.label[own] == label).mean()
+        words = f"cluster {cluster}: {share:.0%} are {run.class_name(label)}s"
         pen.text((MARGIN, top + SIDE / 2), words, fill=INK, font=font, anchor="lm")
         seen = [row for row in order.tolist() if row in number]
         chosen = [seen[round(at)] for at in np.linspace(0, len(seen) - 1, ACROSS)]
@@ -96,15 +96,15 @@ def clusters(found: Found) -> Image.Image:
             look = Image.fromarray(looks[number[row]]).resize((SIDE, SIDE), Image.Resampling.NEAREST)
             place = (left + j * (SIDE + GAP), top)
             sheet.paste(look, place)
-            if found.label[row] != label:
+            if run.label[row] != label:
                 pen.rectangle((*place, place[0] + SIDE - 1, top + SIDE - 1), outline=WRONG, width=3)
     return sheet.quantize(64)
 
 
-def confusion(found: Found) -> Figure:
+def confusion(run: Found) -> Figure:
     """Classes by clusters, matched ones on the diagonal."""
-    counts, classes, columns = metrics.contingency(found.label, found.cluster)
-    pairs = matched_first(found)
+    counts, classes, columns = metrics.contingency(run.label, run.cluster)
+    pairs = matched_first(run)
     at = {int(cluster): j for j, cluster in enumerate(columns)}
     table = counts[:, [at[cluster] for _, cluster in pairs]]
     share = table / table.sum(axis=1, keepdims=True)
@@ -114,7 +114,7 @@ def confusion(found: Found) -> Figure:
         colour = "white" if share[i, j] > 0.4 else INK
         axes.text(j, i, str(table[i, j]), ha="center", va="center", color=colour, fontsize=10)
     axes.set_xticks(range(len(pairs)), [str(cluster) for _, cluster in pairs])
-    axes.set_yticks(range(len(classes)), [found.class_name(int(label)) for label in classes])
+    axes.set_yticks(range(len(classes)), [run.class_name(int(label)) for label in classes])
     axes.set_xticks(np.arange(0.5, len(pairs) - 1), minor=True)
     axes.set_yticks(np.arange(0.5, len(classes) - 1), minor=True)
     axes.grid(which="minor", color=EDGE, linewidth=0.8)
@@ -123,22 +123,22 @@ def confusion(found: Found) -> Figure:
     axes.set_xlabel("cluster")
     axes.set_ylabel("digit")
     accuracy = np.trace(table) / table.sum()
-    method = METHODS[str(found.settings["method"])]
+    method = METHODS[str(run.settings["method"])]
     axes.set_title(f"{method} on {table.sum():,} digits: ACC {accuracy:.3f}", fontsize=12)
     bar = figure.colorbar(shades, ax=axes, shrink=0.85, label="share of the digit's images")
     bar.outline.set_visible(False)
     return figure
 
 
-def over_time(found: Found) -> Figure:
+def over_time(run: Found) -> Figure:
     """The scores of the first split by epoch, with labels and without."""
-    split = next(iter(found.scores))
-    lines = [line for line in found.metrics if line["split"] == split]
+    split = next(iter(run.scores))
+    lines = [line for line in run.metrics if line["split"] == split]
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
     for key, title, colour, dashes in CURVES:
         points = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
         axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, label=title, linewidth=2.2)
-    axes.set_title(f"{METHODS[str(found.settings['method'])]} on the digits: the {split} images", fontsize=12)
+    axes.set_title(f"{METHODS[str(run.settings['method'])]} on the digits: the {split} images", fontsize=12)
     axes.set_xlabel("epoch")
     axes.set_ylim(min(0, axes.get_ylim()[0]), 1)
     axes.set_xlim(0, max(line["epoch"] for line in lines))
@@ -153,11 +153,11 @@ def save(figure: Figure, name: str) -> None:
 
 
 def main(path: Path) -> None:
-    found = session_files.read(path)
+    run = session_files.read(path)
     with pyplot.rc_context(STYLE):
-        clusters(found).save(HERE / "clusters-digits.png", optimize=True)
-        save(confusion(found), "confusion-digits.svg")
-        save(over_time(found), "acc-over-time.svg")
+        clusters(run).save(HERE / "clusters-digits.png", optimize=True)
+        save(confusion(run), "confusion-digits.svg")
+        save(over_time(run), "acc-over-time.svg")
 
 
 if __name__ == "__main__":

@@ -134,17 +134,20 @@ class ViewMethod(contracts.Method):
         """The views of each image in a step: `lib.transforms.original`, `perturbed` and `neighbour` make recipes.
 
         Raises:
-            UserError: settings that do not go together.
+            UserError: settings that do not go together; or the author has not written it.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no `views`")
+        raise UserError(f"the method {type(self).__name__} has no `views`; write it, as docs/extend.md shows")
 
     def loss(self, features: list[Tensor]) -> Tensor | dict[str, Tensor]:
         """The loss, or {"loss": …} with its parts, which are recorded beside it.
 
         Args:
             features: of each view (N, feature_dim), of the whole batch, from all processes.
+
+        Raises:
+            UserError: the author has written neither this nor `forward`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no `loss`")
+        raise UserError(f"the method {type(self).__name__} has no `loss`; write it, as docs/extend.md shows")
 
     # What an author may write where a method is special
 
