@@ -234,7 +234,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_under_it
     wanted = (session / "predictions.csv").read_bytes(), (session / "metrics.jsonl").read_bytes()
     shutil.rmtree(session / "checkpoint")
     status, _, err = cli(*words)
-    assert status == 2 and "a exists" in err, "it holds results"
+    assert status == 2 and "it has no checkpoint/latest.ckpt" in err, "it holds results"
     for name in ("predictions.csv", "predictions.npz", "scores.json"):
         (session / name).unlink()
     assert cli(*words)[0] == 0
