@@ -337,18 +337,15 @@ def open_pictures(config: Config) -> Pictures:
             f"--data-root {settings.data_root}: the data set {settings.dataset} comes with {package}, and reads no folder; "
             "for pictures of your own, --cfgs configs/base.yaml configs/image_folder.yaml"
         )
-    kept = (
-        {"keep": disk_cache.folder(config) if disk_cache.writes(config) else None}
-        if getattr(dataset, "keeps", False)
-        else {}
-    )
+    cache = disk_cache.open_cache(config)
+    keeps = {"keep": cache.root if cache.bound is not None else None} if getattr(dataset, "keeps", False) else {}
     indexed = {} if known.index is None else {"index": known.index}
     download = settings.download and not dry
     extra = config.extra(dataset)
     try:
         with processes.one_first():
             parts = {
-                name: dataset(settings.data_root, name, None, download, *extra, **kept, **indexed) for name in used
+                name: dataset(settings.data_root, name, None, download, *extra, **keeps, **indexed) for name in used
             }
     except MissingData:
         if not dry or not known.sizes:
@@ -365,10 +362,12 @@ def open_pictures(config: Config) -> Pictures:
             part.max_megapixels = settings.max_megapixels
     unused = {name: size for name, size in known.sizes.items() if name not in used}
     pictures = Pictures(parts, train, test, unused=unused)
-    side = _decode_side(config)
+    side = _decode_side(config.of(TransformSettings))
     if side is not None:
         pictures.decode_at(side)
-    pictures.store = _store(pictures, config)
+    pictures.store = _store(
+        pictures, settings.data_root, config.of(TransformSettings), config.of(NetworkSettings), cache
+    )
     missing = np.arange(len(pictures)) if pictures.store is None else pictures.store.missing
     for positions, part in pictures.parts():
         if settings.on_bad_image == "error" and hasattr(part, "check"):
@@ -430,9 +429,8 @@ def _check_first_image(part: Any, dataset: str, split: str) -> None:
         )
 
 
-def _decode_side(config: Config) -> int | None:
+def _decode_side(transforms: TransformSettings) -> int | None:
     """The side down to which JPEG files may be decoded, px, as far as it is known without the views of a run."""
-    transforms = config.of(TransformSettings)
     if transforms.tfm_decode_side == "full":
         return None
     if transforms.tfm_decode_side != "auto":
@@ -440,20 +438,18 @@ def _decode_side(config: Config) -> int | None:
     return needed_side(transforms, ()) if transforms.tfm_working_size is not None else None
 
 
-def _store(pictures: Pictures, config: Config) -> disk_cache.Store | None:
-    """Where decoded pictures are kept: of files alone, and where a size is set to which they are brought."""
-    root = config.of(DataSettings).data_root
-    side = config.of(TransformSettings).tfm_working_size
-    place = disk_cache.folder(config)
-    if place is None or side is None or not pictures.in_files:
+def _store(
+    pictures: Pictures, root: str, transforms: TransformSettings, network: NetworkSettings, cache: disk_cache.Cache
+) -> disk_cache.Store | None:
+    """Where decoded pictures are kept: only of files, and where a size is set to which they are brought."""
+    side = transforms.tfm_working_size
+    if cache.root is None or side is None or not pictures.in_files:
         return None
     base = str(Path(root).expanduser())
     names = [file.removeprefix(base) for file in pictures.files or ()]
     reduced = () if pictures.decode_side is None else (pictures.decode_side,)
     key = (os.path.realpath(base), side, *reduced)
-    is_chosen = config.of(disk_cache.CacheSettings).cache is not None
-    channels = config.of(NetworkSettings).net_cin
-    return disk_cache.Store(place, key, channels, names, pictures.stamps, is_chosen=is_chosen)
+    return disk_cache.Store(cache.root, key, network.net_cin, names, pictures.stamps, is_chosen=cache.is_chosen)
 
 
 class _Expected:

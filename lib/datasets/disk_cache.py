@@ -79,15 +79,28 @@ class CacheSettings(Section):
     )
 
 
-def folder(config: Config) -> Path | None:
-    """Where things are kept; None: nowhere."""
+@dataclass(frozen=True)
+class Cache:
+    """What a run keeps for others: where, and how much."""
+
+    root: Path | None
+    """The folder of everything that is kept; None: nothing is."""
+
+    bound: float | None
+    """Bytes that all of it may take; None: the run may read there, and write nothing."""
+
+    is_chosen: bool
+    """The user chose the folder, so that a failure to write there is an error."""
+
+
+def open_cache(config: Config) -> Cache:
+    """What the settings say of it; a usual folder that cannot be had keeps nothing."""
     settings = config.of(CacheSettings)
-    if not settings.disk_cache:
-        return None
-    try:
-        return _chosen(settings)
-    except UserError:
-        return None
+    root = None
+    if settings.disk_cache:
+        with suppress(UserError):
+            root = _chosen(settings)
+    return Cache(root, settings.disk_cache * GIB if _writes(config) else None, settings.cache is not None)
 
 
 def usable(config: Config) -> Config:
@@ -97,7 +110,7 @@ def usable(config: Config) -> Config:
         UserError: the folder that was chosen cannot be used.
     """
     settings = config.of(CacheSettings)
-    if not settings.disk_cache or not writes(config):
+    if not settings.disk_cache or not _writes(config):
         return config
     try:
         _check(_chosen(settings))
@@ -133,7 +146,7 @@ def _check(path: Path) -> None:
         raise UserError(f"{there} cannot be written")
 
 
-def writes(config: Config) -> bool:
+def _writes(config: Config) -> bool:
     """Whether this run may keep anything: `--debug` and `--dry-run` write no file at all."""
     return not (config.of(SessionSettings).debug or config.of(Command).dry_run)
 
@@ -378,17 +391,15 @@ class KeptNetwork:
     """An exported network that is kept on disk.
 
     Args:
-        config: all settings of the run.
+        cache: where.
         key: everything that its bytes depend on.
     """
 
-    def __init__(self, config: Config, key: Sequence[object]) -> None:
-        settings = config.of(CacheSettings)
-        root = folder(config)
+    def __init__(self, cache: Cache, key: Sequence[object]) -> None:
         name = hashlib.sha256("\0".join(map(str, key)).encode()).hexdigest()[:16]
-        self._folder = None if root is None else root / f"networks-{name}"
-        self._bound = settings.disk_cache * GIB if writes(config) else None
-        self._is_chosen = settings.cache is not None
+        self._folder = None if cache.root is None else cache.root / f"networks-{name}"
+        self._bound = cache.bound
+        self._is_chosen = cache.is_chosen
 
     def read(self) -> bytes | None:
         """Its bytes; None where it is not kept, or no longer what was written."""

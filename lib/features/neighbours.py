@@ -17,17 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.checkpoints.checkpoint import write_atomically
-from lib.config.config import Config
 from lib.contracts import Method, NeighbourRecipe, Prepared, Recipe, Request, Views
-from lib.datasets import DataSettings, Pictures
+from lib.datasets import Pictures
 from lib.errors import UserError
 from lib.features import FeatureSettings
 from lib.machine import devices, processes
-from lib.machine.devices import DeviceSettings
 from lib.machine.progress import progress
-from lib.machine.random_seeds import SeedSettings
 from lib.session import NEIGHBOURS
-from lib.transforms import LoaderSettings
 from lib.transforms.random_draws import uniforms
 
 Integers = NDArray[np.int64]
@@ -57,20 +53,23 @@ class Rows(Protocol):
         """
 
 
-class HeldRows:
-    """Rows in memory, each process having computed its share of them.
+@dataclass(frozen=True)
+class Memory:
+    """Where rows are held."""
 
-    Args:
-        config: all settings.
-    """
+    device: torch.device
+    budget: float  # GiB that they may take
+    batch_size: int  # images whose rows are computed at a time
+
+
+class HeldRows:
+    """Rows in memory, each process having computed its share of them."""
 
     is_fixed = False
     what = "the features"
 
-    def __init__(self, config: Config) -> None:
-        self._device = devices.device(config.of(DeviceSettings))
-        self._budget = config.of(LoaderSettings).memory_budget
-        self._batch_size = config.of(DataSettings).batch
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
         self._index: Integers = np.empty(0, dtype=np.int64)
         self._rows = torch.empty(0, 0)
 
@@ -80,8 +79,9 @@ class HeldRows:
         Raises:
             UserError: they take more than `--memory-budget`, or one is not finite.
         """
-        starts = range(0, count, self._batch_size)
-        batches = (np.arange(start, min(start + self._batch_size, count)) for start in starts)
+        size = self._memory.batch_size
+        starts = range(0, count, size)
+        batches = (np.arange(start, min(start + size, count)) for start in starts)
         shares = (torch.from_numpy(processes.share(batch)) for batch in batches)
         index = [torch.empty(0, dtype=torch.int64)]
         rows: list[Tensor] = []
@@ -96,21 +96,21 @@ class HeldRows:
         gathered = processes.gather(torch.cat(rows) if rows else torch.empty(0, width), counts)
         order = whole.argsort()
         self._index = whole[order].numpy()
-        self._rows = gathered[order].to(self._device)
+        self._rows = gathered[order].to(self._memory.device)
 
     def _check(self, rows: Tensor, count: int) -> None:
         if not rows.isfinite().all():
             raise UserError(f"{self.what} of an image, which find its neighbours, are not finite; check --net-weights")
         size = 4 * rows.shape[1] * count / GIB
-        if size > self._budget:
+        if size > self._memory.budget:
             raise UserError(
                 f"{self.what} of {count:,} images, which find neighbours, take {size:.3g} GiB: more than --memory-budget "
-                f"{self._budget:g}; raise it"
+                f"{self._memory.budget:g}; raise it"
             )
 
     def take(self, index: Integers) -> Tensor:
         places = torch.from_numpy(np.searchsorted(self._index, index))
-        return self._rows.index_select(0, devices.send(places, self._device))
+        return self._rows.index_select(0, devices.send(places, self._memory.device))
 
     def room(self, beside: int) -> int:
         return 0
@@ -120,14 +120,14 @@ class StartingRows(HeldRows):
     """The features of the weights with which a run starts.
 
     Args:
-        config: all settings.
         views: of the images.
         method: whose network gives the features; it may be placed later.
         count: of the run's images.
+        memory: where they are held.
     """
 
-    def __init__(self, config: Config, views: Views, method: Method, count: int) -> None:
-        super().__init__(config)
+    def __init__(self, views: Views, method: Method, count: int, memory: Memory) -> None:
+        super().__init__(memory)
         self._views = views
         self._method = method
         self._count = count
@@ -144,16 +144,16 @@ class PixelRows(HeldRows):
     """The pixels under the test transform, at most 32 wide and high.
 
     Args:
-        config: all settings.
         images: opens the views of the images; they are closed afterwards.
         count: of the run's images.
+        memory: where they are held.
     """
 
     is_fixed = True
     what = "the pixels"
 
-    def __init__(self, config: Config, images: Callable[[], Views], count: int) -> None:
-        super().__init__(config)
+    def __init__(self, images: Callable[[], Views], count: int, memory: Memory) -> None:
+        super().__init__(memory)
         self._images = images
         self._count = count
 
@@ -176,25 +176,32 @@ class NeighbourViews:
     as there are enough. Neighbours are training images that can be read. Their positions are kept in the session.
 
     Args:
-        config: all settings.
         pictures: the images.
         views: of the images, or of their features.
         rows: what is compared.
+        settings: how many neighbours, by what.
+        seed: of the draws.
         shown: with `--views neighbours` on features: the recipe of each view but a request's first, all being of
             neighbours.
     """
 
     def __init__(
-        self, config: Config, pictures: Pictures, views: Views, rows: Rows, shown: Recipe | None = None
+        self,
+        pictures: Pictures,
+        views: Views,
+        rows: Rows,
+        settings: FeatureSettings,
+        seed: int,
+        shown: Recipe | None = None,
     ) -> None:
         self.kind = views.kind
         self._views = views
         self._rows = rows
         self._shown = shown
         self._pictures = pictures
-        self._seed = config.of(SeedSettings).number
-        self._count = config.of(FeatureSettings).neighbours
-        self._by = config.of(FeatureSettings).neighbours_by
+        self._seed = seed
+        self._count = settings.neighbours
+        self._by = settings.neighbours_by
         self._table: Integers | None = None
 
     @property
@@ -320,7 +327,6 @@ def _joined(request: Request, asked: list[_Asked], prepared: list[Prepared]) -> 
     """The views of the images of which every view could be made."""
     if asked[0].places == list(range(len(request.recipes))) and asked[0].request.index is request.index:
         return prepared[0]  # no view is of a neighbour
-        return prepared[0]
     made = [np.isin(each.request.index.numpy(), part.index.numpy()) for each, part in zip(asked, prepared, strict=True)]
     rows = np.logical_and.reduce(made)
     views: dict[int, Tensor] = {}

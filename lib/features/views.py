@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,13 +18,12 @@ from lib.config.command_flags import Command
 from lib.config.config import Config
 from lib.contracts import Method, NeighbourRecipe, Prepared, Recipe, Request, Views
 from lib.datasets import DataSettings, Pictures, disk_cache
-from lib.datasets.disk_cache import CacheSettings
 from lib.datasets.image_files import ADVICE
 from lib.errors import UserError
 from lib.features import FeatureSettings, neighbours
 from lib.features.extraction import Extractor, encoded
 from lib.features.feature_store import Shelf
-from lib.features.neighbours import NeighbourViews, PixelRows, StartingRows
+from lib.features.neighbours import Memory, NeighbourViews, PixelRows, Rows, StartingRows
 from lib.machine import devices
 from lib.machine.devices import DeviceSettings
 from lib.machine.precision import PrecisionSettings
@@ -68,49 +67,50 @@ def open_views(
     """
     settings = config.of(FeatureSettings)
     command = config.of(Command)
+    count = len(pictures)
     images = partial(choose_backend.open_views, config, pictures, test)
     wants_all = settings.views == "neighbours"
     wants_some = any(isinstance(recipe, NeighbourRecipe) for recipe in random)
     if (wants_all or wants_some) and not command.predict:
         neighbours.check_count(settings, pictures)
+    device = devices.device(config.of(DeviceSettings))
+    memory = Memory(device, config.of(LoaderSettings).memory_budget, config.of(DataSettings).batch)
+    seed = config.of(SeedSettings).number
+    rows: Rows
     if isinstance(encode, Backbone):
-        recipes = columns(config, test, random)
+        recipes = columns(settings, test, random)
         encode.place(config, [recipe.size for recipe in recipes])
         if command.predict:  # by the back end that a training run takes
             return EncodedViews(images(once=True), encode, recipes)
         if command.dry_run:
             return EncodedViews(images(), encode, recipes)
-        features = FeatureViews(config, pictures, encode, recipes)
+        features = FeatureViews(count, encode, recipes, seed, partial(_open_shelf, config, pictures, encode, recipes))
         if not wants_all and not wants_some:
             return features
-        if settings.neighbours_by == "pixels":
-            return NeighbourViews(
-                config, pictures, features, PixelRows(config, images, len(pictures)), test if wants_all else None
-            )
-        return NeighbourViews(config, pictures, features, features, test if wants_all else None)
-    if not wants_some:
-        if wants_all:
-            raise UserError(
-                "--views neighbours: a step of this method has no view but the first; give --views random, or "
-                "--net-freeze '.*' without --net-freeze-epochs"
-            )
-        return images()
+        rows = PixelRows(images, count, memory) if settings.neighbours_by == "pixels" else features
+        return NeighbourViews(pictures, features, rows, settings, seed, test if wants_all else None)
+    if wants_all and not wants_some:
+        raise UserError(
+            "--views neighbours: a step of this method has no view but the first; give --views random, or "
+            "--net-freeze '.*' without --net-freeze-epochs"
+        )
     views = images()
-    if not command.trains:  # the neighbours are those of the weights with which the training started
+    if not wants_some or not command.trains:  # neighbours are those of the weights with which the training started
         return views
     if settings.neighbours_by == "pixels":
-        return NeighbourViews(config, pictures, views, PixelRows(config, lambda: views, len(pictures)))
-    assert method is not None
-    return NeighbourViews(config, pictures, views, StartingRows(config, views, method, len(pictures)))
+        rows = PixelRows(lambda: views, count, memory)
+    else:
+        assert method is not None
+        rows = StartingRows(views, method, count, memory)
+    return NeighbourViews(pictures, views, rows, settings, seed)
 
 
-def columns(config: Config, test: Recipe, random: Sequence[Recipe]) -> tuple[Recipe, ...]:
+def columns(settings: FeatureSettings, test: Recipe, random: Sequence[Recipe]) -> tuple[Recipe, ...]:
     """What is computed of each picture: the plain view first, then random ones, whose kinds take turns.
 
     Raises:
         UserError: there is not a view for each kind.
     """
-    settings = config.of(FeatureSettings)
     plain = canonical(test)
     kinds = [recipe for recipe in map(canonical, random) if recipe != plain]
     if settings.views == "neighbours" or not kinds:
@@ -182,22 +182,24 @@ class FeatureViews:
     as long as there are enough. It has the `Rows` by which neighbours are found: the features of the plain views.
 
     Args:
-        config: all settings.
-        pictures: the images.
+        count: of the images.
         encode: the backbone, on its device.
         recipes: of the views that are computed, the plain one first.
+        seed: of the draws.
+        open_shelf: computes the features where they are not kept, and gives them.
     """
 
     kind = "features"
     is_fixed = True
 
-    def __init__(self, config: Config, pictures: Pictures, encode: Backbone, recipes: tuple[Recipe, ...]) -> None:
-        self._config = config
-        self._pictures = pictures
+    def __init__(
+        self, count: int, encode: Backbone, recipes: tuple[Recipe, ...], seed: int, open_shelf: Callable[[], Shelf]
+    ) -> None:
+        self._count = count
         self._encode = encode
         self._recipes = recipes
-        self._seed = config.of(SeedSettings).number
-        self._settings = config.of(FeatureSettings)
+        self._seed = seed
+        self._open_shelf = open_shelf
         self._groups = {recipe: _places(recipes, recipe) for recipe in recipes[1:]}
 
     @property
@@ -225,7 +227,7 @@ class FeatureViews:
 
     def readable(self) -> Integers:
         """(n,) positions of the images that can be read, ascending."""
-        return np.setdiff1d(np.arange(len(self._pictures)), np.array(list(self.skipped), dtype=np.int64))
+        return np.setdiff1d(np.arange(self._count), np.array(list(self.skipped), dtype=np.int64))
 
     def take(self, index: Integers) -> torch.Tensor:
         """(n, D) features of the plain views of the images at (n,) positions."""
@@ -259,67 +261,68 @@ class FeatureViews:
 
     @cached_property
     def _shelf(self) -> Shelf:
-        config = self._config
-        loading = self._config.of(LoaderSettings)
-        names = _names(self._config, self._pictures)
-        inner = config.replace(seed=self._settings.feature_seed)
-        extractor = Extractor(
-            partial(choose_backend.open_views, inner, self._pictures, self._recipes[0], once=True),
-            self._encode,
-            self._recipes,
-            _numbers(names),
-            self._broken,
-        )
-        bound = config.of(CacheSettings).disk_cache * disk_cache.GIB if disk_cache.writes(config) else None
-        device = devices.device(config.of(DeviceSettings))
-        return Shelf(extractor, self._store(names), bound, loading.memory_budget, device)
+        return self._open_shelf()
 
-    def _broken(self, position: int) -> str:
-        if self._config.of(DataSettings).on_bad_image == "error":
-            return ""
-        channels = self._config.of(NetworkSettings).net_cin
-        size = self._config.of(TransformSettings).tfm_working_size
-        try:
-            Reader(self._pictures, channels, size).decode(position)
-        except UserError as error:
-            return str(error).removesuffix(ADVICE)
+
+def _open_shelf(config: Config, pictures: Pictures, encode: Backbone, recipes: tuple[Recipe, ...]) -> Shelf:
+    """The features of all images, computed where they are not kept.
+
+    Raises:
+        UserError: as `Shelf` does.
+    """
+    seed = config.of(FeatureSettings).feature_seed
+    root = config.of(DataSettings).data_root
+    channels = config.of(NetworkSettings).net_cin
+    placement = devices.placement(config)
+    cache = disk_cache.open_cache(config)
+    names = _names(pictures, root)
+    reader = Reader(pictures, channels, config.of(TransformSettings).tfm_working_size)
+    extractor = Extractor(
+        partial(choose_backend.open_views, config.replace(seed=seed), pictures, recipes[0], once=True),
+        encode,
+        recipes,
+        _numbers(names),
+        partial(_why_left_out, reader, config.of(DataSettings).on_bad_image == "skip"),
+    )
+    # What there was not when features were first kept is no part of the key unless it is in use.
+    engine = () if encode.engine == "eager" else (encode.engine,)
+    reduced = () if pictures.decode_side is None else (f"decoded at {pictures.decode_side}",)
+    key = (
+        VERSION, encode.digest, recipes, normalisation(config.of(TransformSettings), channels), channels,
+        config.of(TransformSettings).tfm_working_size, config.of(ViewSettings).tfm_backend, placement.precision,
+        config.of(PrecisionSettings).tf32, seed, "" if pictures.files is None else os.path.realpath(_base(root)),
+        *engine, *reduced,
+    )  # fmt: skip
+    stamps = np.zeros((len(pictures), 2), dtype=np.int64) if pictures.files is None else pictures.stamps
+    store = (
+        None if cache.root is None else disk_cache.Store(cache.root, key, 1, names, stamps, "features", cache.is_chosen)
+    )
+    return Shelf(extractor, store, cache.bound, config.of(LoaderSettings).memory_budget, placement.device)
+
+
+def _why_left_out(reader: Reader, skips: bool, position: int) -> str:
+    """Why an image cannot be read; empty: it can be, or it may not be left out."""
+    if not skips:
         return ""
-
-    def _store(self, names: Sequence[str]) -> disk_cache.Store | None:
-        place = disk_cache.folder(self._config)
-        pictures = self._pictures
-        config = self._config
-        if place is None:
-            return None
-        transforms = config.of(TransformSettings)
-        precision = config.of(PrecisionSettings)
-        channels = config.of(NetworkSettings).net_cin
-        root = "" if pictures.files is None else os.path.realpath(_base(config))
-        # What there was not when features were first kept is no part of the key unless it is in use.
-        engine = () if self._encode.engine == "eager" else (self._encode.engine,)
-        reduced = () if pictures.decode_side is None else (f"decoded at {pictures.decode_side}",)
-        key = (
-            VERSION, self._encode.digest, self._recipes, normalisation(transforms, channels), channels,
-            transforms.tfm_working_size, config.of(ViewSettings).tfm_backend, precision.precision, precision.tf32,
-            self._settings.feature_seed, root, *engine, *reduced,
-        )  # fmt: skip
-        stamps = np.zeros((len(pictures), 2), dtype=np.int64) if pictures.files is None else pictures.stamps
-        is_chosen = config.of(CacheSettings).cache is not None
-        return disk_cache.Store(place, key, 1, names, stamps, "features", is_chosen)
+    try:
+        reader.decode(position)
+    except UserError as error:
+        return str(error).removesuffix(ADVICE)
+    return ""
 
 
 def _places(recipes: Sequence[Recipe], recipe: Recipe) -> Integers:
     return np.array([place for place, other in enumerate(recipes) if other == recipe and place], dtype=np.int64)
 
 
-def _base(config: Config) -> str:
-    return str(Path(config.of(DataSettings).data_root).expanduser())
+def _base(root: str) -> str:
+    return str(Path(root).expanduser())
 
 
-def _names(config: Config, pictures: Pictures) -> list[str]:
+def _names(pictures: Pictures, root: str) -> list[str]:
     """What tells each picture from others: its file's name below the folder, or else its content."""
     if pictures.files is not None:
-        base = _base(config)
+        base = _base(root)
         return [file.removeprefix(base) for file in pictures.files]
     found = []
     for positions, part in pictures.parts():

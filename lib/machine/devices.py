@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib.config.command_flags import Command
+from lib.config.config import Config
 from lib.config.settings import Section, setting
 from lib.errors import UserError
-from lib.machine.precision import PrecisionSettings
+from lib.machine.precision import PrecisionSettings, channels_last
 from lib.machine.random_seeds import SeedSettings, seed_everything, seed_of
 
 
@@ -124,6 +126,35 @@ def device(settings: DeviceSettings) -> torch.device:
         beside = max(beside, local_rank() + 1)
         raise UserError(f"--gpus {settings.gpus}, and {beside} processes were started on this machine; name as many")
     return torch.device("cuda", numbers[local_rank()])
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where, in which arithmetic and in which layout this process computes."""
+
+    device: torch.device
+    precision: str
+    channels_last: bool
+    compiles: bool  # by torch.compile
+    is_dry: bool  # only sizes are wanted: nothing is compiled or exported
+
+
+def placement(config: Config) -> Placement:
+    """What the settings ask for.
+
+    Raises:
+        UserError: no such GPU, or not one for each process of this machine.
+    """
+    settings = config.of(DeviceSettings)
+    arithmetic = config.of(PrecisionSettings)
+    where = device(settings)
+    return Placement(
+        where,
+        arithmetic.precision,
+        channels_last(where, arithmetic),
+        settings.compile,
+        config.of(Command).dry_run,
+    )
 
 
 def collectives(where: torch.device) -> str:

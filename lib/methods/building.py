@@ -19,7 +19,6 @@ from lib.features import FeatureSettings
 from lib.features.views import columns, open_views
 from lib.machine.random_seeds import SeedSettings
 from lib.methods.method import Entry, MethodSettings, ViewMethod, get
-from lib.networks import backbone
 from lib.networks.backbone import Backbone, Features
 from lib.networks.freezing import TuningSettings
 from lib.transforms import TransformSettings, needed_side, neighbour, plain_recipe
@@ -34,8 +33,10 @@ def build(config: Config, pictures: Pictures) -> Task:
     """
     component = get(config.of(MethodSettings).method)
     task = component.build(config, pictures) if isinstance(component, Entry) else _task(config, pictures)
-    settled = backbone.settled(task.encode, task.config)
-    return replace(task, config=settled.replace(tfm_decode_side=pictures.decode_side or "full"))
+    engine = task.encode.engine if isinstance(task.encode, Backbone) else "eager"
+    remark = task.encode.remark if isinstance(task.encode, Backbone) else ""
+    settled = task.config.replace(feature_engine=engine, tfm_decode_side=pictures.decode_side or "full")
+    return replace(task, config=settled.noted(remark) if remark else settled)
 
 
 def _task(config: Config, pictures: Pictures) -> Task:
@@ -44,11 +45,15 @@ def _task(config: Config, pictures: Pictures) -> Task:
     plain = plain_recipe(transforms)
     asked = tuple(method.views(transforms))
     recipes = _shown(config, asked, plain, isinstance(encode, Backbone))
-    networks.check_sizes(nn.Sequential(encode, method.network), config, *(recipe.size for recipe in recipes))
+    networks.check_sizes(
+        nn.Sequential(encode, method.network), config.of(networks.NetworkSettings), *(recipe.size for recipe in recipes)
+    )
     if config.of(Command).trains:
         method.check(config, pictures)
     if transforms.tfm_decode_side == "auto":
-        seen = columns(config, plain, recipes) if isinstance(encode, Backbone) else (plain, *recipes)
+        seen = (
+            columns(config.of(FeatureSettings), plain, recipes) if isinstance(encode, Backbone) else (plain, *recipes)
+        )
         pictures.decode_at(needed_side(transforms, seen))
     config = measured(config, pictures)  # it decodes images, so it comes after whatever may be wrong
     views = open_views(config, pictures, encode, plain, recipes, method)
@@ -81,7 +86,7 @@ def assemble(config: Config, pictures: Pictures | None = None) -> tuple[ViewMeth
         network = Features(frozen.feature_dim)
     method: ViewMethod = component.from_config(config, network)
     if pictures is not None:
-        networks.check_sizes(nn.Sequential(encode, method.network), config, config.of(TransformSettings).size)
+        networks.check_sizes(nn.Sequential(encode, method.network), settings, config.of(TransformSettings).size)
         if config.of(Command).trains:
             pictures.check_clusters(method.num_clusters)
     return method, encode
@@ -93,8 +98,10 @@ def _backbone(config: Config, network: nn.Module) -> Backbone:
     tuned = config.of(TuningSettings)
     if tuned.net_lr_scale != 1:
         raise UserError("--net-lr-scale: the network is frozen as a whole, and learns at no rate; leave it out")
-    fetches = config.weights_given and tuned.net_weights is not None
-    fetch = partial(networks.load_weights, network, config) if fetches else None
+    fetch = None
+    if config.weights_given and tuned.net_weights is not None:
+        downloads = not config.of(Command).dry_run
+        fetch = partial(networks.load_weights, network, name, tuned.net_weights, downloads)
     is_drawn = tuned.net_weights is None and not networks.own(name).trained
     return Backbone(network, name, is_drawn, fetch)
 

@@ -19,8 +19,6 @@ from lib.contracts import Recipe, Source, Task, Views
 from lib.datasets import DataSettings, Pictures
 from lib.errors import UserError
 from lib.machine import devices, precision, processes
-from lib.machine.devices import DeviceSettings
-from lib.machine.precision import PrecisionSettings
 from lib.machine.random_seeds import SeedSettings
 from lib.methods.batches import ShuffledSource, ViewBatch
 from lib.networks import batchnorm, freezing, small_map_convolution
@@ -224,9 +222,9 @@ class ViewMethod(contracts.Method):
         Raises:
             UserError: no such device, or `--compile` lacks what it needs.
         """
-        settings = config.of(DeviceSettings)
-        device = devices.device(settings)
-        self.precision = config.of(PrecisionSettings).precision
+        placement = devices.placement(config)
+        device = placement.device
+        self.precision = placement.precision
         self.network_rate = config.of(TuningSettings).net_lr_scale
         self.remedy = self.remedy.format_map(config.as_dict())
         batchnorm.adapt(self)
@@ -238,11 +236,11 @@ class ViewMethod(contracts.Method):
         self.shares_passes = is_faster and not mixes
         if is_faster and mixes:
             self.remark = f"the network has a {mixes}, so views of one size pass it in turn, which is slower"
-        if precision.channels_last(device, config.of(PrecisionSettings)):
+        if placement.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if device == devices.CPU:
             small_map_convolution.adapt(self.network)
-        if settings.compile and not config.of(Command).dry_run:
+        if placement.compiles and not placement.is_dry:
             devices.check_compiler(device)
             if processes.world() > 1 or not config.of(Command).trains:
                 self.network.compile()  # else the whole step is compiled (`lib.training.compiled_step`)

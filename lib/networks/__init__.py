@@ -22,9 +22,7 @@ from lib.networks import freezing, weight_files
 from lib.networks.freezing import TuningSettings
 from lib.networks.headless import check_complete, shadow_features, sized
 
-__all__ = ["sized"]
-
-__all__ = ["NetworkSettings", "Own", "get", "names", "register", "register_family"]
+__all__ = ["NetworkSettings", "Own", "get", "names", "register", "register_family", "sized"]
 
 _registry = Registry("network")
 register = _registry.register
@@ -112,26 +110,30 @@ def build(config: Config, in_channels: int) -> nn.Module:
     elif tuned.net_freeze_epochs is not None:
         raise UserError("net_freeze_epochs is given, and nothing to freeze; say what: --net-freeze '.*' is the whole")
     if tuned.net_weights is not None and not config.weights_given:
-        load_weights(network, config)
+        load_weights(network, settings.network, tuned.net_weights, downloads=not config.of(Command).dry_run)
     return network
 
 
-def load_weights(network: nn.Module, config: Config) -> None:
-    """Load what `net_weights` names into the network that the settings name; it is not None.
+def load_weights(network: nn.Module, name: str, source: str, downloads: bool = True) -> None:
+    """Load trained weights.
+
+    Args:
+        network: takes them.
+        name: of the network.
+        source: a file, or `DEFAULT`.
+        downloads: weights of the network's package may be downloaded; otherwise those are not loaded.
 
     Raises:
         UserError: there is no such file, it does not fit, or the network's own cannot be had.
     """
-    settings = config.of(NetworkSettings)
-    source = config.of(TuningSettings).net_weights
-    component = get(settings.network)
-    if source is not None and source != DEFAULT:
+    component = get(name)
+    if source != DEFAULT:
         weight_files.fit(network, weight_files.read(source), f"--net-weights {source}")
     elif hasattr(component, "fetch"):
-        if not config.of(Command).dry_run:  # which prints, and downloads nothing
-            weight_files.fit(network, component.fetch(), f"what {settings.network} has as its own weights")
-    elif not own(settings.network).trained:
-        raise UserError(f"--net-weights default: the network {settings.network} has none of its own; give a file")
+        if downloads:
+            weight_files.fit(network, component.fetch(), f"what {name} has as its own weights")
+    elif not own(name).trained:
+        raise UserError(f"--net-weights default: the network {name} has none of its own; give a file")
 
 
 def own(name: str) -> Own:
@@ -140,13 +142,12 @@ def own(name: str) -> Own:
     return found
 
 
-def check_sizes(network: nn.Module, config: Config, *sizes: int) -> None:
+def check_sizes(network: nn.Module, settings: NetworkSettings, *sizes: int) -> None:
     """See that a network of another package takes pictures of these sizes, px; ours take any.
 
     Raises:
         UserError: it does not; the message names its own size.
     """
-    settings = config.of(NetworkSettings)
     declared = own(settings.network).size
     for size in dict.fromkeys(sizes) if declared is not None else ():
         try:

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lib.checkpoints import checkpoint, safetensors
-from lib.config.command_flags import Command
 from lib.config.config import Config
 from lib.config.settings import Section, setting
+from lib.datasets.disk_cache import Cache, open_cache
 from lib.errors import UserError
-from lib.machine import devices, precision, processes
-from lib.machine.devices import DeviceSettings
-from lib.machine.precision import PrecisionSettings
+from lib.machine import devices, processes
+from lib.machine.devices import Placement
 from lib.networks import NetworkSettings, engines
 
 SHOWN = 12  # digits of a digest in messages
@@ -72,8 +71,8 @@ class Backbone(nn.Module):
         self.engine: str = "eager"
         self.remark = ""
         """What to know of the engine, if anything."""
+        self._build: Callable[[], engines.Engine] | None = None
         self._engine: engines.Engine | None = None  # built when it is first needed, as weights may be loaded until then
-        self._config: Config | None = None
         self._fetch = fetch
         dimension: Any = network.feature_dim
         self.feature_dim: int = dimension
@@ -84,9 +83,8 @@ class Backbone(nn.Module):
         return super().train(False)  # its BatchNorm is frozen too
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.engine == "eager" or self._config is None or images.device.type == "meta":
-            return engines.eager(self.network, images, self.precision)
-        return self._built(self._config)(images)
+        engine = None if images.device.type == "meta" else self._built()
+        return engines.eager(self.network, images, self.precision) if engine is None else engine(images)
 
     def prepare(self, sizes: Iterable[int]) -> None:
         """Do what the engine does once, for images of these sides, px.
@@ -94,14 +92,14 @@ class Backbone(nn.Module):
         Raises:
             UserError: the engine cannot compute this network.
         """
-        if self.engine != "eager" and self._config is not None:
-            channels = self._config.of(NetworkSettings).net_cin
+        if (engine := self._built()) is not None:
             for size in sizes:
-                self._built(self._config).prepare_or_say((channels, size, size))
+                engine.prepare_or_say((self._channels, size, size))
 
-    def _built(self, config: Config) -> engines.Engine:
-        if self._engine is None:
-            self._engine = engines.build(self.engine, self.network, config, self.digest)
+    def _built(self) -> engines.Engine | None:
+        """The engine; None: the network itself."""
+        if self._engine is None and self._build is not None:
+            self._engine = self._build()
         return self._engine
 
     def place(self, config: Config, sizes: Iterable[int] = ()) -> Self:
@@ -114,38 +112,38 @@ class Backbone(nn.Module):
         Raises:
             UserError: no such device, or `--compile` or the engine lacks what it needs.
         """
-        settings = config.of(DeviceSettings)
-        chosen = config.of(PrecisionSettings)
-        device = devices.device(settings)
-        is_dry = config.of(Command).dry_run
-        self.precision = chosen.precision
-        self.to(device)
-        self._config = config
+        placement = devices.placement(config)
+        cache = open_cache(config)
+        self.precision = placement.precision
+        self._channels = config.of(NetworkSettings).net_cin
+        self.to(placement.device)
         self._engine = None
         self.engine = config.of(BackboneSettings).feature_engine
         if self.engine == "auto":
-            self.engine = processes.from_first(lambda: self._fastest(config, sizes))
-        elif not is_dry:
-            engines.check(self.engine, config)
-        if self.engine == "eager":
-            if precision.channels_last(device, chosen):
-                self.network.to(memory_format=torch.channels_last)
-            if settings.compile and not is_dry:
-                devices.check_compiler(device)
-                self.network.compile()
+            self.engine = processes.from_first(lambda: self._fastest(placement, cache, sizes))
+        elif not placement.is_dry:
+            engines.check(self.engine, placement)
+        if self.engine != "eager":
+            self._build = lambda: engines.build(self.engine, self.network, placement, cache, self.digest)
+            return self
+        self._build = None
+        if placement.channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        if placement.compiles and not placement.is_dry:
+            devices.check_compiler(placement.device)
+            self.network.compile()
         return self
 
-    def _fastest(self, config: Config, sizes: Iterable[int]) -> str:
+    def _fastest(self, placement: Placement, cache: Cache, sizes: Iterable[int]) -> str:
         """The engine that `auto` means for this network."""
-        name = engines.suitable(config)
-        if name != "onnxruntime" or config.of(Command).dry_run:
+        name = engines.suitable(placement)
+        if name != "onnxruntime" or placement.is_dry:
             return name
-        engine = engines.OnnxRuntime(self.network, config, self.digest)
-        channels = config.of(NetworkSettings).net_cin
+        engine = engines.OnnxRuntime(self.network, placement, cache, self.digest)
         try:
             for size in sorted(set(sizes)):
-                if not engine.is_kept((channels, size, size)):
-                    engine.prepare((channels, size, size))
+                if not engine.is_kept((self._channels, size, size)):
+                    engine.prepare((self._channels, size, size))
         except engines.UnfitError as error:
             self.remark = f"{error}; the engine folded takes its place (--feature-engine folded spares the attempt)"
             return "folded"
@@ -188,18 +186,9 @@ class Backbone(nn.Module):
         return {**identity, "weights": dict(self.network.state_dict())} if whole else identity
 
 
-def settled(encode: nn.Module, config: Config) -> Config:
-    """The same with the engine of what stands before the method, and what is to be known of it."""
-    if not isinstance(encode, Backbone):
-        return config.replace(feature_engine="eager")
-    config = config.replace(feature_engine=encode.engine)
-    return config.noted(encode.remark) if encode.remark else config
-
-
-def stored(encode: nn.Module, config: Config) -> dict[str, Any]:
+def stored(encode: nn.Module, settings: BackboneSettings) -> dict[str, Any]:
     """What a checkpoint holds of that which stands before the method."""
-    whole = config.of(BackboneSettings).save_backbone
-    return {"backbone": encode.stored(whole)} if isinstance(encode, Backbone) else {}
+    return {"backbone": encode.stored(settings.save_backbone)} if isinstance(encode, Backbone) else {}
 
 
 def adopt(encode: nn.Module, state: Mapping[str, Any]) -> None:

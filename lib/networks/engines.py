@@ -17,12 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lib.config.config import Config
-from lib.datasets.disk_cache import KeptNetwork
+from lib.datasets.disk_cache import Cache, KeptNetwork
 from lib.errors import UserError
 from lib.machine import devices, precision
-from lib.machine.devices import DeviceSettings
-from lib.machine.precision import PrecisionSettings
+from lib.machine.devices import Placement
 from lib.networks import onnx_graphs
 
 Name = Literal["auto", "eager", "folded", "onnxruntime", "compiled"]
@@ -49,15 +47,13 @@ class Engine(ABC):
 
     Args:
         network: in evaluation mode, on its device; it is not changed.
-        config: all settings.
-        digest: of the network's weights.
+        placement: of the network.
     """
 
-    def __init__(self, network: nn.Module, config: Config, digest: str) -> None:
+    def __init__(self, network: nn.Module, placement: Placement) -> None:
         self._network = network
-        self._config = config
-        self._digest = digest
-        self._precision = config.of(PrecisionSettings).precision
+        self._device = placement.device
+        self._precision = placement.precision
 
     @abstractmethod
     def prepare(self, shape: tuple[int, ...]) -> None:
@@ -94,7 +90,7 @@ class Engine(ABC):
     def _check(self, shape: tuple[int, ...]) -> None:
         """Raises UnfitError where the features differ from those of the network as it is."""
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(NOISE, *shape, generator=generator).to(devices.device(self._config.of(DeviceSettings)))
+        noise = torch.randn(NOISE, *shape, generator=generator).to(self._device)
         with torch.no_grad():
             expected = eager(self._network, noise, self._precision)
             given = self._group(noise)
@@ -115,8 +111,8 @@ def eager(network: nn.Module, images: Tensor, arithmetic: str) -> Tensor:
 class Folded(Engine):
     """The network with each BatchNorm folded into the convolution before it, channels-last; compiled if that is asked for."""
 
-    def __init__(self, network: nn.Module, config: Config, digest: str, is_compiled: bool = False) -> None:
-        super().__init__(network, config, digest)
+    def __init__(self, network: nn.Module, placement: Placement, is_compiled: bool = False) -> None:
+        super().__init__(network, placement)
         self._is_compiled = is_compiled
         self._run: nn.Module | None = None
         self._checked: set[tuple[int, ...]] = set()
@@ -155,16 +151,24 @@ class Folded(Engine):
 
 
 class OnnxRuntime(Engine):
-    """The network as a graph for each size of images. A graph is kept on disk once it has been compared."""
+    """The network as a graph for each size of images. A graph is kept on disk once it has been compared.
 
-    def __init__(self, network: nn.Module, config: Config, digest: str) -> None:
-        super().__init__(network, config, digest)
+    Args:
+        network, placement: as of every engine.
+        cache: where graphs are kept.
+        digest: of the network's weights.
+    """
+
+    def __init__(self, network: nn.Module, placement: Placement, cache: Cache, digest: str) -> None:
+        super().__init__(network, placement)
+        self._cache = cache
+        self._digest = digest
         self._graphs: dict[tuple[int, ...], onnx_graphs.Graph] = {}
 
     def prepare(self, shape: tuple[int, ...]) -> None:
         if shape in self._graphs:
             return
-        kept = KeptNetwork(self._config, self._key(shape))
+        kept = KeptNetwork(self._cache, self._key(shape))
         content = kept.read()
         fresh = content is None
         try:
@@ -183,7 +187,7 @@ class OnnxRuntime(Engine):
 
     def is_kept(self, shape: tuple[int, ...]) -> bool:
         """Whether a graph for images of a shape is on disk."""
-        return KeptNetwork(self._config, self._key(shape)).read() is not None
+        return KeptNetwork(self._cache, self._key(shape)).read() is not None
 
     def _key(self, shape: tuple[int, ...]) -> tuple[object, ...]:
         return VERSION, self._digest, *shape, torch.__version__
@@ -192,22 +196,21 @@ class OnnxRuntime(Engine):
         return self._graphs[tuple(images.shape[1:])](images)
 
 
-def build(name: str, network: nn.Module, config: Config, digest: str) -> Engine:
+def build(name: str, network: nn.Module, placement: Placement, cache: Cache, digest: str) -> Engine:
     """The engine of that name, which is not `eager`: that is the network itself."""
     if name == "onnxruntime":
-        return OnnxRuntime(network, config, digest)
-    return Folded(network, config, digest, name == "compiled")
+        return OnnxRuntime(network, placement, cache, digest)
+    return Folded(network, placement, name == "compiled")
 
 
-def check(name: str, config: Config) -> None:
+def check(name: str, placement: Placement) -> None:
     """See that an engine can be had here.
 
     Raises:
         UserError: a package or a compiler is missing, or it does not compute so.
     """
-    device = devices.device(config.of(DeviceSettings))
     if name == "compiled":
-        devices.check_compiler(device)
+        devices.check_compiler(placement.device)
     if name != "onnxruntime":
         return
     missing = onnx_graphs.missing_packages(*PACKAGES)
@@ -215,23 +218,22 @@ def check(name: str, config: Config) -> None:
         raise UserError(
             f"--feature-engine onnxruntime needs packages that are not installed; pip install {' '.join(missing)}"
         )
-    if device != devices.CPU:
+    if placement.device != devices.CPU:
         raise UserError("--feature-engine onnxruntime computes on the CPU; leave --gpus out, or name another engine")
-    if config.of(PrecisionSettings).precision == "bf16":
+    if placement.precision == "bf16":
         raise UserError(
             "--feature-engine onnxruntime computes in float32; give --precision fp32, or --feature-engine folded"
         )
 
 
-def suitable(config: Config) -> str:
+def suitable(placement: Placement) -> str:
     """The engine that `auto` means: the fastest of those that can be had on this device, in this precision."""
-    device = devices.device(config.of(DeviceSettings))
-    if device != devices.CPU or config.of(DeviceSettings).compile:
+    if placement.device != devices.CPU or placement.compiles:
         with suppress(UserError):
-            check("compiled", config)
+            check("compiled", placement)
             return "compiled"
     with suppress(UserError):
-        check("onnxruntime", config)
+        check("onnxruntime", placement)
         return "onnxruntime"
     return "folded"
 

@@ -13,6 +13,7 @@ from lib.checkpoints.checkpoint import check_writable
 from lib.config.config import Config
 from lib.errors import UserError
 from lib.networks import backbone
+from lib.networks.backbone import BackboneSettings
 from lib.serving import onnx
 
 ENDINGS = (".safetensors", ".onnx")
@@ -48,4 +49,5 @@ def export(
     else:
         # Files of this call are nobody's business who gets the model.
         handed = config.replace(evaluate=None, predict=None, export=None, resume=None).as_dict()
-        safetensors.export(file, handed, state, statistics, backbone.stored(encode, config).get("backbone"))
+        before = backbone.stored(encode, config.of(BackboneSettings)).get("backbone")
+        safetensors.export(file, handed, state, statistics, before)

@@ -114,7 +114,7 @@ class RunProgress:
         self._is_told = True
         seconds = time.perf_counter() - self._began + self._estimate.remaining(self._step)
         self._session.info(f"time     about {duration(seconds)} (measured on the first steps)", indent=9)
-        if time_estimate.is_long(seconds, self._task.config) and not self._session.is_silent:
+        if time_estimate.is_long(seconds, self._task.config.of(DeviceSettings)) and not self._session.is_silent:
             ways = time_estimate.faster_ways(self._task, self._estimate)
             self._session.warn(f"on this CPU, the run takes about {duration(seconds)}. Faster:", *ways)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 
 from lib.config import pasted_commands
-from lib.config.config import Config
 from lib.contracts import Task
 from lib.datasets import DataSettings
 from lib.machine import devices
@@ -81,9 +80,9 @@ def batches_of_an_evaluation(task: Task) -> float:
     return (images + min(sampled, 2 * len(task.pictures))) / task.config.of(DataSettings).batch
 
 
-def is_long(seconds: float, config: Config) -> bool:
+def is_long(seconds: float, settings: DeviceSettings) -> bool:
     """Whether a person should know before the run has learnt for long."""
-    return seconds > LONG and not devices.gpu_numbers(config.of(DeviceSettings).gpus)
+    return seconds > LONG and not devices.gpu_numbers(settings.gpus)
 
 
 def faster_ways(task: Task, estimate: TimeEstimate) -> list[str]:

@@ -29,6 +29,7 @@ from lib.machine.devices import DeviceSettings
 from lib.machine.interrupts import Interrupts
 from lib.methods.batches import made
 from lib.networks import backbone, freezing
+from lib.networks.backbone import BackboneSettings
 from lib.scoring import evaluation, metrics
 from lib.scoring.evaluation import Outcome
 from lib.session import METRICS, TRAINING, Session
@@ -473,7 +474,7 @@ class Trainer:
             "views": self.task.views.kind,
             "random": random_seeds.random_state(),
             "statistics": self._statistics,
-            **backbone.stored(self.task.encode, self.config),
+            **backbone.stored(self.task.encode, self.config.of(BackboneSettings)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.config.command_flags import Command
 from lib.config.config import Config
 from lib.contracts import Recipe, Views
 from lib.datasets import DataSettings, Pictures
 from lib.datasets.image_files import ADVICE, PictureFiles
 from lib.errors import UserError
-from lib.machine import devices, precision
-from lib.machine.devices import DeviceSettings
-from lib.machine.precision import PrecisionSettings
+from lib.machine import devices
 from lib.machine.progress import progress
 from lib.machine.random_seeds import SeedSettings
 from lib.networks import NetworkSettings
@@ -54,7 +51,8 @@ def open_views(config: Config, pictures: Pictures, test: Recipe, once: bool = Fa
     transforms = config.of(TransformSettings)
     loading = config.of(LoaderSettings)
     means, stds = normalisation(transforms, config.of(NetworkSettings).net_cin)
-    device = devices.device(config.of(DeviceSettings))
+    placement = devices.placement(config)
+    device = placement.device
     seed = config.of(SeedSettings).number
     skip = config.of(DataSettings).on_bad_image == "skip"
     wanted = config.of(ViewSettings).tfm_backend
@@ -65,11 +63,10 @@ def open_views(config: Config, pictures: Pictures, test: Recipe, once: bool = Fa
     def batched(parts: list[Part], skipped: dict[int, str]) -> BatchedViews:
         return BatchedViews(
             parts, skipped, test, means, stds,
-            seed=seed, device=device, compiled=config.of(DeviceSettings).compile,
-            channels_last=precision.channels_last(device, config.of(PrecisionSettings)),
+            seed=seed, device=device, compiled=placement.compiles, channels_last=placement.channels_last,
         )  # fmt: skip
 
-    if wanted != "pil" and not config.of(Command).dry_run:
+    if wanted != "pil" and not placement.is_dry:
         held = _Held(reader, loading.memory_budget, skip, fixed=wanted == "batched")
         try:
             if passes:

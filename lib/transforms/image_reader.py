@@ -13,7 +13,6 @@ from PIL import Image
 
 from lib.config.config import Config
 from lib.datasets import DataSettings, Pictures, disk_cache, image_decoder
-from lib.datasets.disk_cache import CacheSettings
 from lib.datasets.image_files import ADVICE
 from lib.errors import UserError
 from lib.machine import devices
@@ -188,8 +187,7 @@ def open_reader(config: Config, pictures: Pictures) -> Reader:
     channels = config.of(NetworkSettings).net_cin
     size = config.of(TransformSettings).tfm_working_size
     reader = Reader(pictures, channels, size, pictures.store)
-    if disk_cache.writes(config):
-        reader.fill(
-            config.of(CacheSettings).disk_cache * disk_cache.GIB, config.of(DataSettings).on_bad_image == "skip"
-        )
+    bound = disk_cache.open_cache(config).bound
+    if bound is not None:
+        reader.fill(bound, config.of(DataSettings).on_bad_image == "skip")
     return reader

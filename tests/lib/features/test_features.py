@@ -16,13 +16,12 @@ import pytest
 import torch
 from conftest import QUICK, ROOT, picture, resolve
 from PIL import Image
-from runs import IMC
 
 import main
 from lib import datasets
 from lib.contracts import Recipe, Request, Task
 from lib.errors import UserError
-from lib.features import neighbours
+from lib.features import FeatureSettings, neighbours
 from lib.features.neighbours import NeighbourViews
 from lib.features.views import FeatureViews, canonical, columns
 from lib.networks.backbone import Backbone
@@ -300,11 +299,11 @@ def test_crops_of_several_kinds_take_turns(tmp_path: Path) -> None:
     small = Recipe(8, "resized")
     test = Recipe(12, "center", 14)
     random = (large, large, small, small, small, small)
-    sizes = [r.size for r in columns(resolve(*IMC, "--feature-views", 8), test, random)]
+    sizes = [r.size for r in columns(FeatureSettings(feature_views=8), test, random)]
     assert sizes == [12, 12, 8, 12, 8, 8, 8, 12, 8]
     assert canonical(large) == canonical(Recipe(12, "resized", 5)) != canonical(small)
     with pytest.raises(UserError, match="--feature-views 1: the views of a step are of 2 kinds.*give 2 or more, or 6"):
-        columns(resolve(*IMC, "--feature-views", 1), test, random)
+        columns(FeatureSettings(feature_views=1), test, random)
 
 
 def brute_force(features: torch.Tensor, among: list[int], count: int) -> list[list[int]]:

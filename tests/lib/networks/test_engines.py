@@ -17,6 +17,7 @@ import main
 from lib import networks
 from lib.checkpoints import checkpoint
 from lib.errors import UserError
+from lib.machine.devices import placement
 from lib.methods.method import Task
 from lib.networks import engines, onnx_graphs
 from lib.networks.backbone import Backbone
@@ -242,11 +243,11 @@ def backbone_of_model(path: Path) -> Backbone:
 
 def test_auto_takes_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = resolve(*words(tmp_path, "auto"))
-    assert engines.suitable(frozen) == "onnxruntime"
-    assert engines.suitable(frozen.replace(precision="bf16")) == "folded"
-    assert engines.suitable(frozen.replace(compile=True)) == "compiled"
+    assert engines.suitable(placement(frozen)) == "onnxruntime"
+    assert engines.suitable(placement(frozen.replace(precision="bf16"))) == "folded"
+    assert engines.suitable(placement(frozen.replace(compile=True))) == "compiled"
     without(monkeypatch, "onnxscript")
-    assert engines.suitable(frozen) == "folded"
+    assert engines.suitable(placement(frozen)) == "folded"
     trained = main.build(resolve(*QUICK, "--feature-engine", "auto"))
     assert trained.config.as_dict()["feature_engine"] == "eager", "nothing is frozen"
 

@@ -110,10 +110,10 @@ def test_networks_of_timm() -> None:
 def test_a_size_that_an_architecture_does_not_take_is_named() -> None:
     with torch.device("meta"):
         network = networks.get("torchvision:vit_b_32")(3)
-    config = resolve("--network", "torchvision:vit_b_32", "--num-clusters", 3)
-    networks.check_sizes(network, config, 224)
+    settings = resolve("--network", "torchvision:vit_b_32", "--num-clusters", 3).of(networks.NetworkSettings)
+    networks.check_sizes(network, settings, 224)
     with pytest.raises(UserError, match="takes no pictures of 96 px .*its own size is 224"):
-        networks.check_sizes(network, config, 224, 96)
+        networks.check_sizes(network, settings, 224, 96)
 
 
 def test_what_is_left_open_is_the_networks_own() -> None:
