@@ -92,6 +92,7 @@ class Guard:
         self._before: _Before | None = None
         self._tensors: dict[str, list[Tensor]] = {}
         self._values: dict[str, Flat] = {}  # of these tensors before the step
+        self._memory: dict[tuple[str, str], Flat] = {}  # of the values before and after a step
         self._steps: list[_Step] = []  # since the last look
         self._limits = torch.empty(0)  # of what `_broken` looks at
         self._recent: list[Tensor] = []  # images of the batches before them
@@ -121,7 +122,18 @@ class Guard:
             BUFFERS: [value for _, _, value in self._before.buffers],
             MOMENTS: [value for value in held if torch.is_tensor(value) and value.device == self._device],
         }
-        self._values = {name: _flat(tensors) for name, tensors in self._tensors.items()}
+        self._values = self._flat("before")
+
+    def _flat(self, moment: str) -> dict[str, Flat]:
+        """The values of the tensors, before or after the step; few operations, however many tensors.
+
+        New memory for each step would take a CPU three times as long.
+        """
+        flat = {}
+        for name, tensors in self._tensors.items():
+            memory = self._memory.setdefault((name, moment), {})
+            flat[name] = {kind: _joined(tensors, kind, memory) for kind in dict.fromkeys(t.dtype for t in tensors)}
+        return flat
 
     def _copied(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The same tensors, but for those that are not on the device, such as a count of steps: copies."""
@@ -145,7 +157,7 @@ class Guard:
         weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         self._optimizer.step()
-        after = {name: _flat(tensors) for name, tensors in self._tensors.items()}
+        after = self._flat("after")
         single = {**parts, GRADIENT: norm}
         names, broken = self._broken(after)
         faults = torch.cat([~torch.stack(list(single.values())).isfinite(), broken])
@@ -205,10 +217,13 @@ def _has_extra_state(module: nn.Module) -> bool:
     return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
-def _flat(tensors: Sequence[Tensor]) -> Flat:
-    """The values of all tensors, one after the other: few operations, however many tensors."""
-    kinds = dict.fromkeys(tensor.dtype for tensor in tensors)
-    return {kind: torch.cat([tensor.flatten() for tensor in tensors if tensor.dtype == kind]) for kind in kinds}
+def _joined(tensors: Sequence[Tensor], kind: torch.dtype, memory: Flat) -> Tensor:
+    """(n,) values of those of a data type, one tensor after the other, in the memory that is there if its size fits."""
+    parts = [tensor.flatten() for tensor in tensors if tensor.dtype == kind]
+    size = sum(map(len, parts))
+    if kind not in memory or len(memory[kind]) != size:
+        memory[kind] = torch.empty(size, dtype=kind, device=parts[0].device)
+    return torch.cat(parts, out=memory[kind])
 
 
 def _put(tensors: Sequence[Tensor], before: Flat, after: Flat, back: Tensor) -> None:
