@@ -280,7 +280,10 @@ def test_a_launcher_that_is_killed_sends_sigterm_more_than_once(monkeypatch: pyt
         assert caught.value.midway, "a second wish does not wait"
 
 
-INTERRUPTIONS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+INTERRUPTIONS = [
+    (signal.SIGTERM, 143),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in ((signal.SIGINT, 130), (signal.SIGHUP, 129))),
+]
 
 
 @pytest.mark.parametrize(("number", "status"), INTERRUPTIONS)

@@ -191,7 +191,7 @@ def test_a_terminal_gets_a_bar(columns: int, tmp_path: Path) -> None:
     assert sum(": test ACC" in line for line in out.splitlines()) == 2
 
 
-@pytest.mark.parametrize("how", ["CI", "TERM", "brief"])
+@pytest.mark.parametrize("how", ["CI", *(pytest.param(how, marks=pytest.mark.slow) for how in ("TERM", "brief"))])
 def test_no_bar_where_a_log_would_keep_each_of_its_states(how: str, tmp_path: Path) -> None:
     environment = {"CI": {"CI": "1"}, "TERM": {"TERM": "dumb"}, "brief": {}}[how]
     words = (*QUICK, *(["--brief"] if how == "brief" else []))

@@ -80,6 +80,7 @@ def commands(path: Path) -> list[str]:
 
 
 RUNNABLE = [path for path in DOCUMENTS if commands(path) or blocks(path, "python")]
+LONG = ("parallel.md", "speed.md")  # several runs, several processes
 
 
 def shortened(command: str) -> list[str]:
@@ -222,7 +223,11 @@ def workplace(
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("document", RUNNABLE, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.name in LONG else []) for path in RUNNABLE],
+    ids=lambda path: path.name,
+)
 def test_the_commands_and_examples_of_a_document_run(
     document: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,13 +522,8 @@ def started(workplace: Workplace, words: list[str], session: str) -> subprocess.
     return subprocess.Popen(command, cwd=workplace.folder, text=True, stderr=subprocess.PIPE, start_new_session=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("my_iic", 1),
-        *(pytest.param(*row, marks=pytest.mark.slow) for row in (("my_iic", 2), ("my_scan", 1), ("my_scan", 2))),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("my_iic", 1), ("my_iic", 2), ("my_scan", 1), ("my_scan", 2)])
 def test_a_method_of_extend_md_is_killed_and_resumed_with_an_unreadable_image(
     name: str, count: int, workplace: Workplace
 ) -> None:

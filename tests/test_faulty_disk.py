@@ -220,6 +220,7 @@ def torture(places: Places, check: Callable[[Places, int, int], None], fault: st
     assert alike and not failed, "\n\n".join(failed)
 
 
+@pytest.mark.slow
 def test_some_places(disk: FaultyDisk) -> None:
     places = copying(disk, "pica", resumed=True)
     copies = [number for number, call in enumerate(places.calls, 1) if call.startswith("sendfile64")]

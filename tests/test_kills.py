@@ -43,8 +43,9 @@ def kill_and_resume(
 
 @pytest.mark.parametrize(
     ("method", "workers", "kills", "epochs"),
-    [("imc_swav", 0, 1, 12), pytest.param("pica", 1, 2, 20, marks=pytest.mark.slow)],
+    [("imc_swav", 0, 1, 12), ("pica", 1, 2, 20)],
 )
+@pytest.mark.slow
 def test_killed_and_resumed(method: str, workers: int, kills: int, epochs: int, tmp_path: Path) -> None:
     words = (*METHODS[method], *RUN, *loaders(workers), "--max-epochs", epochs)
     straight = launch(words, tmp_path / "straight")

@@ -69,6 +69,7 @@ def test_several_seeds_share_what_is_left_open(tmp_path: Path) -> None:
     assert 0.5 <= mean["acc"] < 1  # of a single class, the larger of the two clusters
 
 
+@pytest.mark.slow
 def test_a_checkpoint_fetches_the_weights_of_its_frozen_backbone(cli: Cli, tmp_path: Path) -> None:
     """They are in a file that the checkpoint names by its digest; with a copy in it the file is needed no more."""
     folder = folder_of(tmp_path / "pictures", 20)
@@ -112,7 +113,7 @@ def test_a_checkpoint_fetches_the_weights_of_its_frozen_backbone(cli: Cli, tmp_p
     )
 
 
-@pytest.mark.parametrize("views", ["neighbours", "random"])
+@pytest.mark.parametrize("views", ["neighbours", pytest.param("random", marks=pytest.mark.slow)])
 def test_a_network_that_is_frozen_at_first_may_see_neighbours(views: str, cli: Cli, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", 20)
     more = ("--num-clusters", 2, "--net-freeze-epochs", 2, "--views", views, "--dry-run")

@@ -88,7 +88,7 @@ def table(path: Path) -> list[list[str]]:
     return list(csv.reader(io.StringIO(os.fsdecode((path / "predictions.csv").read_bytes()), newline="")))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["pica", pytest.param("imc_swav", marks=pytest.mark.slow)])
 def test_every_file_of_a_zoo_is_accounted_for(method: str, cli: Cli, tmp_path: Path) -> None:
     root = tmp_path / "zoo"
     whole, broken = zoo(root)

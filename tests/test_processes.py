@@ -90,6 +90,7 @@ def damaged(root: Path) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:
     words = damaged(tmp_path)
     status, _, err = ended(launch(words, tmp_path / "sessions"))
@@ -127,6 +128,7 @@ def test_sigterm_stops_all_at_one_step_and_saves(tmp_path: Path) -> None:
     assert state["step"] == state["epoch"] * 8 + state["position"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_one_rank_stops_all_and_costs_no_bit(tmp_path: Path) -> None:
     words = (*METHODS["pica"], *RUN, "--max-epochs", 8, *TWO)
     assert ended(launch(words, tmp_path / "straight"))[0] == 0
@@ -142,6 +144,7 @@ def test_ctrl_c_at_one_rank_stops_all_and_costs_no_bit(tmp_path: Path) -> None:
     assert_same_run(only(tmp_path / "straight"), only(tmp_path / "stopped"))
 
 
+@pytest.mark.slow
 def test_ranks_meet_where_the_hosts_name_does_not_resolve(tmp_path: Path) -> None:
     nameless = ["unshare", "--map-root-user", "--uts", "sh", "-c", 'hostname nosuch.invalid && exec "$@"', "sh"]
     if subprocess.run([*nameless, "true"], capture_output=True, check=False).returncode:
@@ -252,9 +255,8 @@ def start(command: str, words: tuple[object, ...], root: Path) -> subprocess.Pop
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("command", "method"), [("main", "pica"), pytest.param("torchrun", "imc_swav", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("command", "method"), [("main", "pica"), ("torchrun", "imc_swav")])
+@pytest.mark.slow
 def test_a_killed_rank_costs_no_bit(command: str, method: str, tmp_path: Path) -> None:
     words = (*METHODS[method], *RUN, "--max-epochs", 6)
     assert ended(launch((*words, *TWO), tmp_path / "straight"))[0] == 0

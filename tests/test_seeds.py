@@ -35,6 +35,7 @@ def scores(path: Path, seed: int) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_several_seeds_get_a_summary_and_more_can_join(tmp_path: Path) -> None:
     rows = "published: [[mean, .5, .4, .3], [best, .6, .5, .4]]"
     (tmp_path / "row.yaml").write_text(f"{rows}\npublished_split: test\npublished_nmi: nmi_geometric\n")

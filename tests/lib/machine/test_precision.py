@@ -382,6 +382,7 @@ def test_a_gpu_that_is_not_there_is_an_error(cli: Cli) -> None:
         devices.device(DeviceSettings("0"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_estimates_bf16_too(cli: Cli) -> None:
     status, out, err = cli(*QUICK, "--precision", "bf16", "--dry-run")
     assert (
