@@ -31,7 +31,7 @@ from lib.transforms import LARGEST_SIDE, TransformSettings
 @dataclass(frozen=True)
 class IMCSwAVSettings(Section):
     title = "method imc_swav"
-    bound = True
+    lifetime = "network"
     nmb_crops: tuple[int, ...] = setting(
         (2, 4), "number of crops of each size, the largest size first", low=0, high=100
     )
@@ -72,7 +72,7 @@ class IMCSwAVSettings(Section):
         None,
         "splits from which the classifier learns, such as train; none = all training images",
         value="SPLITS",
-        about_data=True,
+        lifetime="images",
     )
     idle_classifier: Literal["zeros", "none"] = setting(
         "zeros",

@@ -37,7 +37,7 @@ OVERCLUSTERING = 7  # times the clusters: the paper's 70 for 10
 @dataclass(frozen=True)
 class PICASettings(Section):
     title = "method pica"
-    bound = True
+    lifetime = "network"
     net_heads: tuple[int, ...] | None = setting(
         None,
         "number of clusters of each head, the main head last; none = 7 times --num-clusters, and --num-clusters",

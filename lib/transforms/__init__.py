@@ -18,7 +18,7 @@ LARGEST_SIDE = 4096  # px, of a view; one of that side is 192 MiB in float32
 @dataclass(frozen=True)
 class TransformSettings(Section):
     title = "transforms"
-    bound = True
+    lifetime = "network"
     transform: Literal["default"] = setting("default", "family of random transforms")
     tfm_working_size: int | None = setting(
         None,
@@ -130,7 +130,7 @@ class ViewSettings(Section):
 @dataclass(frozen=True)
 class LoaderSettings(Section):
     title = "loading"
-    local = True
+    lifetime = "machine"
     memory_budget: float = setting(4.0, "memory of the device that images may take", unit="GiB", low=0)
     num_workers: int | None = setting(
         None,

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import DIGITS, ROOT, resolve
 
-from lib.config import config
+from lib.config import command_line, config, sections
 from lib.config.command_flags import Command
 from lib.config.config import Config
 from lib.datasets import DataSettings
@@ -154,7 +154,7 @@ def test_every_key_of_the_authors_loads_in_every_spelling(key: str, tmp_path: Pa
     companion, groups = KEYS[key]
     for spelling, value in [(spelling, value) for spellings, value in groups for spelling in spellings]:
         made = resolve("--cfgs", write(tmp_path / "theirs.yaml", f"{companion}\n{key}: {spelling}\n"))
-        (found,) = [getattr(made.of(s), key) for s in made.sections if key in config.fields_of(s)]
+        (found,) = [getattr(made.of(s), key) for s in made.sections if key in sections.fields_of(s)]
         assert found == value and type(found) is type(value), spelling
 
 
@@ -317,7 +317,7 @@ STORED = {
 def with_checkpoint(*words: object) -> Config:
     import main
 
-    raw = config.collect([str(word) for word in words], main.SECTIONS)
+    raw = command_line.collect([str(word) for word in words], main.SECTIONS)
     return config.resolve(raw, main.SECTIONS, STORED)
 
 
@@ -359,8 +359,8 @@ def test_every_setting_has_a_help_text_and_one_owner() -> None:
     import main
 
     owners: dict[str, type] = {}
-    for section, registry, _ in config.all_sections(main.SECTIONS):
-        for name, field in config.fields_of(section).items():
+    for section, registry, _ in sections.all_sections(main.SECTIONS):
+        for name, field in sections.fields_of(section).items():
             assert field.metadata["help"], name
             if registry is None:
                 assert owners.setdefault(name, section) is section
