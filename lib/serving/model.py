@@ -101,7 +101,9 @@ class Model:
         return (bytes_.float() / 255 - means) / stds
 
     def predict(
-        self, images: Sequence[Image.Image] | Tensor, batch_size: int = 512
+        self,
+        images: Sequence[Image.Image] | Tensor,
+        batch_size: int = evaluation.EvaluationSettings.eval_batch_size,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Put images into clusters.
 
