@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 import imc_swav, pica  # noqa: E401, F401  (they register themselves)
 from lib import datasets, report, session
-from lib.config import config, help_text
+from lib.config import command_line, config, help_text
 from lib.config.command_flags import Command
 from lib.machine import devices, processes, random_seeds
 from lib.machine.devices import DeviceSettings
@@ -55,8 +55,8 @@ def main(argv: Sequence[str]) -> int | None:
         The exit status. 0: complete; 1: the run stopped itself; 2: a user's mistake, with one line on stderr;
         128 + n: signal n ended the run.
     """
-    raw = DEFAULTS | config.collect(argv, SECTIONS)
-    early = config.part(raw, (Command, SeedSettings, DeviceSettings, method.MethodSettings))
+    raw = DEFAULTS | command_line.collect(argv, SECTIONS)
+    early = config.resolve_only(raw, (Command, SeedSettings, DeviceSettings, method.MethodSettings))
     command = early.of(Command)
     device = early.of(DeviceSettings)
     shows = command.help or command.list or command.dry_run or not argv

@@ -78,9 +78,10 @@ def photographs(n: int, height: int, width: int) -> NDArray[np.uint8]:
 def settings(*words: object) -> Any:
     """The configuration of a command line."""
     import main
-    from lib.config import config
+    from lib.config import command_line, config
 
-    return config.resolve(main.DEFAULTS | config.collect([str(word) for word in words], main.SECTIONS), main.SECTIONS)
+    raw = main.DEFAULTS | command_line.collect([str(word) for word in words], main.SECTIONS)
+    return config.resolve(raw, main.SECTIONS)
 
 
 def row_settings(method: str, *words: object) -> Any:

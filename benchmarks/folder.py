@@ -29,11 +29,11 @@ START = """
 import json, os, resource, sys, time
 began, words = float(sys.argv[1]), sys.argv[2:]
 import main
-from lib import config
+from lib.config import command_line, config
 from lib.session import Session
 from lib.training.trainer import Trainer
 imported = time.time() - began
-settings = config.resolve(main.DEFAULTS | config.collect(words, main.SECTIONS), main.SECTIONS)
+settings = config.resolve(main.DEFAULTS | command_line.collect(words, main.SECTIONS), main.SECTIONS)
 task = main.build(settings)
 trainer = Trainer(task)
 trainer.method.train()

@@ -20,12 +20,12 @@ tell("Python")
 import torch, torchvision
 tell("import of PyTorch and torchvision")
 import main
-from lib import config
+from lib.config import command_line, config
 from lib.session import Session
 from lib.training.trainer import Trainer
 tell("import of the project")
 words = ["--cfgs", "configs/base.yaml", "configs/digits.yaml", "--debug", "--seed", "0"]
-settings = config.resolve(main.DEFAULTS | config.collect(words, main.SECTIONS), main.SECTIONS)
+settings = config.resolve(main.DEFAULTS | command_line.collect(words, main.SECTIONS), main.SECTIONS)
 tell("settings")
 task = main.build(settings)
 tell("images (import of scikit-learn) and network")

@@ -24,8 +24,10 @@ sys.path.insert(0, str(ROOT))
 import main as program  # noqa: E402, F401  (from the folder above; it registers every component)
 from lib import errors  # noqa: E402
 from lib.config import help_text  # noqa: E402
-from lib.config.config import Kind, all_sections, fields_of, flag_of  # noqa: E402
 from lib.config.registry import Registry  # noqa: E402
+from lib.config.sections import Kind, all_sections, fields_of, lifetime_of  # noqa: E402
+from lib.config.settings import LIFETIMES  # noqa: E402
+from lib.config.written_values import flag_of  # noqa: E402
 from lib.config.yaml_files import load_yaml  # noqa: E402
 from lib.errors import UserError  # noqa: E402
 from lib.runs.all_settings import SECTIONS  # noqa: E402
@@ -106,8 +108,12 @@ def settings() -> str:
 
 def _group(section: Kind, title: str, files: Mapping[str, Sequence[str]]) -> str:
     hints = typing.get_type_hints(section)
-    rows = [_row(name, field, hints[name], files) for name, field in fields_of(section).items()]
-    return f"#### {title[0].upper()}{title[1:]}\n\n" + tables.table(("flag", "what it does", "default", "set in"), rows)
+    rows = [
+        (*_row(name, field, hints[name], files), lifetime_of(name, section))
+        for name, field in fields_of(section).items()
+    ]
+    columns = ("flag", "what it does", "default", "set in", "lifetime")
+    return f"#### {title[0].upper()}{title[1:]}\n\n" + tables.table(columns, rows)
 
 
 def _row(
@@ -139,6 +145,11 @@ def _files_that_set() -> dict[str, list[str]]:
         for name in load_yaml(path):
             files.setdefault(name, []).append(f"`{path.relative_to(ROOT / 'configs')}`")
     return {name: paths if len(paths) <= FEW_FILES else [f"{len(paths)} files"] for name, paths in files.items()}
+
+
+def lifetimes() -> str:
+    """How long the value of a setting holds."""
+    return tables.table(("lifetime", "what holds"), list(LIFETIMES.items()))
 
 
 def exit_statuses() -> str:
@@ -181,6 +192,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "pretrained-scores": partial(tables.study_scores, "pretrained"),
     "ablations": tables.ablations,
     "settings": settings,
+    "lifetimes": lifetimes,
     "exit-statuses": exit_statuses,
     **{f"benchmark-{name.replace('_', '-')}": partial(benchmark, name) for name in benchmark_names()},
 }

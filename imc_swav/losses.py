@@ -13,13 +13,16 @@ from torch import Tensor
 
 __all__ = ["mutual_information_loss", "mutual_information_losses", "sinkhorn", "swapped_prediction_loss"]
 
+TAU = 0.1  # temperature of the predictions
+EPS = 0.05  # entropy weight of the assignments
+ITERATIONS = 3  # of the Sinkhorn algorithm
 ENTROPY_WEIGHT = 4.0  # of H(Y) against H(Y|U)
 LOGIT_BOUND = 5.0
 LOGIT_WEIGHT = 0.01  # beyond the bound a logit is held back
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, eps: float = 0.05, iterations: int = 3) -> Tensor:
+def sinkhorn(scores: Tensor, eps: float = EPS, iterations: int = ITERATIONS) -> Tensor:
     """Assign images to prototypes softly, so that all prototypes are used alike (Caron et al., 2020, section 3.1).
 
     exp(scores / eps) is scaled in turn so that every prototype gets 1/P of the mass and every image 1/N. It is computed
@@ -43,7 +46,7 @@ def sinkhorn(scores: Tensor, eps: float = 0.05, iterations: int = 3) -> Tensor:
 
 
 def swapped_prediction_loss(
-    scores: Tensor | Sequence[Tensor], n_large: int, tau: float = 0.1, eps: float = 0.05, iterations: int = 3
+    scores: Tensor | Sequence[Tensor], n_large: int, tau: float = TAU, eps: float = EPS, iterations: int = ITERATIONS
 ) -> Tensor:
     """Predict the assignments of each large view from every other view (Caron et al., 2020, section 3.2).
 

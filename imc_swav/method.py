@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from imc_swav.bank import Bank, Banked
 from imc_swav.data import Batch, IMCSource, recipes
 from imc_swav.heads import Classifier, Layer, Projection, Prototypes
-from imc_swav.losses import mutual_information_losses, swapped_prediction_loss
+from imc_swav.losses import EPS, ITERATIONS, TAU, mutual_information_losses, swapped_prediction_loss
 from lib.config.config import Config
 from lib.config.settings import Section, setting
 from lib.contracts import Recipe, Views
@@ -31,7 +31,7 @@ from lib.transforms import LARGEST_SIDE, TransformSettings
 @dataclass(frozen=True)
 class IMCSwAVSettings(Section):
     title = "method imc_swav"
-    bound = True
+    lifetime = "network"
     nmb_crops: tuple[int, ...] = setting(
         (2, 4), "number of crops of each size, the largest size first", low=0, high=100
     )
@@ -60,11 +60,11 @@ class IMCSwAVSettings(Section):
     project_dim: int = setting(128, "dimensions of the projected features that are compared with the prototypes", low=1)
     classifier_dim: int = setting(1024, "width of the two hidden layers of the classifier", low=1)
     feature_layer: int = setting(512, "width of the layer that is trained on the features of a frozen network", low=1)
-    tau: float = setting(0.1, "temperature of the predicted probabilities", low=1e-4)
+    tau: float = setting(TAU, "temperature of the predicted probabilities", low=1e-4)
     eps: float = setting(
-        0.05, "entropy weight of the Sinkhorn assignments; a smaller one gives harder assignments", low=1e-4
+        EPS, "entropy weight of the Sinkhorn assignments; a smaller one gives harder assignments", low=1e-4
     )
-    sinkhorn_iterations: int = setting(3, "iterations of the Sinkhorn algorithm", low=1)
+    sinkhorn_iterations: int = setting(ITERATIONS, "iterations of the Sinkhorn algorithm", low=1)
     frozen_prototype_steps: int = setting(
         500, "first steps of the run, in which the prototypes do not move", unit="steps", low=0
     )
@@ -72,7 +72,7 @@ class IMCSwAVSettings(Section):
         None,
         "splits from which the classifier learns, such as train; none = all training images",
         value="SPLITS",
-        about_data=True,
+        lifetime="images",
     )
     idle_classifier: Literal["zeros", "none"] = setting(
         "zeros",

@@ -71,13 +71,13 @@ STARTED = (
 @dataclass(frozen=True)
 class SessionSettings(Section):
     title = "session"
-    local = True
+    lifetime = "machine"
     session: str | None = setting(
-        None, "name of the session's folder; none = the time in UTC", value="NAME", transient=True
+        None, "name of the session's folder; none = the time in UTC", value="NAME", lifetime="call"
     )
     session_root: str = setting("./sessions", "folder of all sessions", value="FOLDER", convert=expanded)
-    debug: bool = setting(False, "write no file", transient=True)
-    open: bool = setting(False, "show the report in the browser when the run has ended", transient=True)
+    debug: bool = setting(False, "write no file", lifetime="call")
+    open: bool = setting(False, "show the report in the browser when the run has ended", lifetime="call")
     brief: bool = setting(False, "show only evaluations, warnings and the progress of long preparations on the console")
     verbose: bool = setting(False, "show a line for each epoch and every score on the console")
     log_file: bool = setting(True, "write log.txt")

@@ -16,6 +16,8 @@ from lib.scoring.metrics import partition_uncertainty
 
 __all__ = ["PUILoss", "balance_loss", "uncertainty_loss"]
 
+LAMDA = 2.0  # weight of the balance term in the paper
+
 
 def uncertainty_loss(p: Tensor, q: Tensor) -> Tensor:
     """How far the clusters of two views are from orthogonal: the cross-entropy of the partition uncertainty index.
@@ -61,7 +63,7 @@ class PUILoss(nn.Module):
         lamda: weight of the balance term, 2 in the paper.
     """
 
-    def __init__(self, lamda: float = 2.0) -> None:
+    def __init__(self, lamda: float = LAMDA) -> None:
         super().__init__()
         self.lamda = lamda
 

@@ -29,7 +29,7 @@ from lib.networks.batchnorm import ViewBatchNorm
 from lib.networks.sobel import Sobel
 from lib.transforms import TransformSettings, original, perturbed, plain_recipe
 from pica.data import Batch, PICASource
-from pica.losses import PUILoss
+from pica.losses import LAMDA, PUILoss
 
 OVERCLUSTERING = 7  # times the clusters: the paper's 70 for 10
 
@@ -37,7 +37,7 @@ OVERCLUSTERING = 7  # times the clusters: the paper's 70 for 10
 @dataclass(frozen=True)
 class PICASettings(Section):
     title = "method pica"
-    bound = True
+    lifetime = "network"
     net_heads: tuple[int, ...] | None = setting(
         None,
         "number of clusters of each head, the main head last; none = 7 times --num-clusters, and --num-clusters",
@@ -46,7 +46,7 @@ class PICASettings(Section):
     )
     net_sobel: bool = setting(False, "replace the colours of an image by its Sobel edges")
     data_nrepeat: int = setting(1, "randomly transformed copies of each image in a step", low=1, high=1000)
-    pica_lamda: float = setting(2.0, "weight of the loss term that balances the cluster sizes", low=0)
+    pica_lamda: float = setting(LAMDA, "weight of the loss term that balances the cluster sizes", low=0)
     pica_idle_heads: Literal["zeros", "none"] = setting(
         "zeros",
         "gradient of the heads that a step does not train; zeros = the optimizer's momentum still moves "
@@ -96,9 +96,9 @@ class PICA(ViewMethod):
         self,
         network: nn.Module,
         heads: tuple[int, ...],
-        lamda: float = 2.0,
-        idle_heads: str = "zeros",
-        repeat: int = 1,
+        lamda: float = PICASettings.pica_lamda,
+        idle_heads: str = PICASettings.pica_idle_heads,
+        repeat: int = PICASettings.data_nrepeat,
     ) -> None:
         super().__init__(network, heads[-1])
         feature_dim: Any = network.feature_dim

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import main
-from lib.config import config
+from lib.config import command_line, config
 from lib.config.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ def shared(relative: str) -> Path:
 
 def resolve(*words: object) -> Config:
     """The configuration of a command line."""
-    raw = main.DEFAULTS | config.collect([str(word) for word in words], main.SECTIONS)
+    raw = main.DEFAULTS | command_line.collect([str(word) for word in words], main.SECTIONS)
     return config.resolve(raw, main.SECTIONS)
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 import main
-from lib.config import config
+from lib.config import command_line, config
 from lib.config.config import Raw
 from lib.config.yaml_files import load_layers, load_yaml
 from lib.runs.forecast import PEAKS
@@ -121,6 +121,6 @@ def test_published_figures_are_those_of_the_comment(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/data").glob("*.yaml")), ids=lambda path: path.stem)
 def test_files_of_data_name_no_setting_of_a_method(path: Path) -> None:
     for method in METHODS:
-        config.resolve(method | config.collect(["--cfgs", str(path)], main.SECTIONS), main.SECTIONS)
+        config.resolve(method | command_line.collect(["--cfgs", str(path)], main.SECTIONS), main.SECTIONS)
     users = [other for other in CONFIGS if str(path) in [str(Path(name).resolve()) for name, _ in load_layers(other)]]
     assert users, "no configuration includes it"

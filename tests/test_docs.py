@@ -34,7 +34,7 @@ import main
 from docs import generate
 from lib import contracts, datasets, networks
 from lib.checkpoints import checkpoint
-from lib.config import config
+from lib.config.sections import known_fields
 from lib.config.yaml_files import load_yaml
 from lib.errors import ENDS_WITH_PARENT, SIGNALS, UserError
 from lib.methods import method
@@ -624,7 +624,7 @@ def test_generated_parts_that_no_page_shows_are_an_error(monkeypatch: pytest.Mon
 def test_the_command_line_page_has_every_setting(regenerated_pages: dict[str, str]) -> None:
     text = regenerated_pages[str(ROOT / "docs/command-line.md")]
     shown = re.findall(r"^\| `--([\w-]+) ", text, re.MULTILINE)
-    assert set(shown) == {name.replace("_", "-") for name in config.known_fields(SECTIONS)}
+    assert set(shown) == {name.replace("_", "-") for name in known_fields(SECTIONS)}
     assert "`fp32`, `bf16`, `auto` | `fp32` |" in text and "| `10 GiB` |" in text  # choices, default and unit
     assert "| `--pica-lamda X` | weight of the loss term that balances the cluster sizes | `2` | `base.yaml`" in text
 

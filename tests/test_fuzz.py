@@ -19,7 +19,7 @@ from conftest import QUICK, ROOT
 
 import main
 from lib.checkpoints import checkpoint
-from lib.config import config
+from lib.config import command_line, config
 from lib.config.yaml_files import load_yaml
 from lib.errors import UserError
 
@@ -117,7 +117,7 @@ def test_an_edited_yaml_file(tmp_path: Path) -> None:
     content = (ROOT / "configs/digits.yaml").read_bytes()
     bad = tmp_path / "bad.yaml"
     resolved = 0
-    base = main.DEFAULTS | config.collect(["--cfgs", str(ROOT / "configs/base.yaml")], main.SECTIONS)
+    base = main.DEFAULTS | command_line.collect(["--cfgs", str(ROOT / "configs/base.yaml")], main.SECTIONS)
     for data in mutations(content, ROUNDS, 4):
         bad.write_bytes(data)
         try:

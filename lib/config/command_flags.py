@@ -13,9 +13,9 @@ class Command(Section):
     """What to do, beside training."""
 
     title = "command"
-    local = True
+    lifetime = "machine"
     cfgs: tuple[str, ...] = setting(
-        (), "YAML files with settings; a later file overrides an earlier one", value="FILE", transient=True
+        (), "YAML files with settings; a later file overrides an earlier one", value="FILE", lifetime="call"
     )
     imports: tuple[str, ...] | None = setting(
         None, "Python modules of yours that register data sets, networks or methods", value="MODULE"
@@ -33,10 +33,10 @@ class Command(Section):
         None,
         "new folder for copies of the images, with a folder for each cluster",
         value="FOLDER",
-        transient=True,
+        lifetime="call",
         convert=expanded,
     )
-    link: bool = setting(False, "with --copy-to: make symbolic links instead of copies", transient=True)
+    link: bool = setting(False, "with --copy-to: make symbolic links instead of copies", lifetime="call")
     export: str | None = setting(
         None,
         "with --evaluate: write the weights to this .safetensors file, or the model to this .onnx file",
@@ -50,10 +50,10 @@ class Command(Section):
         convert=expanded,
     )
     restart: bool = setting(False, "with --resume: take only the weights, and start a new session")
-    dry_run: bool = setting(False, "show sizes, steps, time and memory of the run, and train nothing", transient=True)
-    list: bool = setting(False, "show every method, data set, network, optimizer and schedule", transient=True)
+    dry_run: bool = setting(False, "show sizes, steps, time and memory of the run, and train nothing", lifetime="call")
+    list: bool = setting(False, "show every method, data set, network, optimizer and schedule", lifetime="call")
     help: bool | Literal["all"] = setting(
-        False, "show the most used settings; all = every setting", value="[all]", transient=True
+        False, "show the most used settings; all = every setting", value="[all]", lifetime="call"
     )
 
     @property

@@ -9,9 +9,11 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from lib.config.config import Config, Kind, all_sections, fields_of, flag_of, shown
+from lib.config.config import Config
 from lib.config.registry import Registry
+from lib.config.sections import Kind, all_sections, fields_of, lifetime_of, types_of
 from lib.config.text_columns import beside, command_lines, unbroken, width, wrapped
+from lib.config.written_values import flag_of, shown
 
 USAGE = "usage: python main.py --cfgs FILE [FILE ...] [--NAME VALUE ...]"
 INTRODUCTION = (
@@ -109,12 +111,12 @@ def _entry(name: str, section: Kind, config: Config, brief: str = "") -> list[st
     `brief`: a text in the place of the setting's own; a default that says nothing is then left out.
     """
     field = fields_of(section)[name]
-    hint = typing.get_type_hints(section)[name]
+    hint = types_of(section)[name]
     value = getattr(config.of(section), name) if section in config.sections else field.default
     is_switch = hint is bool and field.default is False
     placeholder = "" if brief and is_switch else placeholder_of(field, hint)
     remarks = list(_remarks(field, hint, value))
-    if brief and (field.metadata["transient"] or (value == field.default and value in (None, False, ""))):
+    if brief and (lifetime_of(name, section) == "call" or (value == field.default and value in (None, False, ""))):
         remarks = []
     bracket = f" ({'; '.join(remarks)})" if remarks else ""
     text = (brief or field.metadata["help"]) + bracket

@@ -64,24 +64,27 @@ class DataSettings(Section):
     """The settings of the group "data"; `--help all` explains each."""
 
     title = "data"
-    dataset: str = setting("digits", "data set to cluster", component=_registry, fixed=True, about_data=True)
+    dataset: str = setting("digits", "data set to cluster", component=_registry, lifetime="images")
     data_root: str = setting(
-        "./data", "folder of the images, or of the data set's files", value="FOLDER", about_data=True, convert=expanded
+        "./data",
+        "folder of the images, or of the data set's files",
+        value="FOLDER",
+        lifetime="images",
+        convert=expanded,
     )
     train_splits: tuple[str, ...] | None = setting(
         None,
         "splits on which each head trains, such as train+test; none = as the data set proposes",
         value="SPLITS",
-        fixed=True,
-        about_data=True,
+        lifetime="images",
     )
     test_splits: tuple[str, ...] | None = setting(
         None,
         "splits that are scored, such as train+test; none = as the data set proposes",
         value="SPLITS",
-        about_data=True,
+        lifetime="images",
     )
-    download: bool = setting(False, "fetch the official files of the data set into --data-root", transient=True)
+    download: bool = setting(False, "fetch the official files of the data set into --data-root", lifetime="call")
     on_bad_image: Literal["error", "skip"] = setting(
         "error", "what an unreadable image does; error = it ends the run; skip = it is left out and listed"
     )
@@ -97,7 +100,7 @@ class DataSettings(Section):
         "images in a step; none = a power of two from 16 to 256, at most an eighth of the training images",
         unit="images",
         low=1,
-        fixed=True,
+        lifetime="run",
         adaptive=True,
     )
 

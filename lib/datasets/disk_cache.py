@@ -62,7 +62,7 @@ Decode = Callable[[list[int]], Iterator[NDArray[np.uint8] | None]]
 @dataclass(frozen=True)
 class CacheSettings(Section):
     title = "kept between runs"
-    local = True
+    lifetime = "machine"
     disk_cache: float = setting(
         10.0,
         "disk space for what is kept between runs: lists of files, frozen networks and their features and, with "

@@ -64,7 +64,7 @@ class ImageFolder(PictureFiles):
             None,
             "CSV file with lines of file,class for the images of a folder; classes only score the result",
             value="FILE",
-            about_data=True,
+            lifetime="images",
             convert=expanded,
         )
 

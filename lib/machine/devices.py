@@ -31,7 +31,7 @@ from lib.machine.random_seeds import SeedSettings, seed_everything, seed_of
 @dataclass(frozen=True)
 class DeviceSettings(Section):
     title = "device"
-    local = True
+    lifetime = "machine"
     gpus: str = setting(
         "", "numbers of the GPUs, such as 0 or 0,1, with one process each; '' = none, so the CPU computes", value="N,N"
     )

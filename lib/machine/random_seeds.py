@@ -34,7 +34,11 @@ def seeds(entries: tuple[str, ...]) -> tuple[str, ...]:
 class SeedSettings(Section):
     title = "seed"
     seed: int | None = setting(
-        None, "seed of every random draw; none = a random seed, which is recorded", low=0, high=2**31 - 1, fixed=True
+        None,
+        "seed of every random draw; none = a random seed, which is recorded",
+        low=0,
+        high=2**31 - 1,
+        lifetime="run",
     )
     seeds: tuple[str, ...] | None = setting(
         None, "one run for each of these seeds, such as 0-4", value="SEEDS", convert=seeds

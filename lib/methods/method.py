@@ -43,7 +43,7 @@ def register(name: str, component: Any = None) -> Any:
     settings = getattr(component, "Settings", None)
     if settings is not None:
         settings.title = settings.title or f"method {name}"
-        settings.bound = True
+        settings.lifetime = "network"
     return _registry.register(name, component)
 
 
@@ -56,7 +56,7 @@ def _numbers(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
 @dataclass(frozen=True)
 class MethodSettings(Section):
     title = "method"
-    bound = True
+    lifetime = "network"
     method: str = setting("", "clustering method; pica where neither a file nor a flag names one", component=_registry)
     num_clusters: int | tuple[int, ...] | None = setting(
         None,

@@ -68,7 +68,7 @@ class NetworkSettings(Section):
     """The settings of the group "network"; `--help all` explains each."""
 
     title = "network"
-    bound = True
+    lifetime = "network"
     network: str = setting("resnet34", "encoder, which turns an image into features", component=_registry)
     net_cin: Literal[1, 3] = setting(3, "channels of the images; 1 = grey; 3 = RGB")
     net_cout: int | None = setting(

@@ -33,7 +33,7 @@ class BackboneSettings(Section):
         "what computes a frozen network; eager = PyTorch, as the network is; folded = PyTorch with BatchNorm folded into "
         "convolutions, channels-last; onnxruntime = ONNX Runtime, float32 on a CPU; compiled = folded, by torch.compile; "
         "auto = compiled on a GPU, else onnxruntime if it is installed, else folded",
-        fixed=True,
+        lifetime="run",
         adaptive=True,
         earlier="eager",
     )

@@ -22,7 +22,7 @@ class ConvNet(nn.Module):
     @dataclass(frozen=True)
     class Settings(Section):
         title = "network convnet"
-        bound = True
+        lifetime = "network"
         net_width: int = setting(
             32, "channels of the first stage; the second and third stage have 2 and 4 times as many", low=1
         )

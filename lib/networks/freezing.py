@@ -25,9 +25,9 @@ class TuningSettings(Section):
     net_freeze_epochs: int | None = setting(
         None,
         "first epochs, in which the weights of --net-freeze stay as they are; none = all epochs",
-        unit="epochs", low=1, fixed=True,
+        unit="epochs", low=1, lifetime="run",
     )  # fmt: skip
-    net_lr_scale: float = setting(1.0, "factor on the learning rate of the network's weights", low=0, fixed=True)
+    net_lr_scale: float = setting(1.0, "factor on the learning rate of the network's weights", low=0, lifetime="run")
 
 
 @dataclass(frozen=True)

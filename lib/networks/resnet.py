@@ -28,7 +28,7 @@ class ResNet(nn.Module):
     @dataclass(frozen=True)
     class Settings(Section):
         title = "residual network"
-        bound = True
+        lifetime = "network"
         net_stem: Stem = setting(
             "small-pool-padded",
             "first layers; small = 3×3 convolution; small-pool = then 2×2 pooling; small-pool-padded = that "

@@ -12,6 +12,7 @@ from lib.config import config
 from lib.config.command_flags import Command
 from lib.config.config import Config, Raw
 from lib.config.settings import OPEN, Section
+from lib.config.written_values import shown
 from lib.config.yaml_files import load_yaml
 from lib.errors import UserError, warn
 from lib.machine import devices, precision
@@ -50,7 +51,7 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
         UserError: no such checkpoint, a damaged one, one that holds weights alone and is to go on, or
             options that exclude each other.
     """
-    early = config.part(raw, [Command, SeedSettings, DeviceSettings, MethodSettings])
+    early = config.resolve_only(raw, [Command, SeedSettings, DeviceSettings, MethodSettings])
     command = early.of(Command)
     several = run_list.asked(early)
     path: str | Path | None = command.resume
@@ -61,7 +62,7 @@ def start_of(raw: Mapping[str, Raw], sections: Sequence[type[Section]]) -> Start
         if "data_root" not in raw:
             raise UserError("--predict needs --data-root, the folder of the pictures")
         stored = checkpoint.load(command.predict)
-        known = {**config.for_other_pictures(stored["config"], sections), "dataset": FOLDER}
+        known = {**config.for_other_images(stored["config"], sections), "dataset": FOLDER}
         return _scored({**stored, "config": known}, raw, early.of(DeviceSettings))
     if command.evaluate:
         return _scored(checkpoint.load(command.evaluate), raw, early.of(DeviceSettings))
@@ -200,7 +201,7 @@ def _check_named_session(raw: Mapping[str, Raw], sections: Sequence[type[Section
         raise UserError(f"--resume auto cannot resume the session {folder}: {error}; {ANOTHER_NAME}") from error
     ours = _adapted(wanted, theirs)
     different = [
-        f"{name} {config.shown(theirs[name])} there, {config.shown(ours[name])} here"
+        f"{name} {shown(theirs[name])} there, {shown(ours[name])} here"
         for name in ours if name in theirs and ours[name] != theirs[name]
     ]  # fmt: skip
     if not different:

@@ -59,7 +59,7 @@ class Member:
 @dataclass(frozen=True)
 class PublishedSettings(Section):
     title = "published figures"
-    local = True
+    lifetime = "machine"
     published: tuple[tuple[str, float, float, float], ...] | None = setting(
         None, "rows of name, ACC, NMI and ARI from a paper, which --seeds shows beside its own", value="ROW"
     )

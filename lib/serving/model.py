@@ -101,7 +101,9 @@ class Model:
         return (bytes_.float() / 255 - means) / stds
 
     def predict(
-        self, images: Sequence[Image.Image] | Tensor, batch_size: int = 512
+        self,
+        images: Sequence[Image.Image] | Tensor,
+        batch_size: int = evaluation.EvaluationSettings.eval_batch_size,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Put images into clusters.
 
@@ -143,7 +145,7 @@ def load(path: str, defaults: Mapping[str, Raw], sections: Sequence[type[Section
         UserError: no such file, or it cannot be read.
     """
     stored = checkpoint.load(path)
-    known, remark = precision.for_scoring(config.for_other_pictures(stored["config"], sections), devices.CPU)
+    known, remark = precision.for_scoring(config.for_other_images(stored["config"], sections), devices.CPU)
     known, engine_remark = engines.for_scoring(known, devices.CPU)
     model = Model(config.resolve(defaults, sections, known), stored)
     model.warning = "; ".join(filter(None, (remark, engine_remark, model.warning)))

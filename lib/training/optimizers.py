@@ -28,7 +28,7 @@ names = _registry.names
 @dataclass(frozen=True)
 class OptimizerSettings(Section):
     title = "optimizer"
-    optimizer: str = setting("sgd", "algorithm that updates the weights", component=_registry, fixed=True)
+    optimizer: str = setting("sgd", "algorithm that updates the weights", component=_registry, lifetime="run")
     optim_weight_decay: float = setting(5e-4, "weight of the L2 penalty, which is added to the gradient", low=0)
 
 

@@ -470,6 +470,7 @@ class Trainer:
             "loss": self._loss,
             "pictures": self._fingerprint.pictures,
             "stamps": self._fingerprint.stamps,
+            "trained": self._fingerprint.trained,
             "assigned": self._assigned.cpu(),
             "views": self.task.views.kind,
             "random": random_seeds.random_state(),
@@ -481,10 +482,12 @@ class Trainer:
         """Go on where `state_dict` was taken.
 
         Raises:
-            UserError: the weights are of another network, or the pictures are others.
+            UserError: the weights are of another network, or the images are others, or others of them are trained on.
         """
         try:
-            changed = self._fingerprint.changed(Fingerprint(state["pictures"], state["stamps"]))
+            earlier = Fingerprint(state["pictures"], state["stamps"], state.get("trained"))
+            same_splits = self.config.as_dict()["train_splits"] == state["config"].get("train_splits")
+            changed = self._fingerprint.changed(earlier, same_splits)
             backbone.adopt(self.task.encode, state)
             checkpoint.load_weights(self.method, state["method"], "the checkpoint")
             load_optimizer(self.optimizer, state["optimizer"])

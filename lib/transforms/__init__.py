@@ -18,7 +18,7 @@ LARGEST_SIDE = 4096  # px, of a view; one of that side is 192 MiB in float32
 @dataclass(frozen=True)
 class TransformSettings(Section):
     title = "transforms"
-    bound = True
+    lifetime = "network"
     transform: Literal["default"] = setting("default", "family of random transforms")
     tfm_working_size: int | None = setting(
         None,
@@ -64,16 +64,18 @@ class TransformSettings(Section):
         high=1,
     )
     tfm_ratio: tuple[float, float] = setting(
-        (3 / 4, 4 / 3), "smallest and largest ratio of width to height of a random crop", low=1e-3
+        Recipe.ratio, "smallest and largest ratio of width to height of a random crop", low=1e-3
     )
     tfm_colorjitter: tuple[float, float, float, float] | None = setting(
         None,
         "strength of the random changes of brightness, contrast, saturation and hue (hue ≤ 0.5); none = no changes",
         low=0,
     )
-    tfm_colorjitter_probability: float = setting(1.0, "probability that the colours of an image change", low=0, high=1)
-    tfm_random_grayscale: float = setting(0.0, "probability that an image becomes grey", low=0, high=1)
-    tfm_random_hflip: float = setting(0.0, "probability that an image is mirrored", low=0, high=1)
+    tfm_colorjitter_probability: float = setting(
+        Recipe.jitter_probability, "probability that the colours of an image change", low=0, high=1
+    )
+    tfm_random_grayscale: float = setting(Recipe.grayscale, "probability that an image becomes grey", low=0, high=1)
+    tfm_random_hflip: float = setting(Recipe.flip, "probability that an image is mirrored", low=0, high=1)
     tfm_means: tuple[float, ...] | None = setting(
         None,
         "mean of each channel on the scale from 0 to 1, which is subtracted; none = as the network "
@@ -130,7 +132,7 @@ class ViewSettings(Section):
 @dataclass(frozen=True)
 class LoaderSettings(Section):
     title = "loading"
-    local = True
+    lifetime = "machine"
     memory_budget: float = setting(4.0, "memory of the device that images may take", unit="GiB", low=0)
     num_workers: int | None = setting(
         None,

@@ -17,7 +17,7 @@ from imc_swav.authors import our_name
 from imc_swav.data import Batch
 from imc_swav.method import IMCSwAV, IMCSwAVSettings
 from lib.checkpoints import checkpoint
-from lib.config import config
+from lib.config import command_line, config
 from lib.config.config import Config
 from lib.errors import UserError
 from lib.networks.resnet import ResNet18
@@ -259,7 +259,7 @@ def test_their_checkpoints_evaluate_to_the_recorded_outputs(model_type: str, tmp
                    "model_type": model_type}  # fmt: skip
     torch.save({"model": authors_model(), "hyperparams": hyperparams, "epoch": 499}, tmp_path / "theirs.pth")
     stored = checkpoint.load(tmp_path / "theirs.pth")
-    raw = main.DEFAULTS | config.collect(
+    raw = main.DEFAULTS | command_line.collect(
         ["--cfgs", str(ROOT / "configs/imc_swav/base.yaml"), str(ROOT / "configs/imc_swav/cifar10.yaml"), "--dataset", "digits",
          "--train-splits", "train", "--batch-size", "64", "--evaluate", "theirs"],
         main.SECTIONS,

@@ -17,7 +17,7 @@ from runs import scores_shown
 
 import main
 from lib.checkpoints import checkpoint
-from lib.config import config
+from lib.config import command_line, config
 from lib.errors import UserError
 from pica import legacy
 from pica.authors import convert
@@ -50,7 +50,7 @@ def test_their_checkpoints_evaluate_to_the_recorded_outputs(modern: bool, prefix
     net = OrderedDict((prefix + key, value) for key, value in authors_net().items())
     stored = checkpoint.load(save(tmp_path / "latest.ckpt", net, modern))
     golden = np.load(GOLDEN / "pica_resnet34_cifar.npz", allow_pickle=False)
-    raw = main.DEFAULTS | config.collect(
+    raw = main.DEFAULTS | command_line.collect(
         ["--tfm-size", "32", "--tfm-resize", "40", "--dataset", "digits"], main.SECTIONS
     )
     method = main.build(config.resolve(raw, main.SECTIONS, stored["config"])).method.double()

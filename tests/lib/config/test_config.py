@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -9,20 +10,25 @@ import pytest
 import yaml
 from conftest import DIGITS, ROOT, resolve
 
-from lib.config import config
+from imc_swav import IMCSwAVSettings, sinkhorn, swapped_prediction_loss
+from lib.config import command_line, config, sections
 from lib.config.command_flags import Command
 from lib.config.config import Config
+from lib.config.settings import Section
+from lib.contracts import Recipe
 from lib.datasets import DataSettings
 from lib.errors import UserError
 from lib.machine.devices import DeviceSettings
 from lib.networks import NetworkSettings
 from lib.networks.convnet import ConvNet
+from lib.scoring.evaluation import EvaluationSettings
+from lib.serving.model import Model
 from lib.session import SessionSettings
 from lib.training.optimizers import Adam, OptimizerSettings
 from lib.training.schedules import ScheduleSettings, Step
 from lib.training.trainer import TrainerSettings
 from lib.transforms import TransformSettings
-from pica import PICASettings
+from pica import PICA, PICASettings, PUILoss
 
 
 def write(path: Path, content: str) -> Path:
@@ -154,7 +160,7 @@ def test_every_key_of_the_authors_loads_in_every_spelling(key: str, tmp_path: Pa
     companion, groups = KEYS[key]
     for spelling, value in [(spelling, value) for spellings, value in groups for spelling in spellings]:
         made = resolve("--cfgs", write(tmp_path / "theirs.yaml", f"{companion}\n{key}: {spelling}\n"))
-        (found,) = [getattr(made.of(s), key) for s in made.sections if key in config.fields_of(s)]
+        (found,) = [getattr(made.of(s), key) for s in made.sections if key in sections.fields_of(s)]
         assert found == value and type(found) is type(value), spelling
 
 
@@ -317,7 +323,7 @@ STORED = {
 def with_checkpoint(*words: object) -> Config:
     import main
 
-    raw = config.collect([str(word) for word in words], main.SECTIONS)
+    raw = command_line.collect([str(word) for word in words], main.SECTIONS)
     return config.resolve(raw, main.SECTIONS, STORED)
 
 
@@ -359,11 +365,37 @@ def test_every_setting_has_a_help_text_and_one_owner() -> None:
     import main
 
     owners: dict[str, type] = {}
-    for section, registry, _ in config.all_sections(main.SECTIONS):
-        for name, field in config.fields_of(section).items():
+    for section, registry, _ in sections.all_sections(main.SECTIONS):
+        for name, field in sections.fields_of(section).items():
             assert field.metadata["help"], name
             if registry is None:
                 assert owners.setdefault(name, section) is section
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "section", "name"),
+    [
+        (PUILoss, "lamda", PICASettings, "pica_lamda"),
+        (PICA, "lamda", PICASettings, "pica_lamda"),
+        (PICA, "idle_heads", PICASettings, "pica_idle_heads"),
+        (PICA, "repeat", PICASettings, "data_nrepeat"),
+        (sinkhorn, "eps", IMCSwAVSettings, "eps"),
+        (sinkhorn, "iterations", IMCSwAVSettings, "sinkhorn_iterations"),
+        (swapped_prediction_loss, "tau", IMCSwAVSettings, "tau"),
+        (swapped_prediction_loss, "eps", IMCSwAVSettings, "eps"),
+        (swapped_prediction_loss, "iterations", IMCSwAVSettings, "sinkhorn_iterations"),
+        (Model.predict, "batch_size", EvaluationSettings, "eval_batch_size"),
+        (Recipe, "ratio", TransformSettings, "tfm_ratio"),
+        (Recipe, "jitter_probability", TransformSettings, "tfm_colorjitter_probability"),
+        (Recipe, "grayscale", TransformSettings, "tfm_random_grayscale"),
+        (Recipe, "flip", TransformSettings, "tfm_random_hflip"),
+    ],
+)
+def test_a_default_in_python_is_that_of_the_setting(
+    function: Callable[..., object], argument: str, section: type[Section], name: str
+) -> None:
+    default = sections.fields_of(section)[name].default
+    assert inspect.signature(function).parameters[argument].default == default
 
 
 def write_all(folder: Path, **files: str) -> None:

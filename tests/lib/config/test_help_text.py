@@ -9,7 +9,8 @@ import pytest
 from conftest import DIGITS, ROOT, picture, resolve
 
 import main
-from lib.config import config, help_text
+from lib.config import help_text
+from lib.config.sections import fields_of, known_fields
 from lib.runs.all_settings import EVERYDAY, EXAMPLES, SECTIONS
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -60,7 +61,7 @@ def test_the_short_help_is_short_and_ends_with_examples(words: tuple[object, ...
 
 
 def test_every_setting_of_every_day_exists() -> None:
-    known = config.known_fields(SECTIONS)
+    known = known_fields(SECTIONS)
     assert [name for texts in EVERYDAY.values() for name in texts if name not in known] == []
 
 
@@ -70,10 +71,10 @@ def test_help_all_shows_every_setting(words: tuple[object, ...], printed: Printe
     out = "\n".join(lines)
     assert max(map(len, lines)) <= PIPE
     shown = names_in(out)
-    assert set(shown) == {name.replace("_", "-") for name in config.known_fields(SECTIONS)}
+    assert set(shown) == {name.replace("_", "-") for name in known_fields(SECTIONS)}
     used = resolve(*words)
-    first = shown[: len([name for section in used.sections for name in config.fields_of(section)])]
-    assert set(first) == {name.replace("_", "-") for section in used.sections for name in config.fields_of(section)}
+    first = shown[: len([name for section in used.sections for name in fields_of(section)])]
+    assert set(first) == {name.replace("_", "-") for section in used.sections for name in fields_of(section)}
     other = "imc_swav" if not words else "pica"
     assert f"\nmethod {other}; only with --method {other}:\n" in out
 
@@ -94,7 +95,7 @@ def test_nothing_can_be_mistaken_for_a_default() -> None:
         (r"--log-file \[true\|false\]", "(default: true)"),
     ):
         assert entry(text, flag).endswith(said), entry(text, flag)
-    for name, field in config.known_fields(SECTIONS).items():
+    for name, field in known_fields(SECTIONS).items():
         meant = re.findall(r"[\w.]+: ", field.metadata["help"].replace("of: ", "").replace("from: ", ""))
         assert not [word for word in meant if word in ("none: ", "auto: ", "0: ", "default: ")], name
 
@@ -149,7 +150,7 @@ def test_the_list_names_every_component_in_a_sentence(printed: Printed) -> None:
     assert max(map(len, lines)) <= PIPE
     count = 0
     for section in SECTIONS:
-        for field in config.fields_of(section).values():
+        for field in fields_of(section).values():
             for name, text in field.metadata["component"].listed() if field.metadata["component"] else ():
                 if not text:  # another test's
                     continue
@@ -164,6 +165,6 @@ def test_the_list_names_every_component_in_a_sentence(printed: Printed) -> None:
 
 
 def test_texts_say_image_and_only() -> None:
-    for name, field in config.known_fields(SECTIONS).items():
+    for name, field in known_fields(SECTIONS).items():
         assert not re.search(r"\b(pictures?|alone|goes on|go on|px)\b", field.metadata["help"]), name
         assert field.metadata["help"].isprintable() and not field.metadata["help"].endswith("."), name

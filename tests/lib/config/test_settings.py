@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import pytest
 
-from lib.config.settings import expanded, literal, read, setting
+from lib.config.settings import expanded, setting
+from lib.config.typed_values import literal, read
 
 RATES = [["100.", "1e-3"], "(200, 1e-4)"]  # one pair as a list, one as a Python expression
 

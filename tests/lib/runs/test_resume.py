@@ -102,7 +102,7 @@ def test_what_makes_a_checkpoint_meaningless_is_refused(cli: Cli, tmp_path: Path
     refused(cli("--resume", path, "--batch-size", 128), "--batch-size 128 contradicts the checkpoint")
     refused(cli("--resume", path, "--seed", 8), "--seed 8 contradicts")
     refused(cli("--resume", path, "--optimizer", "sgd"), "--optimizer sgd contradicts")
-    refused(cli("--resume", path, "--train-splits", "test"), "--train-splits test contradicts")
+    refused(cli("--resume", path, "--train-splits", "test"), "the training images are not those", "--restart")
     refused(cli("--resume", path, "--net-width", 5), "--net-width 5 contradicts")
     refused(cli("--resume", path, "--seeds", "0-1"), "--resume auto")
     refused(cli("--resume", path, "--evaluate", path), "leave one out")
@@ -115,6 +115,30 @@ def test_what_makes_a_checkpoint_meaningless_is_refused(cli: Cli, tmp_path: Path
     assert status == 0 and "batch_size 128 in" in err and "yields to the checkpoint's 256" in err
     shutil.copy(path, tmp_path / "moved.ckpt")
     refused(cli("--resume", tmp_path / "moved.ckpt"), "lies in no session", "--restart")
+
+
+def test_training_images_under_other_names_are_the_same(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-steps", 1, "--session", "a")
+    path = tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt"
+    (tmp_path / "other.yaml").write_text("train_splits: test\n")
+    status, _, err = cli("--cfgs", tmp_path / "other.yaml", "--resume", path, "--max-steps", 2)
+    assert status == 0 and f"train_splits test in {tmp_path / 'other.yaml'} yields to the checkpoint's train" in err
+    refused(cli("--resume", path, "--train-splits", "train+test"), "the training images are not those")
+    twice = ("--resume", path, "--train-splits", "train", "train")
+    status, _, err = cli(*twice, "--max-steps", 3)
+    assert status == 0 and "train_splits: train before, train train now" in err, err
+
+
+def test_an_older_checkpoint_tells_the_training_images_by_their_names(cli: Cli, tmp_path: Path) -> None:
+    cli(*QUICK, "--max-steps", 1, "--session", "a")
+    path = tmp_path / "sessions" / "a" / "checkpoint" / "latest.ckpt"
+    state = checkpoint.load(path)
+    del state["trained"]
+    checkpoint.save(state, path)
+    refused(cli("--resume", path, "--train-splits", "train", "train"), "the training images are not those")
+    status, _, err = cli("--resume", path, "--max-steps", 2)
+    assert status == 0, err
+    assert "trained" in checkpoint.load(path)
 
 
 def test_a_session_in_use_is_left_alone(cli: Cli, tmp_path: Path) -> None:
