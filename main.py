@@ -92,7 +92,7 @@ def build(settings: config.Config, folder: Path | None = None) -> Task:  # its w
     processes.from_first(partial(sorted_copies.check, settings, folder))
     pictures = datasets.open_pictures(settings)
     sorted_copies.check_files(settings, pictures)
-    settings = settings_from_images.counted(settings, pictures)
+    settings = settings_from_images.settled(settings, pictures)
     return building.build(settings, pictures)
 
 

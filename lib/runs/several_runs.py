@@ -84,7 +84,7 @@ def run(settings: Config, goes_on: Path | None, program: str) -> None:
         assert session.path is not None
         pictures = open_pictures(settings)
         for one in run_list.numbered(settings):  # contradicting settings are met here, once
-            built, _ = building.assemble(settings_from_images.counted(one, pictures), pictures)
+            built, _ = building.assemble(settings_from_images.settled(one, pictures), pictures)
         settings = settings.replace(seed=_common_seed(settings, goes_on))
         header.show_family(session, settings, built, pictures, list(map(str, members)))
         session.begin(settings)

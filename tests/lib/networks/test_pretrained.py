@@ -20,6 +20,7 @@ from torchvision import models
 import main
 from lib import networks
 from lib.checkpoints import checkpoint
+from lib.config.config import Config
 from lib.errors import UserError
 from lib.networks import freezing
 from lib.networks.headless import shadow_features
@@ -116,12 +117,18 @@ def test_a_size_that_an_architecture_does_not_take_is_named() -> None:
         networks.check_sizes(network, settings, 224, 96)
 
 
+def with_proposed(config: Config) -> Config:
+    """The same with what the network proposes."""
+    values = settings_from_images.proposed(config.of(TransformSettings), config.of(networks.NetworkSettings))
+    return config.replace(**values)
+
+
 def test_what_is_left_open_is_the_networks_own() -> None:
     def found(*words: object) -> TransformSettings:
         none = [word for name in ("size", "resize", "means", "stds") for word in (f"--tfm-{name}", "none")]
-        return settings_from_images.seen(
-            resolve("--num-clusters", 3, "--network", "torchvision:inception_v3", *none, *words)
-        ).of(TransformSettings)
+        return with_proposed(resolve("--num-clusters", 3, "--network", "torchvision:inception_v3", *none, *words)).of(
+            TransformSettings
+        )
 
     own = found()
     assert (own.size, own.resize) == (299, 342)
@@ -313,7 +320,7 @@ def test_a_backbone_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     none = [word for name in ("size", "resize", "means", "stds") for word in (f"--tfm-{name}", "none")]
     words = ("--imports", "examples.efficientnet_lite0", "--network", "efficientnet_lite0", "--num-clusters", 3)
-    config = settings_from_images.seen(resolve(*words, *none, "--net-init", "he"))
+    config = with_proposed(resolve(*words, *none, "--net-init", "he"))
     look = config.of(TransformSettings)
     assert (look.size, look.resize, look.tfm_means) == (224, 256, (0.5, 0.5, 0.5))
     network = networks.build(config, 3).train(False)
