@@ -79,7 +79,7 @@ def open_views(
     rows: Rows
     if isinstance(encode, Backbone):
         recipes = columns(settings, test, random)
-        encode.place(config, [recipe.size for recipe in recipes])
+        encode.place(config, [recipe.size for recipe in recipes], count * len(recipes))
         if command.predict:  # by the back end that a training run takes
             return EncodedViews(images(once=True), encode, recipes)
         if command.dry_run:

@@ -32,7 +32,7 @@ class BackboneSettings(Section):
         "auto",
         "what computes a frozen network; eager = PyTorch, as the network is; folded = PyTorch with BatchNorm folded into "
         "convolutions, channels-last; onnxruntime = ONNX Runtime, float32 on a CPU; compiled = folded, by torch.compile; "
-        "auto = compiled on a GPU, else onnxruntime if it is installed, else folded",
+        "auto = compiled on a GPU; else onnxruntime for more than 1,000 views, if it is installed; else folded",
         lifetime="run",
         adaptive=True,
         earlier="eager",
@@ -102,12 +102,13 @@ class Backbone(nn.Module):
             self._engine = self._build()
         return self._engine
 
-    def place(self, config: Config, sizes: Iterable[int] = ()) -> Self:
+    def place(self, config: Config, sizes: Iterable[int] = (), count: int | None = None) -> Self:
         """To the device, in the layout and the precision that the settings ask for, and by their engine.
 
         Args:
             config: all settings.
             sizes: px, sides of the images that will come.
+            count: of these images, one for each view; none: many.
 
         Raises:
             UserError: no such device, or `--compile` or the engine lacks what it needs.
@@ -120,7 +121,7 @@ class Backbone(nn.Module):
         self._engine = None
         self.engine = config.of(BackboneSettings).feature_engine
         if self.engine == "auto":
-            self.engine = processes.from_first(lambda: self._fastest(placement, cache, sizes))
+            self.engine = processes.from_first(lambda: self._fastest(placement, cache, sizes, count))
         elif not placement.is_dry:
             engines.check(self.engine, placement)
         if self.engine != "eager":
@@ -134,9 +135,9 @@ class Backbone(nn.Module):
             self.network.compile()
         return self
 
-    def _fastest(self, placement: Placement, cache: Cache, sizes: Iterable[int]) -> str:
+    def _fastest(self, placement: Placement, cache: Cache, sizes: Iterable[int], count: int | None) -> str:
         """The engine that `auto` means for this network."""
-        name = engines.suitable(placement)
+        name = engines.suitable(placement, count)
         if name != "onnxruntime" or placement.is_dry:
             return name
         engine = engines.OnnxRuntime(self.network, placement, cache, self.digest)

@@ -244,6 +244,8 @@ def backbone_of_model(path: Path) -> Backbone:
 def test_auto_takes_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = resolve(*words(tmp_path, "auto"))
     assert engines.suitable(placement(frozen)) == "onnxruntime"
+    assert engines.suitable(placement(frozen), engines.FEW) == "folded", "exporting would take longer"
+    assert engines.suitable(placement(frozen), engines.FEW + 1) == "onnxruntime"
     assert engines.suitable(placement(frozen.replace(precision="bf16"))) == "folded"
     assert engines.suitable(placement(frozen.replace(compile=True))) == "compiled"
     without(monkeypatch, "onnxscript")
@@ -261,3 +263,18 @@ def test_a_dry_run_exports_nothing(tmp_path: Path, cli: Cli, monkeypatch: pytest
 def test_what_onnx_runtime_does_not_do(more: tuple[object, ...], reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=reason):
         task(tmp_path, "onnxruntime", *more)
+
+
+def test_a_few_images_are_not_worth_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = task(tmp_path, "auto")
+    assert made.config.as_dict()["feature_engine"] == "onnxruntime" and len(made.pictures) == 1797
+    monkeypatch.setattr(engines, "FEW", 2 * 1797)  # a plain and a random view of each
+    assert task(tmp_path, "auto").config.as_dict()["feature_engine"] == "folded"
+
+
+def test_a_network_that_cannot_be_folded_is_exported_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = features(task(tmp_path, "eager"))
+    wrong = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(plain.shape[1]))
+    monkeypatch.setattr(engines, "folded", lambda network: wrong)
+    given = features(task(tmp_path, "onnxruntime"))
+    assert torch.cosine_similarity(given.double(), plain.double(), dim=1).min() >= 0.9999
