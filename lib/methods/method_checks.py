@@ -95,7 +95,7 @@ def check_parts(method: Method, parts: Any) -> None:
         if name not in NO_PARTS and (not isinstance(value, Tensor) or value.dim()):
             raise _mistake(
                 method, _objective(method), f'gives {_shown(value)} as "{name}", not a tensor of one number',
-                "return the mean over the images, or the sum",
+                "make it one, such as the mean over the images",
             )  # fmt: skip
     if not parts["loss"].requires_grad:
         raise _mistake(
@@ -169,11 +169,8 @@ def check_sums(method: Method, probability: Tensor) -> None:
     is_row = ((sums - 1).abs() <= TOLERANCE) & (probability >= 0).all(dim=1)
     if not is_row.all():
         first = int((~is_row).nonzero()[0])
-        lowest = float(probability[first].min())
-        raise _mistake(
-            method, "classify", f"gives no probabilities: a row sums to {float(sums[first]):.3g}, its least is {lowest:.3g}",
-            "end it in `.softmax(dim=1)`",
-        )  # fmt: skip
+        row = f"a row sums to {float(sums[first]):.3g}, its smallest number is {float(probability[first].min()):.3g}"
+        raise _mistake(method, "classify", f"gives no probabilities: {row}", "end it in `.softmax(dim=1)`")
 
 
 def _objective(method: Method) -> str:
