@@ -1,4 +1,4 @@
-"""What a method's class, settings, views, loss and probabilities must be; what is otherwise ends in a line that names the part."""
+"""Checks of what the author of a method writes: its settings, views, loss and probabilities; each ends in one line."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def check_weights(method: Method, optimizer: Optimizer) -> None:
 def check_classify(method: Method, shape: tuple[int, ...]) -> None:
     """See, before anything is trained, that `classify` gives probabilities of the clusters.
 
-    A copy classifies two blank images, so that the method stays as it is. What it raises, or cannot compute before it is
-    trained, is passed over here; the first scoring looks again.
+    A copy classifies two made-up images, so that the method stays as it is. What it raises, or cannot compute before it
+    is trained, is passed over here; the first scoring looks again.
 
     Args:
         method: on the CPU.

@@ -105,6 +105,11 @@ def line_of(code: str, text: str) -> int:
 @pytest.mark.parametrize(
     ("change", "line", "message"),
     [
+        (
+            ("class Settings(Section):", "class Base(Section):\n        pass\n\n    class Settings(Base):"),
+            "@register",
+            "Mine.Settings, are no dataclass; write `@dataclass",
+        ),
         (("    @dataclass(frozen=True)\n", ""), "@register", "Mine.Settings, are no dataclass; write `@dataclass"),
         (
             ("Settings(Section)", "Settings"),
@@ -154,13 +159,12 @@ def test_a_path_that_only_begins_like_the_librarys_is_the_users(
         (("return loss", 'return {"loss": loss, "p": p}'), "loss", 'gives a tensor of shape (512, 10) as "p"'),
         (("return loss", 'return {"loss": loss, "p": 0.5}'), "loss", 'gives a value of type float as "p"'),
         (("return loss", "return loss.detach()"), "loss", "gives a loss without a gradient"),
-        (("    def loss(self, features):", "    def forward(self, batch):\n        return None\n\n    def loss(self, features):"),
-         "forward", "gives None, not a dict"),
-        (("return probability", "return probability[:, :5]"), "classify", "gives a tensor of shape (2, 5) for 2 images"),
+        (("def loss(", "def forward(self, batch):\n        pass\n\n    def loss("), "forward", "gives None, not a"),
+        (("return probability", "return probability[:, :5]"), "classify", "gives a tensor of shape (2, 5) for 2"),
         (("return probability", "return probability.argmax(dim=1)"), "classify", "gives a tensor of shape (2,) for"),
         (("        return probability\n", ""), "classify", "gives None for 2 images, not a tensor of shape (2, 10)"),
         ((".softmax(dim=1)", ""), "classify", "gives no probabilities: a row sums to"),
-        (("return probability", "return 20 * probability - 1.9"), "classify", "gives no probabilities: a row sums to 1,"),
+        (("return probability", "return 20 * probability - 1.9"), "classify", "gives no probabilities: a row sums to 1"),
     ],
 )  # fmt: skip
 def test_a_part_that_gives_something_else_is_named_with_its_line(
