@@ -13,7 +13,7 @@ import io
 import os
 import secrets
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,24 @@ from lib.machine.devices import CPU
 FORMAT = 1
 MAGIC = b"\nsha256:"
 _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+class MisfitError(UserError):
+    """Weights are not those of a module.
+
+    Args:
+        origin: where the weights are from.
+        difference: what does not fit, in words.
+        names: of the weights and buffers that do not fit.
+    """
+
+    def __init__(self, origin: str, difference: str, names: Sequence[str]) -> None:
+        super().__init__(
+            f"{origin} does not fit this network: {difference}; check --network and its settings, or take another file"
+        )
+        self.origin = origin
+        self.difference = difference
+        self.names = names
 
 
 class Format(Protocol):
@@ -197,7 +215,8 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], origin: str) -> No
     """Load a state dict, strictly. What a foreign file cannot hold, the `_extra_state`, may be missing.
 
     Raises:
-        UserError: names, shapes or types differ; the message says which.
+        MisfitError: names, shapes or types differ; the message says which.
+        UserError: a number is not finite, or a module rejects its extra state.
     """
     own = module.state_dict()
     state = {**{name: value for name, value in own.items() if name.endswith("_extra_state")}, **state}
@@ -217,11 +236,10 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], origin: str) -> No
         and value.is_floating_point() != own[name].is_floating_point()
     ]
     if missing or unexpected or shapes:
+        names = [*missing, *unexpected, *(line.partition(" ")[0] for line in shapes)]
         parts = [("missing", missing), ("unexpected", unexpected), ("of another shape or type", sorted(shapes))]
-        text = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])}, …)" for what, names in parts if names)
-        raise UserError(
-            f"{origin} does not fit this network: {text}; check --network and its settings, or take another file"
-        )
+        text = "; ".join(f"{len(lines)} {what} ({', '.join(lines[:3])}, …)" for what, lines in parts if lines)
+        raise MisfitError(origin, text, names)
     broken = [name for name, value in state.items() if isinstance(value, torch.Tensor) and not value.isfinite().all()]
     if broken:
         raise UserError(

@@ -6,9 +6,11 @@ import argparse
 import importlib
 import os
 import sys
+import sysconfig
 import traceback
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lib.config.command_flags import Command
@@ -19,6 +21,7 @@ from lib.config.written_values import flag_of
 from lib.config.yaml_files import load_layers, located
 from lib.errors import UserError
 
+LIBRARY = Path(__file__).parents[1]
 NOT_IN_A_FILE = ("cfgs", "help", "list", "dry_run")
 
 
@@ -80,9 +83,17 @@ def _import(modules: Sequence[str]) -> None:
                 f"--imports {module}: no module named {error.name!r}; it is looked for in {here} and on PYTHONPATH"
             ) from error
         except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{last.filename}, line {last.lineno}"
-            raise UserError(f"--imports {module} failed: {type(error).__name__}: {error} ({place})") from error
+            what = f": {error}" if isinstance(error, UserError) else f" failed: {type(error).__name__}: {error}"
+            raise UserError(f"--imports {module}{what} ({_place(error)})") from error
+
+
+def _place(error: Exception) -> str:
+    """The last line of a file of the user's on the way to an error; of any file where there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    folders = (str(LIBRARY), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+    others = (*(f"{folder}{os.sep}" for folder in folders), "<frozen")
+    last = [frame for frame in frames if not frame.filename.startswith(others)] or frames
+    return f"{last[-1].filename}, line {last[-1].lineno}"
 
 
 def _flags(words: Sequence[str], sections: Sequence[Kind]) -> dict[str, Any]:

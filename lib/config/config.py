@@ -148,10 +148,11 @@ def resolve(
 
     Raises:
         UserError: an unknown name, a value of another type, a setting of a method that is not in
-            use, or a flag that contradicts the checkpoint.
+            use, a name that two components in use share, or a flag that contradicts the checkpoint.
     """
     precedence = _Precedence(raw, _with_earlier_values(stored or {}, sections), goes_on)
     in_use = list(_sections_in_use(sections, precedence))
+    _check_names(in_use)
     values = {section: section(**precedence.values(section)) for section in in_use}
     notes = [
         *(note for section in in_use for note in precedence.notes(section)),
@@ -298,6 +299,27 @@ def _sections_in_use(sections: Sequence[Kind], precedence: _Precedence) -> Itera
             declared = settings_of(precedence.component(name, section))
             if declared is not None:
                 yield from _sections_in_use([declared], precedence)
+
+
+def _check_names(in_use: Sequence[Kind]) -> None:
+    """See that no two sections in use have a setting of one name, which would be one flag and one key.
+
+    Raises:
+        UserError: two have; both are named.
+    """
+    owners: dict[str, Kind] = {}
+    for section in in_use:
+        for name in fields_of(section):
+            first = owners.setdefault(name, section)
+            if first is not section:
+                raise UserError(
+                    f"the setting {name} is declared twice, by {_title(first)} and by {_title(section)}, and both are in "
+                    "use; give the one that is yours another name"
+                )
+
+
+def _title(section: Kind) -> str:
+    return f"{section.__module__}.{section.__qualname__} ({section.title})"
 
 
 def _component_names(section: Kind) -> list[str]:

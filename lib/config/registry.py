@@ -66,7 +66,7 @@ class Registry:
         if component is None:
             return lambda decorated: self.register(name, decorated)
         if name in self._components:
-            raise ValueError(f"the {self.kind} {name!r} is registered already")
+            raise ValueError(f"the {self.kind} {name!r} is registered already; choose another name")
         self._components[name] = component
         return component
 

@@ -18,6 +18,7 @@ from lib.errors import UserError
 from lib.features import FeatureSettings
 from lib.features.views import columns, open_views
 from lib.machine.random_seeds import SeedSettings
+from lib.methods import method_checks
 from lib.methods.method import Entry, MethodSettings, ViewMethod, get
 from lib.networks.backbone import Backbone, Features
 from lib.networks.freezing import TuningSettings
@@ -43,12 +44,14 @@ def _task(config: Config, pictures: Pictures) -> Task:
     method, encode = assemble(config, pictures)
     transforms = config.of(TransformSettings)
     plain = plain_recipe(transforms)
-    asked = tuple(method.views(transforms))
+    asked = method_checks.checked_recipes(method, method.views(transforms))
     recipes = _shown(config, asked, plain, isinstance(encode, Backbone))
     networks.check_sizes(
         nn.Sequential(encode, method.network), config.of(networks.NetworkSettings), *(recipe.size for recipe in recipes)
     )
     if config.of(Command).trains:
+        shape = (config.of(networks.NetworkSettings).net_cin, plain.size, plain.size)
+        method_checks.check_classify(method, (encode.feature_dim,) if isinstance(encode, Backbone) else shape)
         method.check(config, pictures)
     if transforms.tfm_decode_side == "auto":
         seen = (
@@ -74,6 +77,7 @@ def assemble(config: Config, pictures: Pictures | None = None) -> tuple[ViewMeth
         UserError: settings that do not go together.
     """
     component: Any = get(config.of(MethodSettings).method)
+    method_checks.check_class(component)
     settings = config.of(networks.NetworkSettings)
     if settings.net_freeze is not None:
         # What a checkpoint does not hold is drawn again, whatever was drawn before.

@@ -20,6 +20,7 @@ from lib.datasets import DataSettings, Pictures
 from lib.errors import UserError
 from lib.machine import devices, precision, processes
 from lib.machine.random_seeds import SeedSettings
+from lib.methods import method_checks
 from lib.methods.batches import ShuffledSource, ViewBatch
 from lib.networks import batchnorm, freezing, small_map_convolution
 from lib.networks.freezing import TuningSettings
@@ -36,12 +37,14 @@ def register(name: str, component: Any = None) -> Any:
     Its settings have the title "method NAME", unless they have another, and a checkpoint brings them.
 
     Raises:
+        UserError: its `Settings` are no section of settings.
         ValueError: the name is taken already.
     """
     if component is None:
         return lambda decorated: register(name, decorated)
     settings = getattr(component, "Settings", None)
     if settings is not None:
+        method_checks.check_settings(name, settings)
         settings.title = settings.title or f"method {name}"
         settings.lifetime = "network"
     return _registry.register(name, component)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lib.contracts import Prepared, Recipe, Request, Split, Task
 from lib.errors import RunStopped, UserError
 from lib.machine import processes
+from lib.methods import method_checks
 
 Watch = Callable[[Iterable[Prepared]], Iterable[Prepared]]
 
@@ -84,7 +85,7 @@ def predict(task: Task, batch_size: int, watch: Watch = iter) -> Predictions:
         watch: passes the batches on; what it raises ends the prediction.
 
     Raises:
-        UserError: no picture can be read.
+        UserError: no picture can be read, or the method gives no probabilities.
         RunStopped: a probability is not finite.
     """
     (found,) = _infer(task, task.views.plain(shares(scored(task), batch_size)), 1, watch, features=False)
@@ -110,6 +111,7 @@ def embed(
         watch: passes the batches on; what it raises ends the work.
 
     Raises:
+        UserError: the method gives no probabilities.
         RunStopped: a feature or a probability is not finite.
     """
     plan = (Request(share, recipes) for share in shares(index, batch_size))
@@ -127,7 +129,9 @@ def _infer(task: Task, prepared: Iterable[Prepared], views: int, watch: Watch, f
                 index.append(part.index)
                 for view, images in enumerate(part.views):
                     feature = method.features(images)
-                    rows[view].append(method.classify(feature).float().cpu())
+                    clusters = method.classify(feature)
+                    method_checks.check_shape(method, clusters, len(feature))
+                    rows[view].append(clusters.float().cpu())
                     kept[view].append(feature.cpu() if features else torch.empty(len(feature), 0))
         own = torch.cat(index)
         whole, counts, _ = processes.exchange(own, processes.largest(len(own)))
@@ -138,6 +142,7 @@ def _infer(task: Task, prepared: Iterable[Prepared], views: int, watch: Watch, f
             held = torch.cat([torch.empty(0, width), *kept[view]])
             probability, feature = (processes.gather(part, counts)[order] for part in (torch.cat(rows[view]), held))
             _check_finite(probability, feature)
+            method_checks.check_sums(method, probability)
             found.append(Embedded(whole[order].numpy(), probability.numpy(), feature.numpy()))
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib.checkpoints.checkpoint import load_weights, write_atomically
+from lib.checkpoints.checkpoint import write_atomically
 from lib.config.config import Config
 from lib.contracts import Method
 from lib.errors import UserError
@@ -72,7 +72,7 @@ def export(
         built, before = building.assemble(config)
     if isinstance(encode, Backbone):
         backbone.adopt(before, {"backbone": encode.stored(whole=True)})
-    load_weights(built, {name: statistics.get(name, value) for name, value in state.items()}, "the run")
+    backbone.load_method(built, {name: statistics.get(name, value) for name, value in state.items()}, "the run")
     side = transforms.size
     example = torch.zeros(2, channels, side, side, dtype=torch.uint8)  # of one picture would be taken for a constant
     try:

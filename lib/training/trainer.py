@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lib.checkpoints import checkpoint
 from lib.checkpoints.background_writer import BackgroundWriter
 from lib.config import pasted_commands
 from lib.config.config import Config
@@ -27,6 +26,7 @@ from lib.errors import Interrupted, RunStopped, UserError
 from lib.machine import devices, precision, processes, random_seeds
 from lib.machine.devices import DeviceSettings
 from lib.machine.interrupts import Interrupts
+from lib.methods import method_checks
 from lib.methods.batches import made
 from lib.networks import backbone, freezing
 from lib.networks.backbone import BackboneSettings
@@ -117,6 +117,7 @@ class Trainer:
         self.position = 0  # finished steps of the epoch that has begun
         self.step = 0  # finished steps in all
         self.best = math.inf
+        self._is_first_step = True  # of this process
         self._scored_step = -1  # at which scores were last recorded
         device = devices.device(config.of(DeviceSettings))
         self._guard = Guard(self.optimizer, devices.defers(device))
@@ -274,9 +275,13 @@ class Trainer:
         self.method.before_forward(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self._forward(batch)
+        method_checks.check_parts(self.method, parts)
         index = parts.pop("index", batch.index)
         cluster = parts.pop("cluster", None)
         parts["loss"].backward()  # type: ignore[no-untyped-call]
+        if self._is_first_step:
+            method_checks.check_weights(self.method, self.optimizer)
+            self._is_first_step = False
         self.method.after_backward(self.step)
         self._guard.step(parts, batch.index)
         if cluster is not None:
@@ -489,7 +494,7 @@ class Trainer:
             same_splits = self.config.as_dict()["train_splits"] == state["config"].get("train_splits")
             changed = self._fingerprint.changed(earlier, same_splits)
             backbone.adopt(self.task.encode, state)
-            checkpoint.load_weights(self.method, state["method"], "the checkpoint")
+            backbone.load_method(self.method, state["method"], "the checkpoint")
             load_optimizer(self.optimizer, state["optimizer"])
             self.epoch, self.position, self.step = (int(state[name]) for name in ("epoch", "position", "step"))
             self._scored_step = int(state["scored_step"])

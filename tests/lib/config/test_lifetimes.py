@@ -198,6 +198,7 @@ def test_a_checkpoint_brings_the_settings_of_a_method(monkeypatch: pytest.Monkey
     monkeypatch.setattr(method, "_registry", Registry("method", exclusive=True))
 
     class Mine:
+        @dataclass(frozen=True)
         class Settings(Section):
             pass
 
