@@ -226,7 +226,10 @@ class Method(nn.Module, ABC):
         """What the optimiser gets: everything that is not frozen for ever; `lr_scale`: factor of a group's rate."""
 
     def start_epoch(self, epoch: int) -> None:
-        """Called before the first step of an epoch."""
+        """Called before the first step of an epoch, the first being 0.
+
+        A run that resumes within an epoch does not call it. One that stopped before the first step calls it again.
+        """
 
     def idle_parameters(self, batch: Any) -> Iterable[nn.Parameter]:
         """Those that get no gradient in the step with this batch, beside what is frozen; called before its forward.
@@ -236,10 +239,10 @@ class Method(nn.Module, ABC):
         return ()
 
     def before_forward(self, step: int) -> None:
-        """Called before each training forward, with the number of finished steps."""
+        """Called before each training forward, with the number of finished steps, which is 0 at first."""
 
     def after_backward(self, step: int) -> None:
-        """Called between the backward pass and the optimiser."""
+        """Called between the backward pass and the optimiser, with the same number."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import importlib
+import inspect
 import json
 import logging
 import math
@@ -27,7 +28,9 @@ import pytest
 import torch
 from conftest import ROOT, picture, resolve
 from markdown_pages import Image, anchors, images, links, long_sentences, number_of_words, sentences, slug
+from PIL import Image as Picture
 from runs import same
+from safetensors import torch as safetensors
 from torch import nn
 
 import main
@@ -35,6 +38,7 @@ from docs import generate
 from lib import contracts, datasets, networks
 from lib.checkpoints import checkpoint
 from lib.config.sections import known_fields
+from lib.config.settings import setting
 from lib.config.yaml_files import load_yaml
 from lib.errors import ENDS_WITH_PARENT, SIGNALS, UserError
 from lib.methods import method
@@ -444,7 +448,7 @@ def test_what_is_in_no_list_of_this_file_is_missed(workplace: Workplace) -> None
         workplace.run("python main.py --cfgs configs/base.yaml configs/digits.yaml --clusters 3")
 
 
-LINES = {"my_iic": 30, "my_scan": 35}  # of a method, at most
+LINES = {"my_iic": 30, "my_scan": 35, "my_proximal": 30, "my_momentum": 35}  # of a method, at most
 
 
 def test_components_of_extend_md_are_short() -> None:
@@ -459,8 +463,10 @@ def test_components_of_extend_md_are_short() -> None:
 def own_method(workplace: Workplace, name: str) -> tuple[list[str], Any]:
     """The command and the module of a method of extend.md."""
     title = name.removeprefix("my_")
-    (code,) = [block for block in blocks(ROOT / "docs/extend.md", "python") if f'@register("{title}")' in block]
-    (workplace.folder / f"{name}.py").write_text(code, encoding="utf-8")
+    for module in LINES:  # some import others
+        register = f'@register("{module.removeprefix("my_")}")'
+        (code,) = [block for block in blocks(ROOT / "docs/extend.md", "python") if register in block]
+        (workplace.folder / f"{module}.py").write_text(code, encoding="utf-8")
     (command,) = [line for line in commands(ROOT / "docs/extend.md") if f"--method {title}" in line]
     sys.path.insert(0, str(workplace.folder))
     return shortened(command.partition("main.py ")[2]), importlib.import_module(name)
@@ -517,13 +523,117 @@ def test_a_method_of_extend_md_goes_on_where_it_stopped(name: str, flags: list[s
     workplace.main(["--imports", name, "--evaluate", str(left)])
 
 
+def test_the_bank_of_extend_md_stays_with_its_run(workplace: Workplace) -> None:
+    words, _ = own_method(workplace, "my_proximal")
+    workplace.main([*words, "--session", "run"])
+    path = "sessions/run/checkpoint/latest.ckpt"
+    method = checkpoint.load(workplace.folder / path)["method"]
+    assert method["_extra_state"]["bank"].shape == (1797, 16), (
+        "one row for each image, also of those that are only scored"
+    )
+    assert int(method["_extra_state"]["bank"].any(dim=1).sum()) == 2 * 64, "of the images of two steps"
+    workplace.main(
+        ["--imports", "my_proximal", "--predict", path, "--dataset", "image_folder", "--data-root", "photos"]
+    )
+    workplace.main(["--imports", "my_proximal", "--evaluate", path, "--export", "model.safetensors"])
+    for file in (path, "model.safetensors"):
+        assert main.load(str(workplace.folder / file)).method.bank is None
+    shapes = [value.shape for value in safetensors.load_file(workplace.folder / "model.safetensors").values()]
+    assert all(1797 not in shape for shape in shapes)
+
+
+def test_the_momentum_encoder_of_extend_md_follows_the_network(workplace: Workplace) -> None:
+    _, module = own_method(workplace, "my_momentum")
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    network.feature_dim = 4
+    method = module.MomentumIIC(network, 2, module.MomentumIIC.Settings()).train()
+    slow = method.teacher
+    trained = {weight for group in method.parameter_groups() for weight in group["params"]}
+    assert trained >= set(network.parameters()) and trained.isdisjoint(slow.parameters())
+    views = [torch.randn(8, 4), torch.randn(8, 4)]
+    fast, kept = method.encode(views)
+    assert fast.requires_grad and not kept.requires_grad
+    assert torch.equal(slow[1].running_mean, torch.zeros(4)) and not torch.equal(
+        network[1].running_mean, torch.zeros(4)
+    )
+    with torch.no_grad():
+        network[0].weight.add_(1)
+    before = slow[0].weight.clone()
+    method.before_forward(0)
+    torch.testing.assert_close(slow[0].weight, before + 0.01)
+    assert same(dict(slow.named_buffers()), dict(network.named_buffers()))
+
+
+ORDER = """
+import torch
+from torch import nn
+
+from lib.machine import processes
+from lib.methods.method import ViewMethod, register
+from lib.transforms import original
+
+
+@register("order")
+class Order(ViewMethod):
+    def __init__(self, network, num_clusters):
+        super().__init__(network, num_clusters)
+        self.head = nn.Linear(network.feature_dim, num_clusters)
+
+    def views(self, transforms):
+        return (original(transforms),)
+
+    def classify(self, features):
+        return self.head(features).softmax(dim=1)
+
+    def forward(self, batch):
+        (greys,) = processes.gather_views([view.mean(dim=(1, 2, 3))[:, None] for view in batch.views], batch.counts)
+        torch.testing.assert_close(greys[:, 0], batch.index / 25.5)
+        assert len(batch.views[0]) == batch.counts[processes.rank()] and len(batch.index) + batch.left_out == 12
+        return super().forward(batch)
+
+    def loss(self, features):
+        return self.classify(features[0]).square().mean()
+"""
+"""A method, without settings, that sees whether the rows of its features are those of `batch.index`."""
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_rows_of_features_are_in_the_order_of_the_index(count: int, workplace: Workplace) -> None:
+    (workplace.folder / "my_order.py").write_text(ORDER, encoding="utf-8")
+    for number in range(25):
+        file = workplace.folder / f"greys/{number:02d}.png"
+        file.parent.mkdir(exist_ok=True)
+        Picture.new("L", (8, 8), number * 10).save(file)
+    broken = workplace.folder / "greys/07.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    words = ["--imports", "my_order", "--method", "order", "--dataset", "image_folder", "--data-root", "greys"]
+    words += ["--num-clusters", "2", "--net-cin", "1", "--network", "convnet", "--net-width", "4", "--tfm-size", "8"]
+    words += [
+        "--tfm-resize",
+        "8",
+        "--tfm-means",
+        "0",
+        "--tfm-stds",
+        "1",
+        "--on-bad-image",
+        "skip",
+        "--batch-size",
+        "12",
+    ]
+    words += ["--max-epochs", "1", "--baseline", "none", "--processes", str(count), "--threads", "1"]
+    run = started(workplace, words, "run")
+    _, err = run.communicate()
+    assert run.returncode == 0 and "1 picture could not be read" in err, err
+
+
 def started(workplace: Workplace, words: list[str], session: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "main.py"), *words, "--session", session, "--resume", "auto"]
     return subprocess.Popen(command, cwd=workplace.folder, text=True, stderr=subprocess.PIPE, start_new_session=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("my_iic", 1), ("my_iic", 2), ("my_scan", 1), ("my_scan", 2)])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", LINES)
 def test_a_method_of_extend_md_is_killed_and_resumed_with_an_unreadable_image(
     name: str, count: int, workplace: Workplace
 ) -> None:
@@ -531,6 +641,7 @@ def test_a_method_of_extend_md_is_killed_and_resumed_with_an_unreadable_image(
     broken = workplace.folder / "photos/0/broken.png"
     broken.write_bytes(picture(broken).read_bytes()[:200])
     words += ["--dataset", "image_folder", "--data-root", "photos", "--on-bad-image", "skip", "--net-cin", "3"]
+    words += ["--train-splits", "none", "--test-splits", "none", "--tfm-means", "none", "--tfm-stds", "none"]
     words += ["--tfm-size", "8", "--tfm-resize", "9", "--batch-size", "8", "--seed", "3", "--num-clusters", "2"]
     words += ["--max-epochs", "40", "--max-steps", "120", "--save-every-epochs", "10", "--eval-every", "0"]
     words += ["--feature-neighbours", "3", "--baseline", "none", "--processes", str(count), "--threads", "1"]
@@ -563,12 +674,28 @@ def test_the_page_of_contracts_names_every_part() -> None:
     text = (ROOT / "docs/contracts.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL))
     classes = [value for value in vars(contracts).values() if getattr(value, "__module__", "") == contracts.__name__]
-    for contract in (*classes, datasets.Splits, ViewMethod):
+    for contract in (*classes, datasets.Splits, ViewBatch, ViewMethod):
         parts = {name for name in (*vars(contract), *vars(contract).get("__annotations__", {})) if name[0] != "_"}
         named = set(re.findall(r"^\| `(\w+)", sections[contract.__name__], flags=re.MULTILINE))
         inherited = {name for base in contract.__mro__[1:] for name in vars(base)}
         assert parts - inherited <= named | {"len"}, f"{contract.__name__}: {parts - inherited - named}"
-        assert named - {"len"} <= parts, f"{contract.__name__}: {named - parts}"
+        fields = set(getattr(contract, "__dataclass_fields__", {}))
+        assert named - {"len"} <= parts | fields, f"{contract.__name__}: {named - parts - fields}"
+        assert fields <= named or contract is contracts.NeighbourRecipe, f"{contract.__name__}: {fields - named}"
+    assert "| `forward(batch)`" in sections["ViewMethod"], "it is torch's function too, so no list above has it"
+
+
+def test_extend_md_lists_the_options_of_a_setting() -> None:
+    text = (
+        (ROOT / "docs/extend.md")
+        .read_text(encoding="utf-8")
+        .partition("## Options of a setting")[2]
+        .partition("\n## ")[0]
+    )
+    cells = re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
+    assert [name for cell in cells for name in re.findall(r"`(\w+)`", cell)] == list(
+        inspect.signature(setting).parameters
+    )
 
 
 @pytest.fixture(scope="module")

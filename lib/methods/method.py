@@ -107,7 +107,7 @@ class ViewMethod(contracts.Method):
     Args:
         network: images, or the features of a frozen backbone → (N, feature_dim).
         num_clusters: K.
-        settings: of the class's `Settings`; none: it has none.
+        settings: of the class's `Settings`; a class without any is built with two arguments.
     """
 
     perturbed_view: int = -1
@@ -143,7 +143,8 @@ class ViewMethod(contracts.Method):
         """The loss, or {"loss": …} with its parts, which are recorded beside it.
 
         Args:
-            features: of each view (N, feature_dim), of the whole batch, from all processes.
+            features: of each view (N, feature_dim), of the whole batch, from all processes, in the order of
+                `batch.index` in `forward`.
 
         Raises:
             UserError: the author has written neither this nor `forward`.
@@ -185,6 +186,7 @@ class ViewMethod(contracts.Method):
         return ShuffledSource(views, index, recipes, batch_size=size, seed=config.of(SeedSettings).number)
 
     def forward(self, batch: ViewBatch) -> dict[str, Tensor]:
+        """The `loss` of the batch's views, as a dict; overridden where the loss must know the images, from `batch.index`."""
         loss = self.loss(processes.gather_views(self.encode(batch.views), batch.counts))
         return loss if isinstance(loss, dict) else {"loss": loss}
 
@@ -207,7 +209,7 @@ class ViewMethod(contracts.Method):
         Args:
             module: the part.
             views: V of (n, …); n may differ.
-            forward: the pass of the part.
+            forward: the pass of the part: (n, …) of images → (n, …).
         """
         if not self.shares_passes:
             return [forward(view) for view in views]
