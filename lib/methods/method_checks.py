@@ -64,7 +64,7 @@ def checked_recipes(method: Method, value: Any) -> tuple[Recipe, ...]:
         UserError: it is not several recipes, or a place among them is asked for that is none.
     """
     remedy = "return a tuple, such as `(original(transforms), perturbed(transforms))`"
-    if isinstance(value, Recipe) or not isinstance(value, Iterable):
+    if not isinstance(value, Iterable):
         raise _mistake(method, "views", f"gives {_shown(value)}, not a tuple of recipes", remedy)
     recipes = tuple(value)
     if not recipes:
