@@ -63,12 +63,12 @@ def only_looks(func: Any) -> bool:
 
 
 def count(method: str, images: int = IMAGES, steps: int = 1) -> list[Launches]:
-    """The operations of each of some steps after the third, when the optimiser has its state."""
+    """The operations of each of some steps after the fifth, when every head of PICA has its optimiser state."""
     with tempfile.TemporaryDirectory() as made:
         trainer = row_trainer(method, Path(made), 2 * images, "--batch-size", images)
         trainer.task.views.static = trainer.method.shares_passes = True  # as on a GPU
         batches = endless(trainer)
-        for _ in range(3):
+        for _ in range(5):
             trainer._train_step(next(batches))
         return [counted(trainer, batches) for _ in range(steps)]
 
