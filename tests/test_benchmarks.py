@@ -15,6 +15,7 @@ def test_a_script_finds_what_it_imports(path: Path, monkeypatch: pytest.MonkeyPa
     assert callable(importlib.import_module(path.stem).__dict__["publish" if path.stem == "common" else "main"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "most"), [("imc_swav", 1500), ("pica", 800)])
 def test_a_step_launches_few_operations_and_the_same_whatever_was_drawn(
     method: str, most: int, monkeypatch: pytest.MonkeyPatch

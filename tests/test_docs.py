@@ -84,7 +84,7 @@ def commands(path: Path) -> list[str]:
 
 
 RUNNABLE = [path for path in DOCUMENTS if commands(path) or blocks(path, "python")]
-LONG = ("parallel.md", "speed.md")  # several runs, several processes
+LONG = ("alternatives.md", "parallel.md", "photos.md", "scores.md", "speed.md")  # many runs, or several processes
 
 
 def shortened(command: str) -> list[str]:

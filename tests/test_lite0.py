@@ -113,7 +113,8 @@ def test_a_checkpoint_fetches_the_weights_of_its_frozen_backbone(cli: Cli, tmp_p
     )
 
 
-@pytest.mark.parametrize("views", ["neighbours", pytest.param("random", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("views", ["neighbours", "random"])
 def test_a_network_that_is_frozen_at_first_may_see_neighbours(views: str, cli: Cli, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", 20)
     more = ("--num-clusters", 2, "--net-freeze-epochs", 2, "--views", views, "--dry-run")

@@ -186,7 +186,7 @@ class ViewMethod(contracts.Method):
         return ShuffledSource(views, index, recipes, batch_size=size, seed=config.of(SeedSettings).number)
 
     def forward(self, batch: ViewBatch) -> dict[str, Tensor]:
-        """The `loss` of the batch's views, as a dict; overridden where the loss must know the images, from `batch.index`."""
+        """The `loss` of the batch's views, as a dict; overridden where the loss must know the images, from `batch.index` (N,)."""
         loss = self.loss(processes.gather_views(self.encode(batch.views), batch.counts))
         return loss if isinstance(loss, dict) else {"loss": loss}
 

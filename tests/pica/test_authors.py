@@ -170,6 +170,7 @@ def test_heads_sobel_and_network_are_read_off_the_keys() -> None:
             convert(broken)
 
 
+@pytest.mark.slow
 def test_evaluating_and_restarting_from_their_checkpoint(
     cli: Callable[..., tuple[int, str, str]], tmp_path: Path, class_folders: Path
 ) -> None:

@@ -48,6 +48,7 @@ def test_ranks_agree_with_one_process(world: int, alone: dict[str, dict[str, tor
             assert close, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("synchronised", ["true", "false"])
 @pytest.mark.parametrize("method", ["pica", "imc_swav"])
 def test_a_step_has_one_collective_beyond_gathers_and_gradients(
@@ -69,10 +70,12 @@ def collectives(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str
     return on_ranks(ranks.count_collectives, 2, tmp_path_factory.mktemp("collectives"))
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_at_one_step(tmp_path: Path) -> None:
     assert on_ranks(ranks.interrupt_one, 2, tmp_path) == [(3, 3, signal.SIGINT)] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_nothing_of_an_exchange_outlives_its_group(tmp_path: Path) -> None:
     for freed, before, during, after in on_ranks(ranks.leave_with_a_cycle, 2, tmp_path):

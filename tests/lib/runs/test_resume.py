@@ -356,7 +356,7 @@ def test_a_name_that_is_no_unicode(cli: Cli, tmp_path: Path) -> None:
     assert status == 0, err
 
 
-@pytest.mark.parametrize("wait", [0.3, 3.0, None])
+@pytest.mark.parametrize("wait", [0.3, 3.0, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_signal_to_the_whole_process_group(wait: float | None, tmp_path: Path) -> None:
     command = [sys.executable, "main.py", *map(str, QUICK), "--max-epochs", "1000", *map(str, loaders(2)),
                "--session-root", str(tmp_path / "sessions")]  # fmt: skip

@@ -104,6 +104,7 @@ def test_the_example_prepares_any_picture_and_the_metadata_say_how(cli: Cli, tmp
     assert str(ROOT).encode() not in file.read_bytes()
 
 
+@pytest.mark.slow
 def test_what_fails_leaves_the_file_that_was_there(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli(*QUICK, "--max-steps", 1, "--session", "a")[0] == 0
     words = (
