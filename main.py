@@ -27,8 +27,7 @@ from lib.machine import devices, processes, random_seeds
 from lib.machine.devices import DeviceSettings
 from lib.machine.random_seeds import SeedSettings
 from lib.contracts import Task
-from lib.methods import building, method
-from lib.networks import backbone
+from lib.methods import building, method, weights
 from lib.report import sorted_copies
 from lib.runs import forecast, header, launcher, resume, run_list, settings_from_images, several_runs
 from lib.runs.all_settings import EVERYDAY, EXAMPLES, SECTIONS
@@ -43,7 +42,7 @@ DEFAULTS = {"method": config.Raw("pica", config.DEFAULT)}  # the PICA authors' f
 
 @exit_status
 def main(argv: Sequence[str]) -> int | None:
-    """Run one command line: train, evaluate, predict, or show what there is.
+    """Run one command line: train, evaluate, predict, or list the components and settings.
 
     It prints to stdout and stderr, seeds the generators of Python, NumPy and PyTorch, sets the number of threads, and
     handles signals during a run. So call it from the main thread.
@@ -118,7 +117,7 @@ def run(settings: config.Config, start: resume.Start) -> None:
         if training and start.stored and start.folder:
             training.load_state_dict(start.stored)
         elif start.stored:
-            backbone.load(task.method, task.encode, start.stored)
+            weights.load(task.method, task.encode, start.stored)
         header.show(log, task)
         with closing(task.views):
             task.views.prepare(log.path)

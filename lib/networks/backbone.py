@@ -32,7 +32,7 @@ class BackboneSettings(Section):
         "auto",
         "what computes a frozen network; eager = PyTorch, as the network is; folded = PyTorch with BatchNorm folded into "
         "convolutions, channels-last; onnxruntime = ONNX Runtime, float32 on a CPU; compiled = folded, by torch.compile; "
-        "auto = compiled on a GPU; else onnxruntime for more than 1,000 views, if it is installed; else folded",
+        f"auto = compiled on a GPU; else onnxruntime for more than {engines.FEW:,} views, if it is installed; else folded",
         lifetime="run",
         adaptive=True,
         earlier="eager",
@@ -200,37 +200,3 @@ def adopt(encode: nn.Module, state: Mapping[str, Any]) -> None:
     """
     if isinstance(encode, Backbone):
         encode.adopt(state.get("backbone") or {})
-
-
-def load(method: nn.Module, encode: nn.Module, state: Mapping[str, Any]) -> None:
-    """Take the weights of a checkpoint, without what belongs to its run.
-
-    Raises:
-        UserError: they do not fit, or are of a method on another backbone.
-    """
-    adopt(encode, state)
-    load_method(method, checkpoint.weights_of(state), "the checkpoint")
-
-
-def load_method(method: nn.Module, weights: Mapping[str, Any], origin: str) -> None:
-    """Load the weights and buffers of a method.
-
-    Args:
-        method: takes them.
-        weights: its state dict.
-        origin: where they are from, for messages.
-
-    Raises:
-        UserError: they do not fit; the message tells whether the network's do not, or only the method's own.
-    """
-    try:
-        checkpoint.load_weights(method, weights, origin)
-    except checkpoint.MisfitError as misfit:
-        if any(name.startswith("network.") for name in misfit.names):
-            raise
-        title = type(method).__name__
-        raise UserError(
-            f"{origin} does not fit the method {title}: {misfit.difference}; none of them is the network's. Either the code "
-            f"of {title} has changed, or a size depends on the training images: keep such state in `get_extra_state`, as "
-            "docs/extend.md shows"
-        ) from misfit

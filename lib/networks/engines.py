@@ -189,7 +189,7 @@ class OnnxRuntime(Engine):
             kept.keep(content)
 
     def _exported(self, shape: tuple[int, ...]) -> bytes:
-        """The graph, of the folded network where its features are the same: it is exported in half the time."""
+        """The graph, of the folded network where its features are the same: it has fewer operations to export."""
         network = folded(self._network)
         if self._likeness(lambda images: eager(network, images, self._precision), shape) < COSINE[self._precision]:
             network = self._network

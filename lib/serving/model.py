@@ -21,8 +21,8 @@ from lib.datasets import image_decoder
 from lib.errors import UserError
 from lib.machine import devices, precision
 from lib.machine.devices import DeviceSettings
-from lib.methods import building
-from lib.networks import NetworkSettings, backbone, engines
+from lib.methods import building, weights
+from lib.networks import NetworkSettings, engines
 from lib.networks.backbone import Backbone
 from lib.scoring import evaluation
 from lib.transforms import TransformSettings, normalisation, pillow_views, plain_recipe
@@ -58,7 +58,7 @@ class Model:
         ]
         with torch.random.fork_rng(devices=[]):
             built, encode = building.assemble(settings)
-        backbone.load(built, encode, stored)
+        weights.load(built, encode, stored)
         self.method: Method = built.place(settings).train(False)
         self.encode: nn.Module = encode.place(settings, [self._recipe.size]) if isinstance(encode, Backbone) else encode
         self.warning = evaluation.adopt(self.method, stored)

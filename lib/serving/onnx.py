@@ -14,7 +14,7 @@ from lib.checkpoints.checkpoint import write_atomically
 from lib.config.config import Config
 from lib.contracts import Method
 from lib.errors import UserError
-from lib.methods import building
+from lib.methods import building, weights
 from lib.methods.method import MethodSettings
 from lib.networks import NetworkSettings, backbone, onnx_graphs
 from lib.networks.backbone import Backbone
@@ -72,7 +72,7 @@ def export(
         built, before = building.assemble(config)
     if isinstance(encode, Backbone):
         backbone.adopt(before, {"backbone": encode.stored(whole=True)})
-    backbone.load_method(built, {name: statistics.get(name, value) for name, value in state.items()}, "the run")
+    weights.load_state(built, {name: statistics.get(name, value) for name, value in state.items()}, "the run")
     side = transforms.size
     example = torch.zeros(2, channels, side, side, dtype=torch.uint8)  # of one picture would be taken for a constant
     try:

@@ -127,7 +127,7 @@ class Guard:
     def _flat(self, moment: str) -> dict[str, Flat]:
         """The values of the tensors, before or after the step; few operations, however many tensors.
 
-        New memory for each step would take a CPU three times as long.
+        They go into the same memory in each step: new memory is slow to come by on a CPU.
         """
         flat = {}
         for name, tensors in self._tensors.items():

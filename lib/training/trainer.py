@@ -26,7 +26,7 @@ from lib.errors import Interrupted, RunStopped, UserError
 from lib.machine import devices, precision, processes, random_seeds
 from lib.machine.devices import DeviceSettings
 from lib.machine.interrupts import Interrupts
-from lib.methods import method_checks
+from lib.methods import method_checks, weights
 from lib.methods.batches import made
 from lib.networks import backbone, freezing
 from lib.networks.backbone import BackboneSettings
@@ -494,7 +494,7 @@ class Trainer:
             same_splits = self.config.as_dict()["train_splits"] == state["config"].get("train_splits")
             changed = self._fingerprint.changed(earlier, same_splits)
             backbone.adopt(self.task.encode, state)
-            backbone.load_method(self.method, state["method"], "the checkpoint")
+            weights.load_state(self.method, state["method"], "the checkpoint")
             load_optimizer(self.optimizer, state["optimizer"])
             self.epoch, self.position, self.step = (int(state[name]) for name in ("epoch", "position", "step"))
             self._scored_step = int(state["scored_step"])

@@ -55,39 +55,24 @@ def test_there_is_a_sentence_for_each_lifetime() -> None:
     assert all(f"| {lifetime} | {meaning} |" in text for lifetime, meaning in LIFETIMES.items())
 
 
-@dataclass(frozen=True)
-class Call(Section):
-    lifetime = "call"
-    size: int = setting(0, "a size")
+def section_of(value: Lifetime) -> type[Section]:
+    @dataclass(frozen=True)
+    class Sized(Section):
+        lifetime = value
+        size: int = setting(0, "a size")
+
+    return Sized
 
 
-@dataclass(frozen=True)
-class Machine(Section):
-    lifetime = "machine"
-    size: int = setting(0, "a size")
+Call, Machine, Start, Run, Images, Network = map(section_of, LIFETIMES)
 
 
-@dataclass(frozen=True)
-class Start(Section):
-    size: int = setting(0, "a size")
+def test_a_section_without_a_lifetime_has_start() -> None:
+    @dataclass(frozen=True)
+    class Plain(Section):
+        size: int = setting(0, "a size")
 
-
-@dataclass(frozen=True)
-class Run(Section):
-    lifetime = "run"
-    size: int = setting(0, "a size")
-
-
-@dataclass(frozen=True)
-class Images(Section):
-    lifetime = "images"
-    size: int = setting(0, "a size")
-
-
-@dataclass(frozen=True)
-class Network(Section):
-    lifetime = "network"
-    size: int = setting(0, "a size")
+    assert lifetime_of("size", Plain) == "start"
 
 
 DEFAULT, CHECKPOINT, FILE, FLAGGED = range(4)  # the value that each of them gives
